@@ -1,0 +1,70 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything else is for people who work on Fulgurite.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WHEEL_VENV := .venv-wheel
+ARGS ?=
+
+.PHONY: demo test test-sources test-wheel check lint bench proto clean help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/.installed-demo  ## install into .venv, start everything, open the viewer; ARGS="--headless --seconds 15 --out demo.mp4"
+	@$(BIN)/fulgurite demo $(ARGS)
+
+test: test-sources test-wheel  ## install, then run every test that this machine can run, on the sources and on the wheel
+
+test-sources: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+# The wheel has an environment of its own: its dependencies are those of .venv, its code is what was built.
+test-wheel: $(VENV)/.installed-dev
+	rm -rf $(WHEEL_VENV) dist
+	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	$(BIN)/python -m venv --without-pip $(WHEEL_VENV)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$($(WHEEL_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth
+	$(BIN)/python -m pip --python $(WHEEL_VENV)/bin/python install --quiet --no-deps --no-index --force-reinstall dist/*.whl
+	$(WHEEL_VENV)/bin/python -m pytest -m "not browser and not system" $(ARGS)
+
+check: $(VENV)/.installed-dev lint  ## ruff, mypy, import-linter and pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev  ## the benchmarks; results go to benchmarks/results
+	$(BIN)/python -m benchmarks $(ARGS)
+
+proto:  ## generate the wire code, with the oldest toolchain that we serve
+	$(PYTHON) -m venv build/protoc
+	build/protoc/bin/pip install --quiet "grpcio-tools==1.62.3" "mypy-protobuf==3.6.0" "setuptools<80"
+	cd proto && PATH=$(CURDIR)/build/protoc/bin:$$PATH python -m grpc_tools.protoc -I. \
+	  --python_out=. --mypy_out=. --grpc_python_out=. --mypy_grpc_out=. fulgurite/v1/*.proto
+	rm -f proto/fulgurite/v1/frame_pb2_grpc.py*
+
+clean:
+	rm -rf $(VENV) $(WHEEL_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
+	  || { echo "Fulgurite needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
+	@scripts/system-packages.sh demo
+	@echo "installing Fulgurite and what its demo needs into $(VENV) (some minutes the first time)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-demo pyproject.toml constraints.txt
+	@scripts/system-packages.sh test
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

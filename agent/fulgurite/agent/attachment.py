@@ -1,0 +1,198 @@
+"""One model under observation: what `instrument` returns."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import uuid
+import weakref
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from fulgurite.agent import config
+from fulgurite.agent.anatomy import dissect
+from fulgurite.agent.capture import Capture
+from fulgurite.agent.engines.transformers import Engine
+from fulgurite.agent.exporter import Exporter
+from fulgurite.agent.sampling import Budget, Demand
+from fulgurite.agent.shield import Shield
+from fulgurite.agent.stats import AgentStats
+from fulgurite.agent.texts import TokenTexts
+from fulgurite.wire.channels import LEVELS, Level
+from fulgurite.wire.topology import Topology
+
+logger = logging.getLogger("fulgurite.agent")
+
+
+class Agent:
+    """Observes one model until it is closed. Made by `fulgurite.agent.instrument`; also a context manager."""
+
+    def __init__(
+        self, model: nn.Module, exporter: Exporter, settings: config.Settings, *, tokenizer: Any = None
+    ) -> None:
+        self.settings = settings
+        self.exporter = exporter
+        self._shield = Shield()
+        self._model = weakref.ref(model)
+        self._demand = Demand(settings.level)
+        self._closed = False
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        anatomy = dissect(model)
+        texts = TokenTexts(tokenizer) if tokenizer is not None and settings.tokens == "text" else None
+        self._capture = Capture(
+            anatomy,
+            exporter=exporter,
+            demand=self._demand,
+            budget=Budget(settings.budget),
+            deep_ratio=settings.deep_ratio,
+            shield=self._shield,
+            texts=texts,
+        )
+        self._capture.on_wired = self._announce
+        self._resource = config.resource(model_name=anatomy.topology.model_name)
+        self._engine = Engine(model, self._capture)
+
+    def start(self) -> None:
+        """Say what is observed, then observe it."""
+        self._announce()
+        for channel, reason in self.topology.unavailable:
+            self._shield.say_once(channel, "%s is not measured: %s", channel, reason)
+        if self.settings.level != "off":
+            self._capture.prepare()
+            self._capture.install()
+            self._engine.install()
+        atexit.register(_close_at_exit, weakref.ref(self))
+        os.register_at_fork(after_in_child=_in_child(weakref.ref(self)))
+
+    def _announce(self) -> None:
+        self.exporter.attach(
+            self.topology,
+            level=self._demand.level,
+            ceiling=self.settings.level,
+            tokens=self.settings.tokens,
+            resource=self._resource,
+        )
+
+    def renew(self) -> None:
+        """After a fork: another process, another replica."""
+        with self._shield.at("fork"):
+            self._pid = os.getpid()
+            self._lock = threading.Lock()
+            instance = uuid.uuid4().hex[:12]  # even where the environment names one: the parent has that
+            self._resource = {
+                **self._resource,
+                "service.instance.id": instance,
+                "process.pid": str(self._pid),
+            }
+            if not self._closed:
+                self._announce()
+
+    @property
+    def topology(self) -> Topology:
+        """The model's shape, and what cannot be measured on it."""
+        return self._capture.anatomy.topology
+
+    @property
+    def level(self) -> Level:
+        """The level in force."""
+        return "off" if self._closed else self._demand.level
+
+    def set_level(self, level: str) -> None:
+        """Capture at `level` from the next step on. This beats what a collector asks for.
+
+        Raises
+        ------
+        ValueError
+            For a level that does not exist, or that is above the one that the model was instrumented with.
+        """
+        known = next((name for name in LEVELS if name == level), None)
+        if known is None:
+            raise ValueError(f"level must be one of {', '.join(LEVELS)}, not {level!r}")
+        self._demand.ask(known)
+        self._apply()
+
+    def pause(self) -> None:
+        """Capture nothing, with no hook left in the model, until `resume`."""
+        self._demand.pause()
+        self._apply()
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+        self._demand.resume()
+        self._apply()
+
+    def _apply(self) -> None:
+        with self._lock, self._shield.at("apply"):
+            if self._closed or self.settings.level == "off":
+                return
+            if self._demand.level == "off":
+                self._capture.remove()
+                self._engine.remove()
+            else:
+                self._capture.install()
+                self._engine.install()
+
+    def stats(self) -> AgentStats:
+        """What was captured, where it went, and what it cost."""
+        told = self.exporter.stats()
+        errors = dict(told.errors)
+        for kind, count in self._shield.errors.items():
+            errors[kind] = errors.get(kind, 0) + count
+        return AgentStats(
+            captured=told.captured,
+            acknowledged=told.acknowledged,
+            pending=told.pending,
+            dropped=dict(told.dropped),
+            errors=errors,
+            level=self.level,
+            ceiling=self.settings.level,
+            steps=self._capture.steps,
+            overhead_ratio=self._capture.overhead_ratio,
+            gram_bytes=self._capture.gram_bytes,
+            unavailable=dict(self.topology.unavailable),
+        )
+
+    def flush(self, timeout_s: float = 2.0) -> bool:
+        """Wait until every frame is settled; False where it was not in time."""
+        return self.exporter.flush(timeout_s)
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Take every trace of us out of the model, and deliver what is pending. May be called again."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        with self._shield.at("close"):
+            self._capture.remove()
+            self._engine.remove()
+            for request in self._engine.orphaned():
+                self._engine.loop_ended(request)
+            self.exporter.close(timeout_s)
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _close_at_exit(agent: weakref.ref[Agent]) -> None:
+    found = agent()
+    if found is not None:
+        found.close(timeout_s=1.0)
+
+
+def _in_child(agent: weakref.ref[Agent]) -> Any:
+    def renew() -> None:
+        found = agent()
+        if found is not None:
+            found.renew()
+
+    return renew

@@ -1,0 +1,608 @@
+"""One forward pass at a time: open it, let probes keep, reduce it when its tokens are known, hand the frames
+over.
+
+The first pass at level `heads` shows how the model adds its parts to the residual stream (`wiring`); from
+then on only what is needed is kept. Everything runs on the host's thread; nothing waits for anything.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fulgurite.agent import reduce
+from fulgurite.agent.anatomy import Anatomy, LayerParts, declared
+from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
+from fulgurite.agent.contribution import Attribution, find_readout
+from fulgurite.agent.exporter import Exporter
+from fulgurite.agent.grams import effective_weight, gram, identity_of
+from fulgurite.agent.identity import Request
+from fulgurite.agent.kv import read_cache
+from fulgurite.agent.norms import NormSpec
+from fulgurite.agent.probes import Current, Pass, Probes
+from fulgurite.agent.sampling import Budget, Demand, level_of_step
+from fulgurite.agent.shield import Shield
+from fulgurite.agent.texts import TokenTexts
+from fulgurite.agent.wiring import LayerWiring, Tap, candidate_taps, part_of, wire
+from fulgurite.wire.channels import LEVELS, TOP_K, Level
+from fulgurite.wire.frame import FrameBlock, RequestEvent
+
+Array = np.ndarray[Any, Any]
+
+
+class Capture:
+    """What is measured on one model.
+
+    Parameters
+    ----------
+    anatomy : the model's parts.
+    attach : called with the anatomy when the first pass showed that less can be measured than was said.
+    texts : token texts, None where they are not switched on.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        *,
+        exporter: Exporter,
+        demand: Demand,
+        budget: Budget,
+        deep_ratio: float,
+        shield: Shield,
+        texts: TokenTexts | None = None,
+    ) -> None:
+        self.anatomy = anatomy
+        self.exporter = exporter
+        self.demand = demand
+        self.budget = budget
+        self.deep_ratio = deep_ratio
+        self.shield = shield
+        self.texts = texts
+        self.current = Current()
+        self.steps = 0
+        self.overhead_ratio = float("nan")
+        self.running: dict[str, Request] = {}
+        self.on_wired: Any = None
+        self._lock = threading.Lock()
+        self._epoch_ns = time.time_ns() - time.perf_counter_ns()
+        self._probes = Probes(self.current, shield)
+        self._layout: reduce.Plan | None = None
+        self._wiring: tuple[LayerWiring, ...] = ()
+        self._candidates: list[tuple[int, Tap]] = []
+        self._inputs: dict[int, int] = {}
+        self._grams: list[torch.Tensor] = []
+        self._plain: dict[int, torch.Tensor] = {}
+        self._marks: dict[int, tuple[object, ...]] = {}
+        self._unsettled = True
+        self._probe_ns = 0
+        self._final: tuple[int, int] | None = None
+        self._attribution: Attribution | None = None
+        self._readout_mark: tuple[object, ...] = ()
+
+    def prepare(self) -> None:
+        """What is computed before the first pass: the Gram matrices, and what a probe costs."""
+        if LEVELS.index(self.demand.ceiling) < LEVELS.index("heads"):
+            return
+        self._probe_ns = _probe_cost_ns()
+        for layer in self.anatomy.layers:
+            if layer.projection is not None:
+                with self.shield.at("gram"):
+                    self._build_gram(layer, None)
+
+    def install(self) -> None:
+        """Put the probes in that the level in force needs; take out what it does not."""
+        with self._lock:
+            self._probes.remove()
+            if LEVELS.index(self.demand.level) < LEVELS.index("heads") or not self.anatomy.layers:
+                return
+            self._unsettled = True
+            if self._layout is None:
+                self._watch_candidates()
+            else:
+                self._watch_plan(self._layout)
+            self._watch_experts()
+
+    def remove(self) -> None:
+        """Take every probe out."""
+        with self._lock:
+            self._probes.remove()
+
+    @property
+    def probes(self) -> int:
+        """How many hooks are in the model's layers."""
+        return len(self._probes)
+
+    @property
+    def gram_bytes(self) -> int:
+        """Memory of the Gram matrices."""
+        return sum(g.nbytes for g in (self._grams or self._plain.values()))
+
+    def _watch_candidates(self) -> None:
+        layers = self.anatomy.layers
+        self._candidates = [(layer.index, tap) for layer in layers for tap in candidate_taps(layer)]
+        for slot, (index, tap) in enumerate(self._candidates):
+            self._watch(layers[index], tap, slot, by_keyword=True)
+        heads = [layer for layer in layers if layer.projection is not None]
+        self._inputs = {layer.index: len(self._candidates) + i for i, layer in enumerate(heads)}
+        for layer in heads:
+            assert layer.projection is not None
+            self._probes.watch_input(layer.projection, self._inputs[layer.index])
+        self._final = None
+        if self._is_deep and self.anatomy.final_norm is not None:
+            into = len(self._candidates) + len(heads)
+            self._final = (into, into + 1)
+            self._probes.watch_input(self.anatomy.final_norm, into)
+            self._probes.watch_output(self.anatomy.final_norm, into + 1)
+
+    @property
+    def _is_deep(self) -> bool:
+        return self.demand.ceiling == "deep"
+
+    def _watch_plan(self, layout: reduce.Plan) -> None:
+        for slot, (index, tap) in enumerate(layout.places):
+            self._watch(self.anatomy.layers[index], tap, slot, by_keyword=tap.part in ("block", "ffn"))
+        for group in layout.groups:
+            for slot, index in zip(group.slots, group.layers, strict=True):
+                projection = self.anatomy.layers[index].projection
+                assert projection is not None
+                self._probes.watch_input(projection, slot)
+
+    def _watch(self, layer: LayerParts, tap: Tap, slot: int, *, by_keyword: bool) -> None:
+        module = part_of(layer, tap.part)
+        assert module is not None
+        if tap.side == "in":
+            self._probes.watch_input(module, slot, by_keyword=by_keyword)
+        else:
+            self._probes.watch_output(module, slot)
+
+    def _watch_experts(self) -> None:
+        for layer in self.anatomy.layers:
+            for module in layer.experts:
+                self._probes.watch_experts(module, layer.index)
+
+    def open(self, batch: int, width: int) -> Pass | None:
+        """A forward pass of `batch` rows and `width` positions begins; None where nothing is wanted."""
+        started = time.perf_counter_ns()
+        before = self.demand.level
+        self.demand.hear(self.exporter.wanted_level())
+        level = self.demand.level
+        if level != before:
+            self.install()
+        if level == "off":
+            self.current.passing = None
+            return None
+        slots = self._candidate_slots if self._layout is None else self._layout.slots
+        passing = Pass(batch, width, slots)
+        passing.step = self._count_step()
+        passing.level = level_of_step(passing.step, level, self.deep_ratio)
+        passing.started_ns = started
+        self.current.passing = passing
+        return passing
+
+    @property
+    def _candidate_slots(self) -> int:
+        return len(self._candidates) + len(self._inputs) + (2 if self._final is not None else 0)
+
+    def _count_step(self) -> int:
+        with self._lock:
+            step = self.steps
+            self.steps += 1
+            return step
+
+    def close(self, passing: Pass, logits: torch.Tensor, cache: Any, *, copies: bool) -> None:
+        """The forward pass is over: keep the logits of the rows that matter.
+
+        Parameters
+        ----------
+        copies : the host may write into its logits, so that a reference would not do.
+        """
+        entered = time.perf_counter_ns()
+        self.current.passing = None
+        passing.cache = cache
+        rows = _last_logits(passing, logits)
+        passing.logits = rows.clone() if copies and rows.data_ptr() == logits.data_ptr() else rows
+        if LEVELS.index(passing.level) >= LEVELS.index("heads") and self.anatomy.layers:
+            with self.shield.at("wiring"):
+                self._learn(passing)
+        passing.own_ns += time.perf_counter_ns() - entered
+
+    def commit(
+        self,
+        passing: Pass,
+        request: Request,
+        tokens: torch.Tensor,
+        stops: frozenset[int],
+        *,
+        committed_ns: int,
+        done: Array | None = None,
+    ) -> None:
+        """The tokens (batch,) that followed from `passing` are known: reduce, and hand the frames over."""
+        entered = time.perf_counter_ns()
+        with torch.no_grad():
+            host = self._measure(passing, tokens)
+        ids = host["tokens"].astype(np.int32)
+        fed = request.width + int(request.generated.max(initial=0))
+        reading = read_cache(passing.cache, self.anatomy.topology.layers, fed)
+        cached = request.cached(reading.resident, fed - request.width) if reading is not None else None
+        real, positions = request.commit(ids, stops, done=done)
+        if reading is not None and reading.row_bytes is not None:
+            request.kv_bytes = reading.row_bytes * request.rows
+        if real.size:
+            columns = self._columns(passing, host, ids)
+            columns["position"] = np.zeros(len(ids), np.int32)
+            columns["position"][real] = positions
+            columns["phase"] = (request.generated > 1).astype(np.uint8)
+            columns["ended_ns"] = np.full(len(ids), committed_ns + self._epoch_ns, np.int64)
+            if cached is not None:
+                columns["kv_tokens"] = cached.astype(np.int32)
+            if reading is not None and reading.row_bytes is not None:
+                columns["kv_bytes"] = np.full(len(ids), reading.row_bytes, np.int64)
+            self._export(request, columns, real)
+        passing.own_ns += time.perf_counter_ns() - entered
+        self._account(passing)
+
+    def event(self, request: Request, kind: str, *, reason: str = "", texts: tuple[str, ...] = ()) -> None:
+        """Say what happened to a request, and remember whether it is under way."""
+        if kind == "started":
+            self.running[request.ref.request_id] = request
+        else:
+            self.running.pop(request.ref.request_id, None)
+        self.exporter.event(
+            RequestEvent(
+                request_id=request.ref.request_id,
+                kind=kind,
+                time_ns=time.perf_counter_ns() + self._epoch_ns,
+                prompt_tokens=int(request.prompt.max(initial=0)),
+                prompt_tokens_per_row=tuple(int(p) for p in request.prompt),
+                sequences=request.rows,
+                reason=reason,
+                prompt_texts=texts,
+            )
+        )
+
+    def _learn(self, passing: Pass) -> None:
+        if self._layout is None:
+            with self._lock:
+                self._wire(passing)
+        elif len(passing.kept) != self._layout.slots:
+            passing.level = "pulse"  # opened before another thread learned the wiring
+        if self._unsettled and passing.references:
+            for probe, reference in passing.references:
+                probe.settle(passing, reference)
+            self._unsettled = False
+        passing.references.clear()
+
+    def _wire(self, passing: Pass) -> None:
+        layers = self.anatomy.layers
+        seen: list[dict[Tap, Array]] = [{} for _ in layers]
+        for slot, (index, tap) in enumerate(self._candidates):
+            kept = passing.kept[slot] if slot < len(passing.kept) else None
+            if kept is not None:
+                seen[index][tap] = _rows(kept)
+        if not any(seen):
+            passing.level = "pulse"  # a compiled or captured model runs no hook: not measured is not zero
+            self.shield.say_once(
+                "unseen", "no layer of the model could be observed in this pass: pulses only"
+            )
+            return
+        self._wiring = tuple(
+            wire(
+                layer,
+                found,
+                epsilon=_epsilon(passing, self._candidates),
+                constants=self.anatomy.constants + declared(layer.block),
+            )
+            for layer, found in zip(layers, seen, strict=True)
+        )
+        topology = self.anatomy.topology
+        layout = reduce.plan(
+            layers, self._wiring, heads=topology.heads, width=topology.hidden_size, deep=self._is_deep
+        )
+        self._build_grams(layout)
+        unread = self._read_out(passing, layout) if self._is_deep else None
+        self._say_what_is_missing(unread)
+        passing.kept = self._moved(passing, layout)
+        passing.references.clear()
+        self._layout = layout
+        self._probes.remove()
+        self._unsettled = True
+        self._watch_plan(layout)
+        self._watch_experts()
+
+    def _moved(self, passing: Pass, layout: reduce.Plan) -> list[torch.Tensor | None]:
+        """What the candidates kept, where the plan looks for it."""
+        places = {place: slot for slot, place in enumerate(self._candidates)}
+        moved = [passing.kept[places[place]] for place in layout.places]
+        for group in layout.groups:
+            moved += [passing.kept[self._inputs[int(index)]] for index in group.layers]
+        return moved
+
+    def _read_out(self, passing: Pass, layout: reduce.Plan) -> str | None:
+        """Find how the stream becomes logits; the reason where contributions cannot be told."""
+        self._attribution = None
+        for layer, wires in zip(self.anatomy.layers, self._wiring, strict=True):
+            if wires.order in ("unknown", "post_norm"):
+                return f"in layer {layer.index}, {next(iter(wires.reasons.values()))}"
+        if self._final is None or passing.logits is None:
+            return "the model's final norm was not found"
+        end = self._candidates.index((len(self.anatomy.layers) - 1, Tap("block", "out")))
+        slots = dict(zip(("into", "out", "end"), (*self._final, end), strict=True))
+        seen = {name: _host_rows(passing.kept[slot]) for name, slot in slots.items()}
+        readout = find_readout(
+            self.anatomy.final_norm,
+            self.anatomy.unembedding,
+            {name: rows for name, rows in seen.items() if rows is not None},
+            passing.logits,
+            constants=self.anatomy.constants,
+            tolerance=max(1e-4, 4 * _epsilon(passing, self._candidates)),
+        )
+        if isinstance(readout, str):
+            return readout
+        assert self.anatomy.unembedding is not None
+        self._attribution = Attribution(self.anatomy.layers, self._wiring, layout, readout)
+        self._readout_mark = identity_of(self.anatomy.unembedding)
+        return None
+
+    def _say_what_is_missing(self, unread: str | None) -> None:
+        reasons: dict[str, list[tuple[int, str]]] = {}
+        for layer, wires in zip(self.anatomy.layers, self._wiring, strict=True):
+            for channel, reason in wires.reasons.items():
+                reasons.setdefault(channel, []).append((layer.index, reason))
+        said = {channel: f"{_layer_names(found)}: {found[0][1]}" for channel, found in reasons.items()}
+        said.update(dict.fromkeys(CONTRIBUTIONS, unread) if unread is not None else {})
+        if not said:
+            return
+        self.anatomy = self.anatomy.without(said)
+        for channel, reason in said.items():
+            self.shield.say_once(channel, "%s is not measured in %s", channel, reason)
+        if self.on_wired is not None:
+            with self.shield.at("announce"):
+                self.on_wired()
+
+    def _build_gram(self, layer: LayerParts, norm: NormSpec | None) -> None:
+        assert layer.projection is not None
+        self._plain[layer.index] = gram(effective_weight(layer.projection), layer.heads, norm)
+        self._marks[layer.index] = identity_of(layer.projection)
+
+    def _norm_of(self, index: int) -> NormSpec | None:
+        mixer = self._wiring[index].mixer if self._wiring else None
+        return mixer.norm if mixer is not None else None
+
+    def _build_grams(self, layout: reduce.Plan) -> None:
+        for layer in self.anatomy.layers:
+            if layer.projection is not None and (
+                self._norm_of(layer.index) or layer.index not in self._plain
+            ):
+                self._build_gram(layer, self._norm_of(layer.index))
+        self._collect(layout)
+
+    def _collect(self, layout: reduce.Plan) -> None:
+        grams = [[self._plain[int(index)] for index in group.layers] for group in layout.groups]
+        self._grams = [torch.stack([g.to(group[0].device) for g in group]) for group in grams]
+        for group, stacked in zip(layout.groups, self._grams, strict=True):
+            for i, index in enumerate(group.layers):
+                self._plain[int(index)] = stacked[i]
+
+    def refresh(self) -> None:
+        """Build the Gram matrices anew whose projection was written to or exchanged since (adapters,
+        training)."""
+        stale = [
+            layer
+            for layer in self.anatomy.layers
+            if layer.projection is not None
+            and layer.index in self._marks
+            and self._marks[layer.index] != identity_of(layer.projection)
+        ]
+        for layer in stale:
+            self._build_gram(layer, self._norm_of(layer.index))
+        if stale and self._layout is not None:
+            self._collect(self._layout)
+        if self._attribution is not None and (stale or self._is_readout_stale()):
+            self._layout = self._attribution = None  # found anew in the next pass
+            self.install()
+
+    def _is_readout_stale(self) -> bool:
+        unembedding = self.anatomy.unembedding
+        return unembedding is not None and identity_of(unembedding) != self._readout_mark
+
+    def _measure(self, passing: Pass, tokens: torch.Tensor) -> dict[str, Array]:
+        """Every result of this pass on the host, in one copy."""
+        logits = passing.logits
+        assert logits is not None
+        ids = tokens.to(logits.device)
+        full = LEVELS.index(passing.level) >= LEVELS.index("heads")
+        found: dict[str, torch.Tensor] = {"tokens": ids}
+        found.update(reduce.uncertainty(logits, ids, full=full))
+        if full and self._layout is not None:
+            with self.shield.at("reduce"):
+                found.update(self._layers(passing, self._layout, ids))
+        if full and passing.extra:
+            with self.shield.at("experts"):
+                found.update(_experts(passing, self._layer_count))
+        return reduce.to_host(found)
+
+    @property
+    def _layer_count(self) -> int:
+        return self.anatomy.topology.layers
+
+    def _layers(
+        self, passing: Pass, layout: reduce.Plan, tokens: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        kept = passing.kept
+        if any(tensor is None for tensor in kept):
+            self.shield.note("probe:silent")
+            return {}
+        vectors: list[torch.Tensor] = kept[: len(layout.places)]  # type: ignore[assignment]
+        if not vectors:
+            return {}
+        stacked = reduce.stack(vectors)
+        found = reduce.stream(stacked, layout)
+        for i, group in enumerate(layout.groups):
+            inputs: list[torch.Tensor] = kept[group.slots[0] : group.slots[-1] + 1]  # type: ignore[assignment]
+            found[f"heads{i}"] = reduce.head_squares(inputs, self._grams[i])
+        if passing.level == "deep" and self._attribution is not None and passing.logits is not None:
+            heads: dict[int, torch.Tensor] = {
+                int(index): kept[slot]  # type: ignore[misc]
+                for group in layout.groups
+                for slot, index in zip(group.slots, group.layers, strict=True)
+            }
+            with self.shield.at("contribution"):
+                found.update(self._attribution.of(stacked, heads, passing.logits, tokens.to(stacked.device)))
+        return found
+
+    def _columns(self, passing: Pass, host: dict[str, Array], ids: Array) -> dict[str, Array]:
+        rows = len(ids)
+        columns: dict[str, Array] = {
+            "request_index": np.zeros(rows, np.uint16),
+            "sequence": np.arange(rows, dtype=np.uint16),
+            "token_id": ids,
+            "level": np.full(rows, LEVELS.index(passing.level), np.uint8),
+            "step": np.full(rows, passing.step, np.int64),
+            "parent_row": np.full(rows, -1, np.int16),
+            "started_ns": np.full(rows, passing.started_ns + self._epoch_ns, np.int64),
+            "batch_size": np.full(rows, passing.batch, np.uint16),
+            "logprob": host["logprob"].astype(np.float32, copy=False),
+        }
+        if "entropy" in host:
+            columns.update(_uncertainty_columns(host))
+        if "norms" in host and self._layout is not None:
+            columns.update(reduce.activity(host, self._layout))
+        for name in CONTRIBUTIONS:
+            if name in host:
+                columns[name] = host[name].astype(np.float32, copy=False)
+        if "expert_ids" in host:
+            columns["expert_ids"] = host["expert_ids"].transpose(1, 0, 2).astype(np.int16)
+            columns["expert_weights"] = host["expert_weights"].transpose(1, 0, 2).astype(np.float32)
+        return columns
+
+    def _export(self, request: Request, columns: dict[str, Array], real: Array) -> None:
+        texts = self.texts.of(columns["token_id"]) if self.texts is not None else None
+        block = FrameBlock((request.ref,), columns, texts)
+        self.exporter.export(block if real.size == len(columns["position"]) else block.select(real))
+
+    def _account(self, passing: Pass) -> None:
+        now = time.perf_counter_ns()
+        own = passing.own_ns + len(self._probes) * self._probe_ns
+        self.budget.spend(own, now - passing.started_ns)
+        verdict = self.budget.verdict(now)
+        if verdict is None:
+            return
+        self.overhead_ratio, over = verdict
+        if over:
+            self._degrade()
+        self.exporter.report(
+            overhead_ratio=self.overhead_ratio,
+            level=self.demand.level,
+            running_requests=len(self.running),
+            kv_bytes=sum(request.kv_bytes for request in list(self.running.values())),
+        )
+
+    def _degrade(self) -> None:
+        level: Level | None = self.demand.degrade()
+        if level is None:
+            return
+        limit = self.budget.limit or 0.0
+        self.shield.say_once(
+            f"budget:{level}",
+            "capture took %.1f %% of step time, over the budget of %.1f %%: level lowered to %s "
+            "(set_level() or a larger budget= brings it back)",
+            100 * self.overhead_ratio,
+            100 * limit,
+            level,
+        )
+        self.install()
+
+
+def _last_logits(passing: Pass, logits: torch.Tensor) -> torch.Tensor:
+    """Logits of the rows that matter, (batch, vocabulary), owned by us where the pass made more of them."""
+    if passing.last is not None and logits.shape[1] == passing.width:
+        return logits[torch.arange(passing.batch, device=logits.device), passing.last.to(logits.device)]
+    rows = logits[:, -1]
+    return rows.clone() if logits.shape[1] > 1 else rows
+
+
+def _experts(passing: Pass, layers: int) -> dict[str, torch.Tensor]:
+    """Expert ids and weights, (layers, n, experts per token); -1 and NaN where a layer has none."""
+    like = next(iter(passing.extra.values()))[0]
+    rows, most = passing.batch, max(ids.shape[-1] for ids, _ in passing.extra.values())
+    ids = torch.full((layers, rows, most), -1.0, device=like.device)
+    weights = torch.full((layers, rows, most), float("nan"), device=like.device)
+    for layer, (chosen, gates) in passing.extra.items():
+        ids[layer, :, : chosen.shape[-1]] = chosen.reshape(rows, -1).float()
+        weights[layer, :, : gates.shape[-1]] = gates.reshape(rows, -1).float()
+    return {"expert_ids": ids, "expert_weights": weights}
+
+
+def _uncertainty_columns(host: dict[str, Array]) -> dict[str, Array]:
+    top_ids, top = host["top_ids"].astype(np.int32), host["top_logprobs"].astype(np.float32)
+    short = TOP_K - top.shape[-1]
+    if short > 0:
+        top_ids = np.pad(top_ids, ((0, 0), (0, short)), constant_values=-1)
+        top = np.pad(top, ((0, 0), (0, short)), constant_values=np.nan)
+    return {
+        "entropy": host["entropy"].astype(np.float32, copy=False),
+        "margin": top[:, 0] - top[:, 1],
+        "rank": host["rank"].astype(np.int32),
+        "top_ids": top_ids,
+        "top_logprobs": top,
+    }
+
+
+def _rows(kept: torch.Tensor) -> Array:
+    """What was kept as float64 rows on the host."""
+    found: Array = kept.detach().to("cpu", torch.float64).reshape(-1, kept.shape[-1]).numpy()
+    return found
+
+
+def _host_rows(kept: torch.Tensor | None) -> Array | None:
+    return None if kept is None else _rows(kept)
+
+
+def _epsilon(passing: Pass, candidates: list[tuple[int, Tap]]) -> float:
+    kept = (passing.kept[slot] for slot in range(len(candidates)))
+    return max(
+        (torch.finfo(t.dtype).eps for t in kept if t is not None and t.is_floating_point()), default=1e-7
+    )
+
+
+def _layer_names(found: list[tuple[int, str]]) -> str:
+    numbers = [index for index, _ in found]
+    return (
+        f"layer {numbers[0]}"
+        if len(numbers) == 1
+        else f"{len(numbers)} layers ({numbers[0]}, {numbers[1]}, …)"
+    )
+
+
+def _probe_cost_ns() -> int:
+    """What one of our hooks costs on this machine, measured on a module that does nothing."""
+    module, current = nn.Identity(), Current()
+    tensor = torch.zeros(1, 1, 1)
+    bare = _time_calls(module, tensor)
+    probes = Probes(current, Shield(strict=False))
+    probes.watch_input(module, 0)
+    current.passing = Pass(1, 1, 1)
+    current.passing.references = _Sink()
+    with_probe = _time_calls(module, tensor)
+    probes.remove()
+    return max(0, with_probe - bare)
+
+
+class _Sink(list[Any]):
+    def append(self, _: Any) -> None:
+        return None
+
+
+def _time_calls(module: nn.Module, tensor: torch.Tensor, calls: int = 50, rounds: int = 3) -> int:
+    best = 1 << 60
+    for _ in range(rounds):
+        started = time.perf_counter_ns()
+        for _ in range(calls):
+            module(tensor)
+        best = min(best, time.perf_counter_ns() - started)
+    return best // calls

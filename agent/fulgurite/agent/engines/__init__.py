@@ -1,0 +1,1 @@
+"""What differs between serving engines, and nothing else."""

@@ -1,0 +1,381 @@
+"""The daemon thread that does what the link decides: take from the outbox, encode, send, listen.
+
+Everything that can be slow or fail happens here and not on the host's thread. Nothing here holds a lock that
+the host takes. The thread sleeps on the outbox; a new token, a word from the collector and the closing all
+wake it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from random import random
+from threading import Thread
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from fulgurite.agent.gauge import ScaleGauge
+from fulgurite.agent.link import (
+    Action,
+    Answer,
+    Draw,
+    Hang,
+    Link,
+    LinkLimits,
+    Open,
+    Parcel,
+    Report,
+    Send,
+    Stop,
+)
+from fulgurite.agent.outage import Outage
+from fulgurite.agent.outbox import NEVER, Drawn, Outbox
+from fulgurite.agent.privacy import redact_block, redact_event
+from fulgurite.agent.shield import Shield
+from fulgurite.agent.stream import End, Stream
+from fulgurite.v1 import agent_pb2
+from fulgurite.wire.codec import Codec, CodecError, agent_message_bytes
+from fulgurite.wire.frame import FrameBatch, FrameBlock, RequestEvent, Scale
+from fulgurite.wire.ledger import Ledger
+
+logger = logging.getLogger("fulgurite.agent")
+
+BATCH_FRAMES: Final = 256
+BATCH_BYTES: Final = 1 << 20  # as captured; encoded it is about half
+GATHER_S: Final = 0.004
+EVENTS_ALONE_S: Final = 1.0
+_LONGEST_SLEEP_S: Final = 1.0
+_FAREWELL_S: Final = 0.5
+
+
+class Pump:
+    """Sends what is in an outbox, from a thread of its own.
+
+    Parameters
+    ----------
+    outbox, ledger : Outbox, Ledger
+        Shared with the host's side.
+    codec : Codec
+        Of the attached model.
+    tokens : str
+        ``off``, ``ids`` or ``text``: what of a token may leave the process.
+    hello, account : callable
+        The first message of a stream, and the agent's own account.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        outbox: Outbox,
+        ledger: Ledger,
+        codec: Codec,
+        tokens: str,
+        hello: Callable[[Link], agent_pb2.Hello],
+        account: Callable[[], agent_pb2.AgentStats],
+        shield: Shield,
+        credentials: Any = None,
+        limits: LinkLimits | None = None,
+    ) -> None:
+        self.link = Link(ledger, jitter=random, limits=limits)
+        self._endpoint, self._credentials = endpoint, credentials
+        self._outbox, self._ledger, self._codec, self._tokens = outbox, ledger, codec, tokens
+        self._hello, self._account, self._shield = hello, account, shield
+        self._outage = Outage(endpoint)
+        self._gauge = ScaleGauge()
+        self._scale_due = False
+        self._stream: Stream | None = None
+        self._ahead: deque[Drawn] = deque()  # taken from the outbox, not yet in a batch
+        self._ripe_s: float | None = None  # when what waits in the outbox is to go, full batch or not
+        self._lone_event_s: float | None = None
+        self._close_by_s: float | None = None
+        self._hurry = False
+        self._thread = Thread(target=self._run, name="fulgurite-link", daemon=True)
+
+    # --- from the host's threads
+
+    def start(self) -> None:
+        """Start the thread. It connects when there is something to send."""
+        self._thread.start()
+
+    @property
+    def stopped_for(self) -> str:
+        """Why nothing will ever be sent again; empty while it may."""
+        return self.link.stopped_for
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything is settled."""
+        deadline = time.monotonic() + timeout_s
+        self._hurry = True
+        self._outbox.wake()
+        try:
+            while self._busy() and self._thread.is_alive() and time.monotonic() < deadline:
+                time.sleep(0.002)
+        finally:
+            self._hurry = False
+        return not self._busy()
+
+    def close(self, timeout_s: float) -> None:
+        """Send what can be sent in time, drop and count the rest, end the thread."""
+        self._close_by_s = time.monotonic() + timeout_s
+        self._outbox.wake()
+        self._thread.join(timeout_s + _FAREWELL_S)
+        self.drain(self.stopped_for or "closed")
+
+    def drain(self, reason: str) -> None:
+        """Empty the outbox; what was in it counts as dropped. Any thread may call it."""
+        while (drawn := self._outbox.take()) is not None:
+            self._ledger.drop(drawn.frames, reason)
+
+    def _busy(self) -> bool:
+        return self._ledger.account().pending > 0 or len(self._outbox) > 0
+
+    # --- the thread
+
+    def _run(self) -> None:
+        try:
+            self._outbox_has_something()
+            while not self._leave(time.monotonic()):
+                with self._shield.at("link"):
+                    self._step(time.monotonic())
+        finally:
+            self._end()
+
+    def _outbox_has_something(self) -> None:
+        """No connection before the first block: a process that only forks workers never starts grpc."""
+        while not len(self._outbox) and self._close_by_s is None:
+            self._outbox.wait(_LONGEST_SLEEP_S * 60)
+
+    def _step(self, now_s: float) -> None:
+        self._receive(now_s)
+        self._do(self.link.due(now_s), now_s)
+
+    def _do(self, action: Action, now_s: float) -> None:
+        if isinstance(action, Draw):
+            self._draw(action.until_s, now_s)
+        elif isinstance(action, Send):
+            self._send(action.data)
+        elif isinstance(action, Open):
+            self._open(now_s)
+        elif isinstance(action, Report):
+            self._send(agent_pb2.AgentMessage(stats=self._account()).SerializeToString())
+        elif isinstance(action, Answer):
+            pong = agent_pb2.Pong(ping_ns=action.ping_ns, wall_ns=time.time_ns())
+            self._send(agent_pb2.AgentMessage(pong=pong).SerializeToString())
+        elif isinstance(action, Hang):
+            self._break(End(action.failure, action.detail), now_s)
+        elif not isinstance(action, Stop):
+            self._sleep(action.until_s - now_s)
+
+    def _sleep(self, timeout_s: float) -> None:
+        self._outbox.wait(max(0.0, min(timeout_s, _LONGEST_SLEEP_S)), frames=NEVER)
+
+    def _send(self, message: bytes) -> None:
+        if self._stream is not None:
+            self._stream.send(message)
+
+    # --- the stream
+
+    def _open(self, now_s: float) -> None:
+        self.link.opened(now_s)
+        try:
+            self._stream = Stream(self._endpoint, self._credentials, self._outbox.wake)
+        except Exception as error:  # no thread to be had, a name that cannot be parsed
+            self._break(End("absent", str(error)), now_s)
+            return
+        self._send(agent_pb2.AgentMessage(hello=self._hello(self.link)).SerializeToString())
+
+    def _receive(self, now_s: float) -> None:
+        while self._stream is not None and self._stream.unread:
+            message = self._stream.unread.popleft()
+            if isinstance(message, End):
+                self._break(message, now_s)
+            else:
+                self._hear(message, now_s)
+
+    def _hear(self, data: bytes, now_s: float) -> None:
+        try:
+            message = agent_pb2.CollectorMessage.FromString(data)
+        except DecodeError:
+            self._break(End("garbled", "a message that does not parse"), now_s)
+            return
+        before = self.link.phase
+        self.link.received(message, now_s)
+        self._outbox.reserve(self.link.window_bytes)
+        if before == "greeting" and self.link.phase == "open":
+            self._scale_due = True  # the collector may have lost it
+            self._say(self._outage.over(sum(self._ledger.account().dropped.values())))
+        elif self.link.phase == "stopped":
+            self._say(self._outage.final(self.link.stopped_because))
+
+    def _break(self, end: End, now_s: float) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        if self.link.phase == "stopped":
+            return
+        why = self.link.hang or end  # the collector's last word says more than the end of the stream after it
+        self.link.broken(now_s)
+        self._say(self._outage.failed(why.failure, why.detail))
+
+    def _say(self, line: str | None) -> None:
+        if line is not None:
+            logger.warning(line)
+
+    # --- batches
+
+    def _draw(self, until_s: float, now_s: float) -> None:
+        waiting = self._outbox.frames + sum(drawn.frames for drawn in self._ahead)
+        if not waiting:
+            self._draw_events(until_s, now_s)
+            return
+        if self._ripe_s is None:
+            self._ripe_s = now_s + GATHER_S
+        if waiting < BATCH_FRAMES and now_s < self._ripe_s and not self._hurry:
+            self._outbox.wait(self._ripe_s - now_s, frames=BATCH_FRAMES)
+            return
+        self._ripe_s = self._lone_event_s = None
+        self._pack(self._gather())
+
+    def _draw_events(self, until_s: float, now_s: float) -> None:
+        """No frame waits. Events that waited long enough for one go alone."""
+        self._ripe_s = None
+        if not len(self._outbox):
+            self._lone_event_s = None
+            self._outbox.wait(until_s - now_s)
+            return
+        if self._lone_event_s is None:
+            self._lone_event_s = now_s + EVENTS_ALONE_S
+        if now_s >= self._lone_event_s or self._hurry:
+            self._lone_event_s = None
+            self._pack(self._gather())
+        else:
+            self._outbox.wait(min(until_s, self._lone_event_s) - now_s)
+
+    def _gather(self) -> list[Drawn]:
+        """What makes the next batch: in order, without a gap, not too large."""
+        gathered: list[Drawn] = []
+        frames = nbytes = 0
+        expected = None
+        while (drawn := self._next()) is not None:
+            too_much = frames + drawn.frames > BATCH_FRAMES or nbytes + drawn.nbytes > BATCH_BYTES
+            if gathered and (too_much or drawn.first_sequence != expected):
+                self._ahead.appendleft(drawn)
+                break
+            gathered.append(drawn)
+            frames += drawn.frames
+            nbytes += drawn.nbytes
+            expected = drawn.first_sequence + drawn.frames
+        return gathered
+
+    def _next(self) -> Drawn | None:
+        if self._ahead:
+            return self._ahead.popleft()
+        drawn = self._outbox.take()
+        if drawn is None or (drawn.frames <= BATCH_FRAMES and drawn.nbytes <= BATCH_BYTES):
+            return drawn
+        self._ahead.extend(_split(drawn))
+        return self._ahead.popleft()
+
+    def _pack(self, drawn: list[Drawn]) -> None:
+        """Encode as one batch; where that fails, one by one, so that only what is wrong is lost."""
+        if not drawn:
+            return
+        try:
+            parcel = self._parcel(drawn)
+        except Exception as error:
+            if len(drawn) > 1:
+                for one in drawn:
+                    self._pack([one])
+                return
+            self._ledger.drop(drawn[0].frames, "invalid")
+            if not isinstance(error, CodecError):
+                raise
+            self._shield.note("encode:CodecError")
+            self._shield.say_once("encode", "a frame cannot be sent and is dropped: %s", error)
+            return
+        self.link.add(parcel)
+        self._outbox.reserve(self.link.window_bytes + sum(item.nbytes for item in self._ahead))
+
+    def _parcel(self, drawn: list[Drawn]) -> Parcel:
+        first = drawn[0].first_sequence
+        blocks = [item.payload for item in drawn if isinstance(item.payload, FrameBlock)]
+        events = [item.payload for item in drawn if isinstance(item.payload, RequestEvent)]
+        batch = FrameBatch(
+            epoch_ms=self.link.epoch_ms,
+            first_sequence=self.link.sequence_of(first),
+            blocks=tuple(redact_block(block, self._tokens) for block in blocks),
+            events=tuple(redact_event(event, self._tokens) for event in events),
+            scales=self._scales(blocks),
+            sent_ns=time.time_ns(),
+        )
+        data = self._codec.encode(batch).SerializeToString()
+        return Parcel(first, sum(item.frames for item in drawn), agent_message_bytes(data))
+
+    def _scales(self, blocks: list[FrameBlock]) -> tuple[Scale, ...]:
+        before = self._gauge.scale.version
+        for block in blocks:
+            self._gauge.update(block)
+        scale = self._gauge.scale
+        due = scale.version > before or (self._scale_due and scale.version > 0)
+        self._scale_due = self._scale_due and not due
+        return (scale,) if due else ()
+
+    # --- the end
+
+    def _leave(self, now_s: float) -> bool:
+        """Whether it is time to go: refused, or closing with nothing left to wait for."""
+        if self.link.phase == "stopped":
+            return True
+        if self._close_by_s is None:
+            return False
+        self._hurry = True
+        return (
+            now_s >= self._close_by_s
+            or not self._busy()
+            or (self._outage.down and self.link.phase == "apart")
+        )
+
+    def _end(self) -> None:
+        """Take leave, then settle what is left: everything that was captured has a fate now."""
+        if self.link.phase != "stopped":
+            with self._shield.at("farewell"):
+                self._farewell()
+        if self._stream is not None:
+            self._stream.close()
+        reason = self.stopped_for or "closed"
+        self.link.give_up_window("unacknowledged")
+        while self._ahead:
+            self._ledger.drop(self._ahead.popleft().frames, reason)
+        self.drain(reason)
+
+    def _farewell(self) -> None:
+        stream = self._stream
+        if stream is None or self.link.phase != "open":
+            return
+        self._send(agent_pb2.AgentMessage(stats=self._account()).SerializeToString())
+        goodbye = agent_pb2.Goodbye(reason="closed")
+        self._send(agent_pb2.AgentMessage(goodbye=goodbye).SerializeToString())
+        stream.finish()
+        deadline = time.monotonic() + _FAREWELL_S
+        while not stream.ended and (left := deadline - time.monotonic()) > 0:
+            self._sleep(left)
+
+
+def _split(drawn: Drawn) -> list[Drawn]:
+    """A block that is too large for a batch, as several. Their arrays are views of it."""
+    block = drawn.payload
+    if not isinstance(block, FrameBlock) or drawn.frames < 2:
+        return [drawn]
+    per_frame = -(-drawn.nbytes // drawn.frames)
+    rows = max(1, min(BATCH_FRAMES, BATCH_BYTES // per_frame))
+    parts = []
+    for at in range(0, drawn.frames, rows):
+        columns = {name: column[at : at + rows] for name, column in block.columns.items()}
+        texts = None if block.texts is None else block.texts[at : at + rows]
+        part = FrameBlock(block.requests, columns, texts)
+        parts.append(Drawn(part, len(part), drawn.first_sequence + at, per_frame * len(part)))
+    return parts

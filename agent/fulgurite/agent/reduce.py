@@ -1,0 +1,328 @@
+"""From the tensors that probes kept to the scalars of a frame: one batched reduction over all layers, one
+copy.
+
+Pure: takes tensors, gives numpy arrays; knows no hook, request or clock.
+
+Shape letters: n rows, L layers, H heads (the most of any layer), D width of a head, d residual width, V
+vocabulary, K top entries, E experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from fulgurite.agent.anatomy import LayerParts
+from fulgurite.agent.wiring import LayerWiring, Tap
+from fulgurite.wire.channels import TOP_K
+
+Array = np.ndarray[Any, Any]
+_LEAST = -1e4  # log-probability below which a token adds nothing to the entropy: keeps 0 * inf out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadGroup:
+    """Layers whose heads have the same number and width, reduced together.
+
+    Attributes
+    ----------
+    slots : where the projections' inputs were kept, one per layer of the group.
+    layers : their layer numbers.
+    """
+
+    heads: int
+    head_dim: int
+    slots: tuple[int, ...]
+    layers: Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What is kept where, and how it is reduced: built once, when the wiring is known.
+
+    Attributes
+    ----------
+    places : (layer, tap) of each vector slot; the slots of the groups come after them.
+    after_mixer, before_ffn, after_ffn, ffn, before_norm : ndarray of int, shape (L,)
+        Vector slot per layer, -1 where there is none.
+    mixer_factor, ffn_factor : ndarray of float32, shape (L,)
+        Multiplier with which a part is added; NaN where it is not measured.
+    norm_eps : ndarray of float64, shape (L,)
+        Of the norm behind the mixer; `norm_centred` says whether it subtracts the mean.
+    embedding : slot of what enters layer 0, for level `deep`; else -1.
+    headless : ndarray of int, shape (L,)
+        Slot of what a mixer without heads adds, for level `deep`; else -1.
+    """
+
+    layers: int
+    heads: int
+    width: int
+    places: tuple[tuple[int, Tap], ...]
+    after_mixer: Array
+    before_ffn: Array
+    after_ffn: Array
+    ffn: Array
+    before_norm: Array
+    mixer_factor: Array
+    ffn_factor: Array
+    norm_eps: Array
+    norm_centred: Array
+    embedding: int
+    headless: Array
+    groups: tuple[HeadGroup, ...] = field(default=())
+
+    # what follows from the above, worked out once
+    around: Array = field(init=False)
+    unseen: Array = field(init=False)
+    met: Array = field(init=False)
+    behind: Array = field(init=False)
+    mixer_size: Array = field(init=False)
+    ffn_size: Array = field(init=False)
+    ffn_sign: Array = field(init=False)
+    is_uniform: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        around = np.stack([self.after_mixer, self.after_ffn, self.ffn, self.before_ffn])
+        derived: dict[str, Any] = {
+            "around": np.maximum(around, 0),
+            "unseen": around < 0,
+            "met": np.flatnonzero((self.ffn >= 0) & (self.before_ffn >= 0)),
+            "behind": np.flatnonzero(self.before_norm >= 0),
+            "mixer_size": np.abs(self.mixer_factor)[:, None],
+            "ffn_size": np.abs(self.ffn_factor)[:, None],
+            "ffn_sign": np.sign(self.ffn_factor)[:, None],
+            "is_uniform": len(self.groups) == 1 and len(self.groups[0].slots) == self.layers,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def slots(self) -> int:
+        """How many tensors a pass keeps."""
+        return len(self.places) + sum(len(group.slots) for group in self.groups)
+
+
+def plan(
+    layers: Sequence[LayerParts], wiring: Sequence[LayerWiring], *, heads: int, width: int, deep: bool = False
+) -> Plan:
+    """Lay out what to keep for these layers of residual width `width`; `deep`: also for contributions."""
+    book = _Book()
+    count = len(layers)
+    columns = {
+        name: np.full(count, -1) for name in ("after_mixer", "before_ffn", "after_ffn", "ffn", "before_norm")
+    }
+    mixer_factor, ffn_factor = np.full(count, np.nan, np.float32), np.full(count, np.nan, np.float32)
+    eps, centred = np.zeros(count), np.zeros(count, bool)
+    for name in ("after_mixer", "before_ffn", "after_ffn"):  # kind by kind, so that each is a run of slots
+        columns[name][:] = [book.slot(i, getattr(wires, name)) for i, wires in enumerate(wiring)]
+    for i, wires in enumerate(wiring):
+        if wires.ffn is not None:
+            columns["ffn"][i], ffn_factor[i] = book.slot(i, wires.ffn.tap), wires.ffn.factor
+    for i, wires in enumerate(wiring):
+        if wires.mixer is not None:
+            columns["before_norm"][i], mixer_factor[i] = (
+                book.slot(i, wires.mixer.before_norm),
+                wires.mixer.factor,
+            )
+            if wires.mixer.norm is not None:
+                eps[i], centred[i] = wires.mixer.norm.eps, wires.mixer.norm.centred
+    headless = np.full(count, -1)
+    for layer, wires in zip(layers, wiring, strict=True):
+        if deep and wires.mixer is not None and layer.projection is None:
+            headless[layer.index] = book.slot(layer.index, wires.mixer.tap)
+    embedding = book.slot(0, Tap("block", "in")) if deep and count else -1
+    places = tuple(book.places)
+    groups = _groups(layers, wiring, len(places))
+    return Plan(
+        layers=count,
+        heads=heads,
+        width=width,
+        places=places,
+        mixer_factor=mixer_factor,
+        ffn_factor=ffn_factor,
+        norm_eps=eps,
+        norm_centred=centred,
+        embedding=embedding,
+        headless=headless,
+        groups=groups,
+        **columns,
+    )
+
+
+class _Book:
+    """Gives each place one slot; a layer's input is the output of the layer before."""
+
+    def __init__(self) -> None:
+        self.places: list[tuple[int, Tap]] = []
+
+    def slot(self, layer: int, tap: Tap | None) -> int:
+        if tap is None:
+            return -1
+        if tap == Tap("block", "in") and layer > 0:
+            layer, tap = layer - 1, Tap("block", "out")
+        if (layer, tap) not in self.places:
+            self.places.append((layer, tap))
+        return self.places.index((layer, tap))
+
+
+def _groups(layers: Sequence[LayerParts], wiring: Sequence[LayerWiring], first: int) -> tuple[HeadGroup, ...]:
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for layer, wires in zip(layers, wiring, strict=True):
+        if layer.projection is not None and wires.mixer is not None:
+            shapes.setdefault((layer.heads, layer.head_dim), []).append(layer.index)
+    groups: list[HeadGroup] = []
+    for (heads, head_dim), members in shapes.items():
+        slots = tuple(range(first, first + len(members)))
+        groups.append(HeadGroup(heads, head_dim, slots, np.array(members)))
+        first += len(members)
+    return tuple(groups)
+
+
+def uncertainty(logits: torch.Tensor, tokens: torch.Tensor, *, full: bool) -> dict[str, torch.Tensor]:
+    """What the output distribution says of the emitted tokens.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (n, V), raw logits
+    tokens : Tensor of int64, shape (n,)
+    full : also entropy, margin, rank and the most probable tokens; else the log-probability alone.
+    """
+    surprise = torch.log_softmax(logits, -1, dtype=torch.float32)
+    chosen = surprise.gather(-1, tokens[:, None])
+    found = {"logprob": chosen[:, 0]}
+    if full:
+        top = torch.topk(surprise, min(TOP_K, surprise.shape[-1]), -1)
+        found["rank"] = torch.count_nonzero(surprise > chosen, -1)
+        found["top_ids"] = top.indices
+        found["top_logprobs"] = top.values
+        found["entropy"] = torch.exp(surprise).mul_(surprise.clamp_(min=_LEAST)).sum(-1).neg_()
+    return found
+
+
+def stream(stacked: torch.Tensor, layout: Plan) -> dict[str, torch.Tensor]:
+    """Norms of every vector slot, and the products of each feed-forward write with the stream that it meets.
+
+    Parameters
+    ----------
+    stacked : Tensor of float32, shape (slots, n, d), one per slot of `layout.places`
+    """
+    found = {"norms": torch.linalg.vector_norm(stacked, dim=-1)}
+    if layout.met.size:
+        writes, before = _pick(stacked, layout.ffn[layout.met]), _pick(stacked, layout.before_ffn[layout.met])
+        found["products"] = (writes * before).sum(-1)
+    if layout.norm_centred.any():
+        found["means"] = stacked.mean(-1)
+    return found
+
+
+def head_squares(inputs: Sequence[torch.Tensor], grams: torch.Tensor) -> torch.Tensor:
+    """Squared norm of what each head's projection gives, shape (layers, heads, n).
+
+    Parameters
+    ----------
+    inputs : tensors of n * heads * D items, one per layer of a group
+    grams : Tensor of float32, shape (layers, heads, D, D)
+    """
+    count, heads, width, _ = grams.shape
+    slices = stack(inputs).view(count, -1, heads, width).transpose(1, 2)  # (layers, heads, n, D)
+    return (torch.matmul(slices, grams) * slices).sum(-1)
+
+
+def stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """All tensors as one of float32, shape (tensors, n, width)."""
+    try:
+        stacked = torch.stack(tensors)  # type: ignore[arg-type]
+    except RuntimeError:  # layers on several devices, or a model that flattens rows and positions in places
+        first = tensors[0]
+        stacked = torch.stack([t.to(first.device).reshape(-1, first.shape[-1]) for t in tensors])
+    return stacked.float().flatten(1, -2)
+
+
+def _pick(stacked: torch.Tensor, slots: Array) -> torch.Tensor:
+    start, stop = int(slots[0]), int(slots[-1]) + 1
+    if stop - start == len(slots) and (np.diff(slots) == 1).all():
+        return stacked[start:stop]
+    return stacked.index_select(0, torch.as_tensor(slots, device=stacked.device))
+
+
+def to_host(found: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """All results in one copy. Whole numbers travel as float32, which is exact below 2**24."""
+    first = next(iter(found.values()))
+    if first.device.type == "cpu":
+        return {name: value.numpy() for name, value in found.items()}
+    flat = torch.cat([value.reshape(-1).to(first.device, torch.float32) for value in found.values()])
+    host = flat.cpu().numpy()
+    ends = np.cumsum([value.numel() for value in found.values()])
+    pieces = np.split(host, ends[:-1])
+    return {
+        name: piece.reshape(tuple(value.shape))
+        for (name, value), piece in zip(found.items(), pieces, strict=True)
+    }
+
+
+def activity(host: Mapping[str, Array], layout: Plan) -> dict[str, Array]:
+    """The channels of activity from what was copied: float32, frames first.
+
+    Parameters
+    ----------
+    host : ``norms`` (slots, n), ``products`` (met, n), ``means``, and ``heads0``, ``heads1``, … (layers,
+        heads, n)
+    """
+    norms = host["norms"]
+    after_mixer, after_ffn, ffn, before_ffn = _by_layer(norms, layout)
+    rows = norms.shape[-1]
+    residual = np.empty((rows, layout.layers, 2), np.float32)
+    residual[..., 0], residual[..., 1] = after_mixer.T, after_ffn.T
+    found = {
+        "residual_norm": residual,
+        "ffn_write": np.ascontiguousarray((ffn * layout.ffn_size / after_ffn).T),
+        "ffn_cosine": _cosine(host, ffn, before_ffn, layout),
+    }
+    if layout.groups:
+        found["head_write"] = _head_write(host, after_mixer, norms, layout)
+    return found
+
+
+def _by_layer(norms: Array, layout: Plan) -> Array:
+    """Norms by layer, (4, L, n): after the mixer, after the FFN, of the FFN's write, before it; NaN where
+    unseen."""
+    found = norms.take(layout.around, 0)
+    if layout.unseen.any():
+        found[layout.unseen] = np.nan
+    return found
+
+
+def _cosine(host: Mapping[str, Array], ffn: Array, before_ffn: Array, layout: Plan) -> Array:
+    cosine = np.full((ffn.shape[-1], layout.layers), np.nan, np.float32)
+    if layout.met.size:
+        sizes = np.maximum((ffn * before_ffn)[layout.met], np.finfo(np.float32).tiny)
+        cosine[:, layout.met] = (layout.ffn_sign[layout.met] * host["products"] / sizes).T
+    return cosine
+
+
+def _head_write(host: Mapping[str, Array], after_mixer: Array, norms: Array, layout: Plan) -> Array:
+    factor = layout.mixer_size / after_mixer  # (L, n)
+    if layout.behind.size:
+        factor[layout.behind] /= _norm_scale(host, norms, layout)
+    if layout.is_uniform:
+        sizes = np.sqrt(np.maximum(host["heads0"], 0.0)) * factor[:, None, :]
+        return np.ascontiguousarray(sizes.transpose(2, 0, 1))
+    found = np.full((norms.shape[-1], layout.layers, layout.heads), np.nan, np.float32)
+    for i, group in enumerate(layout.groups):
+        sizes = np.sqrt(np.maximum(host[f"heads{i}"], 0.0)) * factor[group.layers][:, None, :]
+        found[:, group.layers, : group.heads] = sizes.transpose(2, 0, 1)
+    return found
+
+
+def _norm_scale(host: Mapping[str, Array], norms: Array, layout: Plan) -> Array:
+    """Scale of the norm behind the mixer, for the layers that have one, shape (layers, n)."""
+    slots = layout.before_norm[layout.behind]
+    square = np.square(norms[slots].astype(np.float64)) / layout.width
+    if layout.norm_centred.any():
+        mean = np.square(host["means"][slots].astype(np.float64))
+        square -= mean * layout.norm_centred[layout.behind][:, None]
+    return np.sqrt(square + layout.norm_eps[layout.behind][:, None]).astype(np.float32)

@@ -1,0 +1,43 @@
+"""What the agent says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentStats:
+    """The agent's account. ``captured == pending + acknowledged + sum(dropped.values())``, always.
+
+    Attributes
+    ----------
+    captured, acknowledged, pending : int
+        Frames handed to the exporter; stored where they were to go; on their way.
+    dropped : mapping of str to int
+        Frames lost, by reason.
+    errors : mapping of str to int
+        Failures that were swallowed, by kind.
+    level, ceiling : str
+        The level in force, and the highest that this attachment can give.
+    steps : int
+        Forward passes seen.
+    overhead_ratio : float
+        Our measured share of step time over the last second; NaN before it was measured.
+    gram_bytes : int
+        Memory of the precomputed projections' Gram matrices.
+    unavailable : mapping of str to str
+        Channels that cannot be measured soundly on this model, and why.
+    """
+
+    captured: int
+    acknowledged: int
+    pending: int
+    level: str
+    ceiling: str
+    steps: int
+    overhead_ratio: float
+    gram_bytes: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, int] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)

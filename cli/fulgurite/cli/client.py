@@ -1,0 +1,133 @@
+"""A collector as the commands see it: a call for its replicas, a stream of frames, errors in one line."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from fulgurite.cli.address import Address
+from fulgurite.cli.errors import CommandError
+from fulgurite.v1 import viewer_pb2, viewer_pb2_grpc
+
+if TYPE_CHECKING:
+    from fulgurite.v1.viewer_pb2 import ListReplicasResponse, WatchResponse
+
+CONNECT_TIMEOUT_S = 5.0
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
+
+class Collector:
+    """A connection to one collector, as a viewer.
+
+    Parameters
+    ----------
+    address : Address
+        Where it listens.
+    timeout_s : float
+        How long one call, or the first answer of a stream, may take.
+    """
+
+    def __init__(self, address: Address, *, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        self._address = address
+        self._timeout_s = timeout_s
+        options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.enable_http_proxy", 0)]
+        self._channel = grpc.insecure_channel(str(address), options=options)
+        self._stub: Any = viewer_pb2_grpc.ViewerServiceStub(self._channel)
+
+    def __enter__(self) -> Collector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._channel.close()
+
+    def replicas(self, selectors: Sequence[str] = ()) -> ListReplicasResponse:
+        """Every replica that `selectors` match; all where there are none.
+
+        Raises
+        ------
+        CommandError
+            Where no collector answers at the address.
+        """
+        request = viewer_pb2.ListReplicasRequest(selectors=list(selectors))
+        try:
+            response: ListReplicasResponse = self._stub.ListReplicas(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise self._explain(error) from None
+        return response
+
+    def watch(self, selectors: Sequence[str] = (), *, history_s: float = 0.0) -> Iterator[WatchResponse]:
+        """What the collector tells a viewer, from `history_s` seconds ago on, until either hangs up.
+
+        Raises
+        ------
+        CommandError
+            Where no collector answers at the address, and where it goes away later.
+        """
+        self._wait_until_connected()
+        request = viewer_pb2.WatchRequest(selectors=list(selectors), history_s=history_s)
+        call = self._stub.Watch(request)
+        heard = False
+        try:
+            for message in call:
+                heard = True
+                yield message
+        except grpc.RpcError as error:
+            raise self._gone() if heard else self._explain(error) from None
+        finally:
+            call.cancel()
+
+    def _wait_until_connected(self) -> None:
+        try:
+            grpc.channel_ready_future(self._channel).result(timeout=self._timeout_s)
+        except grpc.FutureTimeoutError:
+            raise CommandError(_not_there(self._address)) from None
+
+    def _gone(self) -> CommandError:
+        return CommandError(f"the collector at {self._address} went away")
+
+    def _explain(self, error: grpc.RpcError) -> CommandError:
+        # What a stub raises is a grpc.Call as well; the stubs do not say so.
+        call: Any = error
+        code, details = call.code(), call.details()
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            return CommandError(_not_there(self._address))
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return CommandError(_not_a_collector(self._address))
+        if code is grpc.StatusCode.INVALID_ARGUMENT:
+            return CommandError(details, status=2)
+        return CommandError(f"the collector at {self._address} refused: {details} ({code.name})")
+
+
+def _not_there(address: Address) -> str:
+    if listens(address):
+        return _not_a_collector(address)
+    return (
+        f"no collector at {address}: start one with `fulgurite collector` (or `fulgurite demo`), "
+        "or name another with --collector HOST:PORT"
+    )
+
+
+def _not_a_collector(address: Address) -> str:
+    return (
+        f"{address} answers, but not as a Fulgurite collector: "
+        "is the port right? Name another with --collector HOST:PORT"
+    )
+
+
+def listens(address: Address, *, timeout_s: float = 1.0) -> bool:
+    """Whether anything accepts a TCP connection at `address`."""
+    try:
+        with socket.create_connection((address.host, address.port), timeout=timeout_s):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,48 @@
+"""The text that the model learns from, and the text that is held out of it: documents decided by a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Protocol
+
+from fulgurite.cli.demo.model.brackets import draw_list
+from fulgurite.cli.demo.model.echoes import draw_echo, draw_pattern
+from fulgurite.cli.demo.model.scenes import STORIES
+from fulgurite.cli.demo.model.sums import draw_sums
+
+
+class Maker(Protocol):
+    """Writes one document of a kind, from the training side or the held-out side."""
+
+    def __call__(self, draw: random.Random, *, held_out: bool = False) -> str: ...
+
+
+MAKERS: dict[str, Maker] = {
+    "story": lambda draw, *, held_out=False: STORIES.write(draw, held_out=held_out),
+    "list": draw_list,
+    "sums": draw_sums,
+    "echo": draw_echo,
+    "pattern": draw_pattern,
+}
+MIX = {"story": 22, "list": 18, "sums": 12, "echo": 24, "pattern": 24}
+"""Of 100 documents, how many are of each kind."""
+
+
+def documents(seed: int, *, held_out: bool = False, kind: str | None = None) -> Iterator[str]:
+    """Documents without end, the same for the same seed.
+
+    Parameters
+    ----------
+    seed : int
+        Decides everything.
+    held_out : bool
+        Names, strings and sums from the side that training never sees.
+    kind : str, optional
+        Only documents of this kind, a key of MIX; without it, a mix.
+    """
+    draw = random.Random(f"{seed}, {held_out}, {kind}")
+    kinds, weights = list(MIX), list(MIX.values())
+    while True:
+        chosen = kind or draw.choices(kinds, weights)[0]
+        yield MAKERS[chosen](draw, held_out=held_out)

@@ -1,0 +1,120 @@
+"""Which processes the demo consists of, and how each is called (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fulgurite.cli.address import Address
+
+Role = Literal["collector", "replica", "viewer", "film"]
+SERVICE = "demo"
+STOP_ORDER: tuple[Role, ...] = ("film", "viewer", "replica", "collector")
+"""Who is asked to leave first. Replicas hand over what they captured before the collector goes."""
+
+# One thread per replica: two of them, the collector and the viewer share what may be two cores.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What was asked for.
+
+    Attributes
+    ----------
+    collector, page : where they listen.
+    model : id or folder of a `transformers` model; None for the bundled one.
+    pace : tokens per second and replica; 0 for as fast as it goes.
+    out : film or picture; None for the page.
+    """
+
+    collector: Address
+    page: Address
+    model: str | None = None
+    replicas: int = 2
+    level: str = "heads"
+    pace: float = 30.0
+    seconds: float | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSpec:
+    """One process: a module with its arguments and the variables that differ from ours."""
+
+    name: str
+    role: Role
+    module: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def cast(options: Options) -> list[ProcessSpec]:
+    """The processes that run from the first second to the last. The film is not among them."""
+    replicas = [_replica(index, options) for index in range(options.replicas)]
+    viewer = [] if options.out is not None else [_viewer(options)]
+    return [_collector(options), *replicas, *viewer]
+
+
+def film(options: Options) -> ProcessSpec:
+    """The process that films, started once there is something to film. It ends by itself."""
+    assert options.out is not None
+    seconds = () if options.seconds is None else ("--seconds", f"{options.seconds:g}")
+    return ProcessSpec(
+        name="film",
+        role="film",
+        module="fulgurite.cli",
+        arguments=(
+            "view",
+            "--collector",
+            str(options.collector),
+            "--headless",
+            *seconds,
+            "--out",
+            str(options.out),
+        ),
+    )
+
+
+def replica_names(options: Options) -> tuple[str, ...]:
+    """`service.instance.id` of each replica."""
+    return tuple(f"replica-{index}" for index in range(options.replicas))
+
+
+def _collector(options: Options) -> ProcessSpec:
+    return ProcessSpec(
+        name="collector",
+        role="collector",
+        module="fulgurite.cli",
+        arguments=("collector", "--listen", str(options.collector)),
+    )
+
+
+def _viewer(options: Options) -> ProcessSpec:
+    return ProcessSpec(
+        name="viewer",
+        role="viewer",
+        module="fulgurite.cli",
+        arguments=("view", "--collector", str(options.collector), "--listen", str(options.page)),
+    )
+
+
+def _replica(index: int, options: Options) -> ProcessSpec:
+    name = replica_names(options)[index]
+    model = () if options.model is None else ("--model", options.model)
+    return ProcessSpec(
+        name=name,
+        role="replica",
+        module="fulgurite.cli.demo.replica",
+        arguments=(
+            *("--endpoint", str(options.collector), "--level", options.level),
+            *("--seed", str(index + 1), "--pace", f"{options.pace:g}", *model),
+        ),
+        environment={
+            **ONE_THREAD,
+            "OTEL_SERVICE_NAME": SERVICE,
+            "OTEL_RESOURCE_ATTRIBUTES": f"service.instance.id={name}",
+        },
+    )

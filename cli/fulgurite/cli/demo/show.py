@@ -1,0 +1,152 @@
+"""One run of the demo from the first process to the last: starts, tells, waits, ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import webbrowser
+
+from fulgurite.cli.demo.plan import Options, cast, film, replica_names
+from fulgurite.cli.demo.processes import End, Processes, exit_text
+from fulgurite.cli.demo.signs import Signs
+from fulgurite.cli.demo.stage import Seen, Stage
+from fulgurite.cli.demo.stopping import StopSignals
+from fulgurite.cli.errors import CommandError
+
+TICK_S = 0.1
+LOOK_S = 0.25
+STEADY_LOOK_S = 2.0
+START_LIMIT_S = 300.0
+FILM_MARGIN_S = 180.0
+
+
+class Show:
+    """A run.
+
+    Parameters
+    ----------
+    options : Options
+    browser : bool
+        Whether the system's browser may be opened.
+    verbose : bool
+        Whether to pass on everything that the processes write on stdout.
+    """
+
+    def __init__(self, options: Options, *, browser: bool, verbose: bool) -> None:
+        self._options = options
+        self._browser = browser
+        self._verbose = verbose
+        self._processes = Processes()
+        self._stage = Stage(replica_names(options), has_page=options.out is None)
+        self._signs = Signs(options.collector, options.page)
+        self._began_s = time.monotonic()
+        self._up_s: float | None = None
+        self._next_look_s = 0.0
+
+    def run(self) -> int:
+        """Start everything, see it through, leave no process. Returns the exit status."""
+        with StopSignals() as signals:
+            try:
+                for spec in cast(self._options):
+                    self._processes.start(spec)
+                while signals.received is None and not self._step():
+                    time.sleep(TICK_S)
+            finally:
+                self._stop()
+        return self._close(signals.received)
+
+    def _stop(self) -> None:
+        try:
+            self._say("stopping")
+        finally:  # whatever became of the terminal
+            self._signs.close()
+            self._processes.stop()
+
+    def _step(self) -> bool:
+        """One look around; True where the run is over."""
+        self._pass_on()
+        end = self._processes.end()
+        if end is not None and end.is_failure:
+            raise CommandError(self._obituary(end))
+        self._look()
+        return end is not None or self._is_time_up()
+
+    def _look(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._next_look_s:
+            return
+        self._next_look_s = now_s + (LOOK_S if not self._stage.is_up else STEADY_LOOK_S)
+        page = self._stage.has_page and not self._stage.page_up and self._signs.is_page_up()
+        for name in self._stage.see(Seen(self._signs.tokens(), page)):
+            self._greet(name)
+        if self._stage.is_up and self._up_s is None:
+            self._up_s = time.monotonic()
+            self._everything_is_up()
+
+    def _greet(self, name: str) -> None:
+        if name == "collector":
+            self._say(f"collector listens on {self._options.collector}, with an embedded server behind it")
+        elif name == "page":
+            self._say(f"viewer: http://{self._options.page}/")
+            if self._browser and has_display():
+                webbrowser.open(f"http://{self._options.page}/")
+        else:
+            self._say(f"{name}: first token stored")
+
+    def _everything_is_up(self) -> None:
+        out = self._options.out
+        if out is not None:
+            length = "" if out.suffix == ".png" else f"{self._options.seconds:g} s into "
+            self._say(f"drawing {length}{out}")
+            self._processes.start(film(self._options))
+        else:
+            self._say(f"watch it at http://{self._options.page}/ ; Ctrl-C stops everything")
+
+    def _is_time_up(self) -> bool:
+        now_s, seconds = time.monotonic(), self._options.seconds
+        if self._options.out is None:
+            return seconds is not None and self._up_s is not None and now_s - self._up_s > seconds
+        if self._up_s is None and now_s - self._began_s > START_LIMIT_S:
+            raise CommandError(f"not up after {START_LIMIT_S:.0f} s: {', '.join(self._stage.missing)}")
+        if self._up_s is not None and now_s - self._up_s > (seconds or 0.0) + FILM_MARGIN_S:
+            raise CommandError(
+                "the film was not finished in time\n" + _indented(self._processes.last_lines("film"))
+            )
+        return False
+
+    def _pass_on(self) -> None:
+        while not self._processes.said.empty():
+            name, line = self._processes.said.get()
+            if self._verbose or name.startswith("replica-") or name == "film":
+                self._say(f"{name}: {line}")
+
+    def _obituary(self, end: End) -> str:
+        lines = self._processes.last_lines(end.name)
+        said = f"; its last lines:\n{_indented(lines)}" if lines else " and said nothing"
+        return f"{end.name} ended with {exit_text(end.status)}{said}"
+
+    def _close(self, signal_number: int | None) -> int:
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(self._stage.tokens.items()))
+        self._say(f"stopped; tokens stored: {counts or 'none'}")
+        out = self._options.out
+        if out is None:
+            return 0
+        if signal_number is not None:
+            return 128 + signal_number
+        if not out.is_file() or not out.stat().st_size:
+            raise CommandError(f"nothing was written to {out}")
+        self._say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+        return 0
+
+    def _say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self._began_s:5.1f} s] {text}", flush=True)
+
+
+def has_display() -> bool:
+    """Whether a browser could show a window here."""
+    return sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+def _indented(lines: list[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)

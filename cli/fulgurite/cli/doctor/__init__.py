@@ -1,0 +1,1 @@
+"""What `fulgurite doctor` looks at: one file per thing, each returns findings."""

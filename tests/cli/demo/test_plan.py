@@ -1,0 +1,50 @@
+"""Which processes a demo consists of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fulgurite.cli.address import Address
+from fulgurite.cli.demo.plan import STOP_ORDER, Options, cast, film
+
+COLLECTOR, PAGE = Address("127.0.0.1", 1), Address("127.0.0.1", 2)
+
+
+def options(**fields: object) -> Options:
+    return Options(collector=COLLECTOR, page=PAGE, **fields)  # type: ignore[arg-type]
+
+
+def test_a_demo_is_a_collector_its_replicas_and_a_viewer() -> None:
+    assert [spec.name for spec in cast(options(replicas=3))] == [
+        "collector",
+        "replica-0",
+        "replica-1",
+        "replica-2",
+        "viewer",
+    ]
+
+
+def test_a_headless_demo_has_a_film_in_place_of_the_page() -> None:
+    plan = options(out=Path("film.mp4"), seconds=4.0)
+    assert {spec.role for spec in cast(plan)} == {"collector", "replica"}
+    arguments = film(plan).arguments
+    assert arguments[arguments.index("--seconds") + 1] == "4"
+    assert arguments[arguments.index("--out") + 1] == "film.mp4"
+
+
+def test_replicas_differ_in_name_and_seed_and_in_nothing_else() -> None:
+    first, second = (spec for spec in cast(options(model="gpt2")) if spec.role == "replica")
+    assert first.environment["OTEL_SERVICE_NAME"] == second.environment["OTEL_SERVICE_NAME"] == "demo"
+    assert first.environment["OTEL_RESOURCE_ATTRIBUTES"] == "service.instance.id=replica-0"
+    assert second.environment["OTEL_RESOURCE_ATTRIBUTES"] == "service.instance.id=replica-1"
+    differing = [(a, b) for a, b in zip(first.arguments, second.arguments, strict=True) if a != b]
+    assert differing == [("1", "2")]
+    assert "gpt2" in first.arguments
+
+
+def test_everybody_speaks_to_the_collector_that_is_started() -> None:
+    assert all(str(COLLECTOR) in spec.arguments for spec in cast(options()))
+
+
+def test_every_role_has_a_place_in_the_order_of_stopping() -> None:
+    assert {spec.role for spec in cast(options())} | {"film"} == set(STOP_ORDER)

@@ -1,0 +1,389 @@
+"""The page in headless Chromium, on a real collector: lightning moves, pause holds, replicas can be chosen.
+
+The stream is made up here, step by step, and sent through the agent's own exporter.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fulgurite.agent.exporter import GrpcExporter
+from fulgurite.viewer.feed import probe
+from fulgurite.wire.frame import FrameBlock, RequestEvent, RequestRef
+from fulgurite.wire.topology import Topology
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+STEP_S = 0.06
+TOPOLOGY = Topology(
+    model_name="made-up",
+    architecture="llama",
+    layers=4,
+    heads=6,
+    kv_heads=3,
+    head_dim=8,
+    hidden_size=48,
+    ffn_size=96,
+    vocab_size=100,
+    parameters=100_000,
+)
+
+
+def _free_address() -> str:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+def _until(condition: Callable[[], object], what: str, within_s: float = 40.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {within_s:g} s: {what}"
+        time.sleep(0.1)
+
+
+@contextmanager
+def _process(*command: str) -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(15.0)
+        finally:
+            process.kill()
+
+
+class Replica:
+    """A made-up model: every step emits a token of each of its requests, with other values each time."""
+
+    def __init__(self, endpoint: str, name: str, requests: int, pace: threading.Event) -> None:
+        self._requests = tuple(RequestRef(f"{name}-{index}") for index in range(requests))
+        self._closing = threading.Event()
+        self._flowing = pace
+        self._exporter = GrpcExporter(endpoint)
+        self._exporter.attach(
+            TOPOLOGY,
+            level="heads",
+            ceiling="heads",
+            tokens="text",
+            resource={"service.name": "made-up", "service.instance.id": name},
+        )
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for request in self._requests:
+            started = RequestEvent(request_id=request.request_id, kind="started", time_ns=time.time_ns())
+            self._exporter.event(started)
+        step = 0
+        while not self._closing.wait(STEP_S):
+            if self._flowing.is_set():
+                self._exporter.export(self._block(step))
+                step += 1
+
+    def _block(self, step: int) -> FrameBlock:
+        n, now_ns = len(self._requests), time.time_ns()
+        wave = 0.5 + 0.5 * np.sin(step + np.arange(n * 24, dtype=np.float32).reshape(n, 4, 6) * 2.3)
+        columns: dict[str, Any] = {
+            "request_index": np.arange(n, dtype=np.uint16),
+            "sequence": np.zeros(n, np.uint16),
+            "position": np.full(n, 5 + step % 200, np.int32),
+            "token_id": np.full(n, step % 100, np.int32),
+            "phase": np.ones(n, np.uint8),
+            "level": np.full(n, 2, np.uint8),
+            "step": np.full(n, step, np.int64),
+            "parent_row": np.full(n, -1, np.int16),
+            "started_ns": np.full(n, now_ns - 9_000_000, np.int64),
+            "ended_ns": np.full(n, now_ns, np.int64),
+            "batch_size": np.full(n, n, np.uint16),
+            "logprob": np.full(n, -0.1 - (step % 7) / 3, np.float32),
+            "entropy": np.full(n, 1.0, np.float32),
+            "head_write": 0.05 + 0.4 * wave**3,
+            "ffn_write": 0.1 + 0.5 * wave.mean(axis=-1),
+            "kv_tokens": np.full((n, 4), 5 + step % 200, np.int32),
+            "kv_bytes": np.full(n, 4096, np.int64),
+        }
+        return FrameBlock(self._requests, columns, tuple(f" w{step}" for _ in range(n)))
+
+    def close(self) -> None:
+        """End the model."""
+        self._closing.set()
+        self._thread.join(5.0)
+        self._exporter.close(2.0)
+
+
+@dataclass
+class Watched:
+    """A page with what it complained about."""
+
+    page: Page
+    flowing: threading.Event
+    complaints: list[str] = field(default_factory=list)
+
+    def picture(self) -> np.ndarray[Any, Any]:
+        """The scene as it is on screen, RGB as int16."""
+        data = self.page.locator(".fg-scene").screenshot()
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.int16)
+
+    def state(self, name: str) -> Any:
+        """A value of the page's state."""
+        return self.page.evaluate(f"window.trame.state.get('{name}')")
+
+    def press(self, keys: str) -> None:
+        """Press keys on the page."""
+        self.page.keyboard.press(keys)
+
+    def mode(self, wanted: str) -> None:
+        """Wait until the playhead is in this mode."""
+        _until(lambda: self.state("fg_mode") == wanted, f"the mode is {wanted}")
+
+
+def _changed(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    """The share of pixels that differ visibly."""
+    if one.shape != other.shape:
+        return 1.0
+    return float((np.abs(one - other).max(axis=-1) > 24).mean())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium found: install chromium, chromium-browser or google-chrome")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        started = play.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[str]:
+    address = _free_address()
+    with _process("fulgurite.collector", "--store", "memory", "--listen", address) as process:
+
+        def answers() -> bool:
+            assert process.poll() is None, "the collector ended"
+            return probe(address, timeout_s=1.0).answer == "ready"
+
+        _until(answers, "the collector answers")
+        yield address
+
+
+@pytest.fixture(scope="module")
+def flowing(collector: str) -> Iterator[threading.Event]:
+    pace = threading.Event()
+    pace.set()
+    replicas = [Replica(collector, "one", 2, pace), Replica(collector, "two", 1, pace)]
+    yield pace
+    for replica in replicas:
+        replica.close()
+
+
+@contextmanager
+def _open(browser: Browser, collector: str, flowing: threading.Event) -> Iterator[Watched]:
+    listen = _free_address()
+    url = f"http://{listen}/"
+    with _process("fulgurite.viewer", "--collector", collector, "--listen", listen) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"fulgurite view: {url}")
+        page = browser.new_page(viewport={"width": 1100, "height": 700})
+        watched = Watched(page, flowing)
+        _listen(watched, url)
+        page.goto(url)
+        page.wait_for_selector(".fg-bar")
+        yield watched
+        page.close()
+    assert watched.complaints == []
+    assert process.returncode == 0
+
+
+def _listen(watched: Watched, url: str) -> None:
+    page, complaints = watched.page, watched.complaints
+    page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+    page.on(
+        "console",
+        lambda said: complaints.append(f"console: {said.text}") if said.type in ("error", "warning") else None,
+    )
+    page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith((url, "data:", f"blob:{url}"))
+            else complaints.append(f"foreign: {request.url}")
+        ),
+    )
+
+
+@pytest.fixture
+def watched(browser: Browser, collector: str, flowing: threading.Event) -> Iterator[Watched]:
+    flowing.set()
+    with _open(browser, collector, flowing) as opened:
+        _until(lambda: len(opened.state("fg_replicas") or ()) == 2, "both replicas are listed")
+        _until(lambda: opened.page.locator(".fg-token").count() > 10, "tokens are in the strip")
+        yield opened
+
+
+def _still(watched: Watched) -> np.ndarray[Any, Any]:
+    """The picture once it has come to rest."""
+    last = [watched.picture()]
+
+    def rests() -> bool:
+        time.sleep(0.4)
+        now = watched.picture()
+        same = not np.any(now != last[0])
+        last[0] = now
+        return same
+
+    _until(rests, "the picture rests")
+    return last[0]
+
+
+def test_lightning_moves_pause_holds_it_and_live_goes_on(watched: Watched) -> None:
+    before = watched.picture()
+    _until(lambda: _changed(before, watched.picture()) > 0.01, "the picture changes while tokens flow")
+    watched.press("Space")
+    watched.mode("paused")
+    held = _still(watched)
+    chips = watched.page.locator(".fg-strip").inner_text()
+    deadline_s = time.monotonic() + 2.0
+    while time.monotonic() < deadline_s:
+        assert _changed(held, watched.picture()) == 0.0
+        time.sleep(0.2)
+    assert watched.page.locator(".fg-strip").inner_text() == chips
+    watched.press("Space")
+    watched.mode("playing")
+    _until(lambda: _changed(held, watched.picture()) > 0.01, "the picture changes after the pause")
+    watched.press("l")
+    watched.mode("live")
+
+
+def test_the_buttons_do_what_the_keys_do(watched: Watched) -> None:
+    watched.page.locator("[data-command=pause]").click()
+    watched.mode("paused")
+    watched.page.locator("[data-command=live]").click()
+    watched.mode("live")
+
+
+def test_the_replica_selector_changes_what_is_shown(watched: Watched) -> None:
+    watched.press("Space")
+    watched.mode("paused")
+    both = _still(watched)
+    assert watched.page.locator(".fg-strip-replica").count() == 2
+    watched.page.locator("[data-replica$='/two']").click()
+    _until(lambda: watched.page.locator(".fg-strip-replica").count() == 1, "one strip is left")
+    alone = _still(watched)
+    assert _changed(both, alone) > 0.05
+    assert watched.page.locator("[data-replica$='/two']").get_attribute("aria-pressed") == "false"
+    watched.press("a")
+    _until(lambda: watched.page.locator(".fg-strip-replica").count() == 2, "both are back")
+    assert _changed(both, _still(watched)) < 0.01
+
+
+def test_cameras_change_the_view_and_reset_brings_it_back(watched: Watched) -> None:
+    watched.press("Space")
+    watched.mode("paused")
+    first = _still(watched)
+    watched.press("4")
+    _until(lambda: watched.state("fg_camera") == 3, "the camera is chosen")
+    assert _changed(first, _still(watched)) > 0.05
+    watched.press("r")
+    _until(lambda: _changed(first, _still(watched)) < 0.01, "the first view is back")
+
+
+def test_dragging_turns_the_model(watched: Watched) -> None:
+    watched.press("Space")
+    watched.mode("paused")
+    first = _still(watched)
+    box = watched.page.locator(".fg-scene").bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    watched.page.mouse.move(x, y)
+    watched.page.mouse.down()
+    watched.page.mouse.move(x + 120, y, steps=6)
+    watched.page.mouse.up()
+    _until(lambda: _changed(first, watched.picture()) > 0.05, "the model is turned")
+
+
+def test_a_chip_tells_its_numbers_and_steps_go_from_token_to_token(watched: Watched) -> None:
+    watched.press("Space")
+    watched.mode("paused")
+    chip = watched.page.locator(".fg-token").first
+    chip.hover()
+    tip = watched.page.locator(".fg-tip").inner_text()
+    for word in ("position", "probability", "log-probability", "entropy", "request"):
+        assert word in tip
+    newest = watched.page.locator(".fg-token").first.inner_text()
+    watched.press("Control+ArrowLeft")
+    _until(lambda: watched.page.locator(".fg-token").first.inner_text() != newest, "one token back")
+    watched.press("Control+ArrowRight")
+    _until(lambda: watched.page.locator(".fg-token").first.inner_text() == newest, "and forth again")
+
+
+def test_help_opens_and_closes_by_key_and_names_every_channel(watched: Watched) -> None:
+    watched.press("?")
+    dialog = watched.page.locator(".fg-help")
+    dialog.wait_for(state="visible")
+    text = dialog.inner_text()
+    assert "What am I looking at?" in text
+    assert "||o_h|| / ||r+||" in text
+    watched.press("Escape")
+    dialog.wait_for(state="hidden")
+
+
+def test_the_picture_can_be_saved(watched: Watched) -> None:
+    with watched.page.expect_download() as waiting:
+        watched.press("s")
+    saved = Image.open(waiting.value.path())
+    assert saved.format == "PNG"
+    assert saved.size[0] > 300
+
+
+def test_a_quiet_stream_costs_no_pictures(watched: Watched) -> None:
+    watched.flowing.clear()
+    first = _still(watched)
+    assert _changed(first, _still(watched)) == 0.0
+    watched.flowing.set()
+    _until(lambda: _changed(first, watched.picture()) > 0.01, "it goes on with the stream")
+
+
+def test_an_absent_collector_is_said_in_the_page(browser: Browser) -> None:
+    nobody = _free_address()
+    with _open(browser, nobody, threading.Event()) as opened:
+        opened.page.get_by_text(f"Waiting for a collector at {nobody}").wait_for()
+        assert "fulgurite collector --listen" in opened.page.locator(".fg-waiting").inner_text()

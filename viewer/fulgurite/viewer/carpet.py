@@ -1,0 +1,124 @@
+"""The key-value cache as a carpet: how full it is, and what was just written or read. Pure numpy.
+
+The axis is the cached position of each sequence, in cells of `tokens_per_cell` positions; the cell grows by doubling as
+sequences do. Fill is the share of the sequences under way that have cached so far. A sequence counts until its request
+ends, or until it has been silent for `SILENT_S`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+SILENT_S = 3.0
+FIRST_TOKENS_PER_CELL = 1
+
+
+class Carpet:
+    """The cells of every layer.
+
+    Attributes
+    ----------
+    tokens_per_cell : int
+    written_s, read_s : ndarray of float64, shape (L, C)
+        When a cell was last written to, or read by a drawn head.
+    """
+
+    def __init__(self, layers: int, cells: int) -> None:
+        self.tokens_per_cell = FIRST_TOKENS_PER_CELL
+        self.written_s = np.full((layers, cells), -np.inf)
+        self.read_s = np.full((layers, cells), -np.inf)
+        self.revision = 0
+        self._sequences: dict[tuple[str, int], tuple[NDArray[np.int32], float]] = {}
+        self._fill: Floats | None = None
+        self._measured = False
+
+    def clear(self) -> None:
+        """Nothing cached, nothing measured."""
+        self.written_s[:] = self.read_s[:] = -np.inf
+        self._sequences.clear()
+        self._fill, self._measured = None, False
+        self.revision += 1
+
+    def write(self, sequence: tuple[str, int], kv_tokens: NDArray[np.int32], at_s: float, *, first: int) -> None:
+        """After a forward pass a sequence has `kv_tokens` (L,) positions cached; those from `first` on are new."""
+        known = kv_tokens >= 0
+        if not known.any():
+            return
+        self._grow(int(kv_tokens.max()))
+        self._measured = True
+        self._sequences[sequence] = (kv_tokens, at_s)
+        begin = np.minimum(first, kv_tokens - 1) // self.tokens_per_cell
+        end = (kv_tokens - 1) // self.tokens_per_cell
+        cell = np.arange(self.written_s.shape[1])
+        new = known[:, None] & (cell >= begin[:, None]) & (cell <= end[:, None])
+        self.written_s[new] = np.maximum(self.written_s[new], at_s)
+        self._fill = None
+        self.revision += 1
+
+    def cell_of(self, positions: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+        """The cells of cached positions; -1 stays -1."""
+        cells = np.minimum(positions // self.tokens_per_cell, self.read_s.shape[1] - 1)
+        return np.where(positions >= 0, cells, -1).astype(np.int32)
+
+    def read(self, layer: int, cell: int, at_s: float) -> None:
+        """A drawn head looks at a cell."""
+        self.read_s[layer, cell] = max(self.read_s[layer, cell], at_s)
+        self.revision += 1
+
+    def end(self, request_id: str) -> None:
+        """A request is over: its cache is gone."""
+        self._drop([key for key in self._sequences if key[0] == request_id])
+
+    def expire(self, now_s: float) -> None:
+        """Forget sequences that have been silent for `SILENT_S`."""
+        self._drop([key for key, (_, at_s) in self._sequences.items() if at_s < now_s - SILENT_S])
+
+    def _drop(self, keys: Iterable[tuple[str, int]]) -> None:
+        for key in keys:
+            del self._sequences[key]
+            self._fill = None
+            self.revision += 1
+
+    def _grow(self, tokens: int) -> None:
+        cells = self.written_s.shape[1]
+        while tokens > cells * self.tokens_per_cell:
+            self.tokens_per_cell *= 2
+            self.written_s, self.read_s = _halved(self.written_s), _halved(self.read_s)
+
+    def fill(self) -> Floats:
+        """Share of the sequences under way that have cached up to each cell, shape (L, C)."""
+        if self._fill is None:
+            self._fill = self._counted()
+        return self._fill
+
+    def _counted(self) -> Floats:
+        layers, cells = self.written_s.shape
+        if not self._sequences:
+            return np.zeros((layers, cells), np.float32)
+        lengths = np.sort(np.stack([tokens for tokens, _ in self._sequences.values()]), axis=0)  # (sequences, L)
+        starts = np.arange(cells) * self.tokens_per_cell
+        shorter = [np.searchsorted(lengths[:, layer], starts, side="right") for layer in range(layers)]
+        return (1.0 - np.stack(shorter) / len(lengths)).astype(np.float32)
+
+    def texture(self, origin_s: float) -> Floats:
+        """RGBA texels: fill (-1: not measured), write stamp, read stamp, 0. Shape (L, C, 4)."""
+        texels = np.zeros((*self.written_s.shape, 4), np.float32)
+        texels[..., 0] = self.fill() if self._measured else -1.0
+        for index, stamps in ((1, self.written_s), (2, self.read_s)):
+            texels[..., index] = np.where(np.isfinite(stamps), stamps - origin_s, -1e6)
+        return texels
+
+
+def _halved(stamps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Two cells become one: the later stamp of both; the far half is empty."""
+    pairs = np.maximum(stamps[:, 0::2], stamps[:, 1::2])
+    return np.concatenate([pairs, np.full_like(pairs, -np.inf)], axis=1)

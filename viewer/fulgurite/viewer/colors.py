@@ -1,0 +1,138 @@
+"""From values to colours: one monotone display function per node kind, one colour map, one palette of requests.
+
+The display function maps a measured value to 0 (unlit) … 1 (fully lit): a straight line between the two ends of the
+stream's own `Scale`, clipped. Nodes and the colour bar look colours up in the same table (`node_colors`), which is
+inferno from 0.25 to 0.97, laid over the cold blue of unlit glass at the low end; its lightness rises all the way.
+
+Requests are told apart by the colours of Okabe and Ito, chosen to stay apart for colour-blind eyes.
+
+References
+----------
+M. Okabe, K. Ito, "Color Universal Design", 2008. Inferno: S. van der Walt, N. Smith, 2015 (polynomial fit).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from fulgurite.wire.frame import Scale
+
+    Floats = NDArray[np.float32]
+
+COLORS = 256
+INFERNO_FROM, INFERNO_TO = 0.25, 0.97
+GLASS = (0.030, 0.052, 0.125)  # an unlit node
+UNMEASURED = (0.40, 0.41, 0.44)  # the stripes of the hatch
+KV_WRITE = (0.28, 0.86, 1.00)
+KV_FILL = (0.05, 0.26, 0.38)
+SPINE = (0.20, 0.34, 0.85)
+
+REQUESTS: tuple[tuple[str, tuple[float, float, float]], ...] = (
+    ("sky blue", (86 / 255, 180 / 255, 233 / 255)),
+    ("reddish purple", (204 / 255, 121 / 255, 167 / 255)),
+    ("bluish green", (0.0, 158 / 255, 115 / 255)),
+    ("yellow", (240 / 255, 228 / 255, 66 / 255)),
+    ("vermillion", (213 / 255, 94 / 255, 0.0)),
+    ("blue", (0.0, 114 / 255, 178 / 255)),
+    ("orange", (230 / 255, 159 / 255, 0.0)),
+)
+"""Okabe and Ito's palette without black, in the order in which requests get them."""
+
+_INFERNO = np.array(
+    [
+        [0.0002189403691192265, 0.001651004631001012, -0.01948089843709184],
+        [0.1065134194856116, 0.5639564367884091, 3.932712388889277],
+        [11.60249308247187, -3.972853965665698, -15.9423941062914],
+        [-41.70399613139459, 17.43639888205313, 44.35414519872813],
+        [77.162935699427, -33.40235894210092, -81.80730925738993],
+        [-71.31942824499214, 32.62606426397723, 73.20951985803202],
+        [25.13112622477341, -12.24266895238567, -23.07032500287172],
+    ]
+)
+
+
+def inferno(t: ArrayLike) -> Floats:
+    """The inferno colour map at `t` in [0, 1]: RGB in [0, 1], shape (*t.shape, 3)."""
+    at = np.clip(np.asarray(t, np.float64), 0.0, 1.0)[..., None]
+    color = np.zeros((*at.shape[:-1], 3))
+    for coefficients in _INFERNO[::-1]:
+        color = color * at + coefficients
+    return np.clip(color, 0.0, 1.0).astype(np.float32)
+
+
+def node_colors() -> Floats:
+    """The colour of a node by its display value: RGB and how much of it covers the glass, shape (COLORS, 4).
+
+    Index 0 is display value 0, the last is 1. Shaders and the colour bar both read this table.
+    """
+    d = np.linspace(0.0, 1.0, COLORS, dtype=np.float32)
+    rgb = inferno(INFERNO_FROM + (INFERNO_TO - INFERNO_FROM) * d)
+    cover = np.clip(d / 0.40, 0.0, 1.0)
+    cover = np.sqrt(cover) * (0.35 + 0.65 * cover)
+    return np.concatenate([rgb, cover[:, None]], axis=1).astype(np.float32)
+
+
+def bar_colors() -> Floats:
+    """`node_colors` laid over the glass: what the colour bar shows, RGB, shape (COLORS, 3)."""
+    table = node_colors()
+    cover = table[:, 3:]
+    return np.asarray(table[:, :3] * cover + np.array(GLASS, np.float32) * (1.0 - cover), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """The display function of one node kind.
+
+    Attributes
+    ----------
+    low, high : float
+        The value drawn unlit, and the value drawn fully lit, in the unit of the channel.
+    """
+
+    low: float
+    high: float
+
+    def __call__(self, values: ArrayLike) -> Floats:
+        """Display values in [0, 1] of measured `values`; NaN stays NaN, larger than `high` is 1."""
+        span = max(self.high - self.low, np.finfo(np.float32).tiny)
+        return np.clip((np.asarray(values, np.float32) - self.low) / span, 0.0, 1.0).astype(np.float32)
+
+
+def display_of(scale: Scale | None, kind: str) -> Display | None:
+    """The display function of a node kind (`head`, `ffn`); None while the stream has no scale for it."""
+    ends = scale.kinds.get(kind) if scale is not None else None
+    if ends is None or not (np.isfinite(ends[0]) and np.isfinite(ends[1]) and ends[1] > ends[0]):
+        return None
+    return Display(float(ends[0]), float(ends[1]))
+
+
+class RequestColors:
+    """Which request has which colour: of the colours that fewest hold, the one that was given out longest ago."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, int] = {}
+        self._given = [0] * len(REQUESTS)
+        self._serial = 0
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._held
+
+    def of(self, request_id: str) -> int:
+        """Index into `REQUESTS` of this request's colour; a new request is given one."""
+        if request_id not in self._held:
+            held = list(self._held.values())
+            index = min(range(len(REQUESTS)), key=lambda i: (held.count(i), self._given[i], i))
+            self._serial += 1
+            self._given[index] = self._serial
+            self._held[request_id] = index
+        return self._held[request_id]
+
+    def release(self, request_id: str) -> None:
+        """The request is over: its colour is free."""
+        self._held.pop(request_id, None)

@@ -1,0 +1,1 @@
+"""Fonts that the viewer writes with (SIL Open Font License, see LICENSE.txt)."""

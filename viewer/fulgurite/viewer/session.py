@@ -1,0 +1,404 @@
+"""One person's view of the stream: the feed fills a timeline, the timeline's playhead lights the storm.
+
+Nothing here draws, waits or reads a clock; whoever does calls `absorb` and `advance` with the time, then
+renders at `scene_s`. The order of replicas is the order in which they came, and stays.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from fulgurite.viewer.camera import PRESETS
+from fulgurite.viewer.events import (
+    CaughtUp,
+    Event,
+    FeedDown,
+    FeedTrouble,
+    FeedUp,
+    Frames,
+    GapSeen,
+    ReplicaSeen,
+    ReplicaStatus,
+    StatusSeen,
+)
+from fulgurite.viewer.hud import Hud
+from fulgurite.viewer.scene import ReplicaScene, Storm
+from fulgurite.viewer.strip import Strip
+from fulgurite.viewer.timeline import Mode, Played, Segment, Timeline
+from fulgurite.wire.frame import RequestEvent
+from fulgurite.wire.replica import ReplicaKey
+
+SIDE_BY_SIDE = 4
+AFTERGLOW_S = 2.5  # after the last token there is still light to fade
+EASING_S = 1.0  # after a change of camera there is still movement
+GAP_SHOWN_S = 5.0
+LATENCIES = 256
+STRIP_REFILL = 512
+NEUTRAL = "#8391b4"  # of a request to which the scene gave no colour
+LINGER_S = 1.0  # a request keeps its colour for so long after its end: its last bolts are still there
+
+
+@dataclass(slots=True)
+class Replica:
+    """What is known of one replica."""
+
+    seen: ReplicaSeen
+    status: ReplicaStatus | None = None
+    tokens: int = 0
+    missed: int = 0  # frames that exist and did not get here
+    gap_reason: str = ""
+    gap_s: float = float("-inf")
+    trouble: str = ""
+    latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
+    unshown_ns: list[int] = field(
+        default_factory=list
+    )  # when the tokens were made that are lit and not shown yet
+
+    @property
+    def gap_frames(self) -> int | None:
+        """Frames known to be missing: dropped on the way, and not seen here. None: no account of it yet."""
+        dropped = sum(self.status.dropped.values()) if self.status is not None else 0
+        if self.status is None and not self.missed:
+            return None
+        return dropped + self.missed
+
+
+class Session:
+    """A storm with its past, its selection and its connection.
+
+    Parameters
+    ----------
+    timeline : the memory; None: one with the defaults.
+    address : of the collector, for what is said about the connection.
+    """
+
+    def __init__(self, *, timeline: Timeline | None = None, address: str = "") -> None:
+        self.storm = Storm()
+        self.timeline = timeline or Timeline()
+        self.address = address
+        self.strip = Strip(NEUTRAL)
+        self.replicas: dict[str, Replica] = {}
+        self.connected: bool | None = None
+        self.down_reason = ""
+        self.gaps_s: deque[float] = deque(maxlen=256)
+        self.now_s = 0.0
+        self._chosen: tuple[str, ...] | None = None
+        self._lit_until_s = 0.0
+        self._moving_until_s = 0.0
+        self._revision = (-1, -1)
+        self._told: deque[tuple[float, str, RequestEvent]] = deque(maxlen=4096)
+
+    @property
+    def scene_s(self) -> float:
+        """The time at which the storm is to be drawn."""
+        return self.timeline.playhead_s or 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were lit so far."""
+        return sum(replica.tokens for replica in self.replicas.values())
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The replicas on screen, in the order in which they came."""
+        if self._chosen is not None:
+            return tuple(key for key in self.replicas if key in self._chosen)
+        return tuple(self.replicas)[:SIDE_BY_SIDE]
+
+    # what the feed tells
+
+    def absorb(self, events: Iterable[Event], now_s: float) -> None:
+        """Take what came in."""
+        self.now_s = now_s
+        for event in events:
+            self._take(event, now_s)
+
+    def _take(self, event: Event, now_s: float) -> None:
+        if isinstance(event, Frames):
+            self._frames(event)
+        elif isinstance(event, ReplicaSeen):
+            self._replica(event)
+        elif isinstance(event, StatusSeen):
+            self._status(event.status)
+        elif isinstance(event, GapSeen):
+            self._gap(event, now_s)
+        elif isinstance(event, FeedTrouble):
+            self._trouble(event)
+        elif isinstance(event, (FeedUp, FeedDown)):
+            self.connected = isinstance(event, FeedUp)
+            self.down_reason = event.reason if isinstance(event, FeedDown) else ""
+        elif isinstance(event, CaughtUp):
+            pass
+
+    def _replica(self, seen: ReplicaSeen) -> None:
+        known = self.replicas.get(seen.key)
+        if known is not None and known.seen.topology == seen.topology:
+            known.seen = seen
+            scene = self.storm[seen.key]
+            scene.tokens_shown = seen.tokens
+            scene.set_scale(seen.scale or scene.scale)
+            return
+        if known is not None:  # another model under the same name: what was kept of the old one fits no more
+            self.timeline.drop(seen.key)
+            self.strip.clear(seen.key)
+        self.replicas[seen.key] = Replica(seen, status=known.status if known is not None else None)
+        scene = ReplicaScene(seen.topology, key=seen.key, tokens_shown=seen.tokens)
+        scene.set_scale(seen.scale)
+        self.storm.add(scene)
+        self.storm.show(self.shown)
+        self._touch()
+
+    def _frames(self, event: Frames) -> None:
+        if event.key not in self.replicas:
+            return  # nothing is known of its shape
+        for scale in event.batch.scales:
+            self.storm[event.key].set_scale(scale)
+        for told in event.batch.events:
+            self._told.append((told.time_ns / 1e9 + LINGER_S, event.key, told))
+        if len(event.batch):
+            self.timeline.add(event.key, event.batch.blocks, event.received_ns / 1e9, live=event.live)
+
+    def _status(self, status: ReplicaStatus) -> None:
+        if status.key in self.replicas:
+            self.replicas[status.key].status = status
+
+    def _gap(self, gap: GapSeen, now_s: float) -> None:
+        self.gaps_s.append(now_s)
+        replica = self.replicas.get(gap.key)
+        if replica is not None:
+            replica.missed += gap.frames
+            replica.gap_reason, replica.gap_s = gap.reason, now_s
+
+    def _trouble(self, event: FeedTrouble) -> None:
+        if event.key in self.replicas:
+            self.replicas[event.key].trouble = event.reason
+        else:
+            self.down_reason = f"replica {event.key}: {event.reason}"
+
+    # time passes
+
+    def advance(self, now_s: float) -> bool:
+        """Move the playhead to where it should be; whether the picture is another than before."""
+        self.now_s = now_s
+        before_s = self.timeline.playhead_s
+        played = self.timeline.tick(now_s)
+        if played.jumped:
+            self._refill(played)
+        elif played.segments:
+            self._light(played, before_s)
+        self._tell(played.playhead_s)
+        for key in self.replicas:
+            self._write(key)
+        revision = (self.storm.revision, sum(scene.hud_revision for scene in self.storm.scenes))
+        changed = revision != self._revision or played.jumped or bool(played.segments)
+        self._revision = revision
+        moving = now_s < self._moving_until_s or bool(PRESETS[self.storm.camera.preset].orbit_s)
+        lit = self.timeline.mode is not Mode.PAUSED and self.scene_s < self._lit_until_s
+        return changed or moving or lit
+
+    def _write(self, key: str) -> None:
+        """The figures over the picture; in a pause they stand still with it."""
+        if self.timeline.mode is Mode.PAUSED:
+            self.storm[key].mark(self.state(key))
+        else:
+            self.storm[key].set_hud(self._hud(key))
+
+    def _tell(self, playhead_s: float) -> None:
+        """Requests that ended, once the playhead has passed it."""
+        while self._told and self._told[0][0] <= playhead_s:
+            at_s, key, event = self._told.popleft()
+            self.storm[key].event(event, at_s)
+
+    def _light(self, played: Played, before_s: float | None) -> None:
+        live = self.timeline.mode is Mode.LIVE
+        for segment in played.segments:
+            at_s, fresh = segment.at_s, live and segment.live
+            if fresh and before_s is not None:
+                at_s = np.maximum(at_s, min(before_s, played.playhead_s))  # what comes late is lit now
+            self._apply(segment, at_s)
+            replica = self.replicas[segment.key]
+            replica.tokens += len(at_s)
+            if fresh:
+                replica.unshown_ns += segment.block.columns["ended_ns"].tolist()
+        self._lit_until_s = played.playhead_s + AFTERGLOW_S
+
+    def _apply(self, segment: Segment, at_s: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+        self.storm[segment.key].apply(segment.block, at_s)
+        self.strip.feed(segment)
+
+    def _refill(self, played: Played) -> None:
+        """The scene as it was at the playhead."""
+        for scene in self.storm.scenes:
+            scene.clear()
+        self.strip.clear()
+        for segment in played.segments:
+            self.storm[segment.key].apply(segment.block, segment.at_s)
+        for key in self.replicas:
+            self.replicas[key].unshown_ns.clear()
+            for segment in self.timeline.tokens(key, STRIP_REFILL):
+                self.strip.feed(segment)
+        self._lit_until_s = played.playhead_s + AFTERGLOW_S
+
+    def on_screen(self, now_s: float) -> None:
+        """What is lit was shown at `now_s`: the latency from token to screen is measured here."""
+        for replica in self.replicas.values():
+            latencies_s = (now_s - made_ns / 1e9 for made_ns in replica.unshown_ns[-LATENCIES:])
+            # negative: the clocks disagree, and nothing can be said
+            replica.latencies_s.extend(latency_s for latency_s in latencies_s if latency_s >= 0.0)
+            replica.unshown_ns.clear()
+
+    # figures
+
+    def latency_s(self, key: str) -> float | None:
+        """Token committed to picture made, the median of the last ones; None where it was not measured."""
+        latencies = self.replicas[key].latencies_s
+        return median(latencies) if latencies else None
+
+    def state(self, key: str) -> str:
+        """A word for the replica's state, as the scene knows them."""
+        replica = self.replicas[key]
+        if self.connected is False:
+            return "lost"
+        if self.timeline.mode is Mode.PAUSED:
+            return "paused"
+        if self.now_s - replica.gap_s < GAP_SHOWN_S:
+            return "gap"
+        if replica.status is not None and replica.status.state in ("idle", "lost", "ended"):
+            return replica.status.state
+        return "live" if replica.tokens else "waiting"
+
+    def state_level(self, key: str) -> str:
+        """What the replica captures now; empty where nothing is known."""
+        replica = self.replicas[key]
+        return (replica.status.level if replica.status is not None else "") or replica.seen.level
+
+    def _hud(self, key: str) -> Hud:
+        replica = self.replicas[key]
+        status = replica.status or ReplicaStatus(key=key, state="")
+        latency_s = self.latency_s(key)
+        return Hud(
+            replica=self.name(key),
+            state=self.state(key),
+            tokens_per_s=status.tokens_per_s,
+            running_requests=status.running_requests,
+            waiting_requests=status.waiting_requests,
+            kv_tokens=status.kv_tokens,
+            kv_bytes=status.kv_bytes,
+            kv_capacity_bytes=status.kv_capacity_bytes,
+            level=self.state_level(key),
+            overhead_ratio=status.overhead_ratio,
+            gap_frames=replica.gap_frames,
+            latency_s=None if latency_s is None else round(latency_s, 3),
+        )
+
+    def name(self, key: str) -> str:
+        """A short name that no other replica here has."""
+        service, instance = _parts(key)
+        others = [_parts(other) for other in self.replicas if other != key]
+        if all(other != service for other, _ in others):
+            return service
+        rivals = [other for name, other in others if name == service]
+        short = instance if len(instance) <= 16 else instance[:8]
+        if any(other.startswith(short) for other in rivals):
+            short = instance
+        return short if all(name == service for name, _ in others) else f"{service} · {short}"
+
+    # what a person asks for
+
+    def toggle_pause(self) -> None:
+        """Stand still, or go on from there."""
+        self.timeline.toggle()
+
+    def go_live(self) -> None:
+        """Back to the present."""
+        self.timeline.go_live()
+
+    def seek_by(self, seconds: float) -> None:
+        """Move through the past."""
+        self.timeline.seek_by(seconds)
+
+    def seek_fraction(self, fraction: float) -> None:
+        """To a place in the kept past: 0 its beginning, 1 its end."""
+        from_s, to_s = self.window()
+        self.timeline.seek(from_s + fraction * (to_s - from_s))
+
+    def window(self) -> tuple[float, float]:
+        """From when to when the time bar reaches: the kept past, at least ten seconds, up to the present."""
+        to_s = self.now_s - self.timeline.delay_s
+        span = self.timeline.span()
+        return (min(span[0], to_s - 10.0) if span is not None else to_s - 10.0), to_s
+
+    def step(self, tokens: int) -> None:
+        """To the next or previous token of the replicas on screen."""
+        self.timeline.step(tokens, self.shown)
+
+    def faster(self, factor: float) -> None:
+        """Multiply the speed at which the past is played."""
+        self.timeline.set_speed(min(16.0, max(1 / 16, self.timeline.speed * factor)))
+
+    def show_camera(self, index: int) -> None:
+        """One of the presets."""
+        self.storm.camera.show(min(index, len(PRESETS) - 1))
+        self._touch()
+
+    def orbit(self, right_px: float, up_px: float) -> None:
+        """Turn the model under the pointer."""
+        self.storm.camera.orbit(-0.3 * right_px, -0.3 * up_px)
+
+    def pan(self, right_px: float, up_px: float, *, height_px: float = 720.0) -> None:
+        """Move the picture with the pointer."""
+        self.storm.camera.pan(right_px / height_px, up_px / height_px)
+
+    def zoom(self, factor: float) -> None:
+        """Come nearer (over 1) or go away."""
+        self.storm.camera.zoom(factor)
+
+    def select(self, keys: Sequence[str] | None) -> None:
+        """Show these replicas; None: as many as fit, from the first."""
+        known = None if keys is None else tuple(key for key in keys if key in self.replicas)
+        self._chosen = known or None
+        self.storm.show(self.shown)
+        self._touch()
+
+    def toggle_replica(self, key: str) -> None:
+        """Show or hide one replica; the last one shown stays."""
+        shown = self.shown
+        if key in shown:
+            self.select([other for other in shown if other != key] or shown)
+        else:
+            self.select([*shown, key])
+
+    def next_replica(self, by: int) -> None:
+        """Show one replica alone: the one after (1) or before (-1) the first on screen."""
+        keys = tuple(self.replicas)
+        if not keys:
+            return
+        alone = len(self.shown) == 1
+        at = keys.index(self.shown[0]) + by if alone else (0 if by > 0 else len(keys) - 1)
+        self.select([keys[at % len(keys)]])
+
+    def show_all(self) -> None:
+        """Every replica, side by side."""
+        self.select(None)
+
+    def toggle_hud(self) -> None:
+        """Titles, figures and legends in the picture."""
+        self.storm.hud_visible = not self.storm.hud_visible
+
+    def _touch(self) -> None:
+        self._moving_until_s = self.now_s + EASING_S
+
+
+def _parts(key: str) -> tuple[str, str]:
+    """Service and instance of a replica."""
+    try:
+        parsed = ReplicaKey.parse(key)
+    except ValueError:
+        return key, key
+    return parsed.service, parsed.instance

@@ -1,0 +1,25 @@
+// Shared by every shader: hashed noise for the shape of bolts, the fading of light, the hatch of what is not measured.
+// Plain GLSL without inputs or outputs of its own, so that desktop GL and WebGL2 compile the same text.
+
+const float FADE_S = 0.28;   // glow.FADE_S
+const float HIT_S = 0.07;    // how long a fresh hit flares
+
+float hash1(float n) {
+  uint x = uint(int(n)) * 747796405u + 2891336453u;
+  x = ((x >> ((x >> 28u) + 4u)) ^ x) * 277803737u;
+  x = (x >> 22u) ^ x;
+  return float(x) * (1.0 / 4294967295.0);
+}
+
+float faded(float display, float stamp, float now) {
+  return display * exp(-max(0.0, now - stamp) / FADE_S);
+}
+
+float flare(float stamp, float now) {
+  return exp(-max(0.0, now - stamp) / HIT_S);
+}
+
+// 0 or 1: diagonal stripes in pixels.
+float stripe(vec2 pixel, float period) {
+  return step(0.62, fract((pixel.x + pixel.y) / period));
+}

@@ -1,0 +1,14 @@
+// Words in the scene: quads of a fixed size in pixels at a place in space.
+//# vertex declarations
+in vec2 pixelOff;
+in vec2 atlasAt;
+out vec2 vAt;
+//# vertex main
+vec2 snapped = floor((gl_Position.xy / gl_Position.w * 0.5 + 0.5) * uViewport) + pixelOff;
+gl_Position = vec4((snapped / uViewport * 2.0 - 1.0) * gl_Position.w, gl_Position.z, gl_Position.w);
+vAt = atlasAt;
+//# fragment declarations
+in vec2 vAt;
+uniform sampler2D uAtlas;
+//# fragment main
+fragOutput0 = texelFetch(uAtlas, ivec2(vAt), 0);

@@ -1,0 +1,192 @@
+"""One drawn thing: points with attributes, data textures, uniforms, a shader and a way to blend. The VTK recipe, once.
+
+What must hold for VTK 9.7: every uniform is set before the first picture, or the shader does not compile; points keep
+real bounds, or the actor is culled; order-independent translucency is off on the renderer, or blending is VTK's own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from vtkmodules.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
+from vtkmodules.vtkCommonCore import vtkPoints
+from vtkmodules.vtkCommonDataModel import vtkCellArray, vtkDataObject, vtkImageData, vtkPolyData
+from vtkmodules.vtkRenderingCore import vtkActor, vtkTexture
+from vtkmodules.vtkRenderingOpenGL2 import vtkOpenGLPolyDataMapper
+
+from fulgurite.viewer.shaders import ShaderText, shader
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+Blend = Literal["opaque", "over", "premultiplied", "screen"]
+Primitive = Literal["points", "lines", "triangles"]
+
+_GL_ZERO, _GL_ONE = 0, 1
+_GL_ONE_MINUS_SRC_COLOR, _GL_SRC_ALPHA, _GL_ONE_MINUS_SRC_ALPHA = 0x0301, 0x0302, 0x0303
+
+# Screen blending (1 - (1-a)(1-b)) instead of adding: crossing bolts grow brighter and keep their colour.
+_BLENDING: dict[str, tuple[int, int, int, int]] = {
+    "over": (_GL_SRC_ALPHA, _GL_ONE_MINUS_SRC_ALPHA, _GL_ONE, _GL_ONE_MINUS_SRC_ALPHA),
+    "premultiplied": (_GL_ONE, _GL_ONE_MINUS_SRC_ALPHA, _GL_ONE, _GL_ONE_MINUS_SRC_ALPHA),
+    "screen": (_GL_ONE, _GL_ONE_MINUS_SRC_COLOR, _GL_ONE, _GL_ONE),
+}
+
+
+class DataTexture:
+    """A picture of numbers on the GPU: float32 texels, or bytes, shape (height, width, 4)."""
+
+    def __init__(self, texels: NDArray[Any], *, smooth: bool = False) -> None:
+        height, width, _ = texels.shape
+        self._texels = np.array(texels, order="C")
+        self._array = numpy_to_vtk(self._texels.reshape(-1, 4), deep=False)
+        self._array.SetName("texels")
+        self._image = vtkImageData()
+        self._image.SetDimensions(width, height, 1)
+        self._image.GetPointData().SetScalars(self._array)
+        self.vtk = vtkTexture()
+        self.vtk.SetInputDataObject(self._image)
+        self.vtk.SetColorModeToDirectScalars()
+        self.vtk.SetInterpolate(smooth)
+        self.vtk.SetMipmap(False)
+        self.vtk.SetRepeat(False)
+
+    def write(self, texels: NDArray[Any]) -> None:
+        """New texels of the same shape."""
+        self._texels[:] = texels
+        self._array.Modified()
+        self._image.Modified()
+
+
+class Drawing:
+    """An actor with its own shader.
+
+    Parameters
+    ----------
+    name : the shader's file.
+    points : ndarray of float32, shape (n, 3)
+        Positions; where the shader places vertices itself, any points that span what it draws.
+    attributes : arrays of float32, shape (n, k), by their names in the shader.
+    primitive : what the points make up; `index` (m, 2) or (m, 3) joins them to lines or triangles.
+    textures, vertex_uniforms, fragment_uniforms : by their names in the shader.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        points: NDArray[Any],
+        *,
+        primitive: Primitive,
+        blend: Blend,
+        index: NDArray[Any] | None = None,
+        attributes: Mapping[str, NDArray[Any]] | None = None,
+        textures: Mapping[str, DataTexture] | None = None,
+        vertex_uniforms: Mapping[str, float | tuple[float, float]] | None = None,
+        fragment_uniforms: Mapping[str, float | tuple[float, float, float]] | None = None,
+    ) -> None:
+        self._data = _poly_data(points, primitive, index)
+        self._mapper = vtkOpenGLPolyDataMapper()
+        self._mapper.SetInputData(self._data)
+        self._mapper.SetVBOShiftScaleMethod(0)
+        self._mapper.ScalarVisibilityOff()
+        for attribute, values in (attributes or {}).items():
+            self._attribute(attribute, values)
+        self.actor = vtkActor()
+        self.actor.SetMapper(self._mapper)
+        self.actor.PickableOff()
+        self.actor.GetProperty().LightingOff()
+        if primitive == "points":
+            self.actor.GetProperty().SetRepresentationToPoints()
+            self._mapper.UseProgramPointSizeOn()
+        self._textures = dict(textures or {})  # VTK holds them, and Python their memory
+        for texture, data in self._textures.items():
+            self.actor.GetProperty().SetTexture(texture, data.vtk)
+        self._shade(name)
+        properties = self.actor.GetShaderProperty()
+        self._vertex, self._fragment = (
+            properties.GetVertexCustomUniforms(),
+            properties.GetFragmentCustomUniforms(),
+        )
+        self.set_vertex(**(vertex_uniforms or {}))
+        self.set_fragment(**(fragment_uniforms or {}))
+        if blend == "opaque":
+            self.actor.ForceOpaqueOn()
+        else:
+            self.actor.ForceTranslucentOn()
+            self._blend(_BLENDING[blend])
+
+    def set_vertex(self, **uniforms: float | tuple[float, ...]) -> None:
+        """Uniforms of the vertex shader."""
+        _set(self._vertex, uniforms)
+
+    def set_fragment(self, **uniforms: float | tuple[float, ...]) -> None:
+        """Uniforms of the fragment shader."""
+        _set(self._fragment, uniforms)
+
+    def _attribute(self, name: str, values: NDArray[Any]) -> None:
+        array = numpy_to_vtk(np.ascontiguousarray(values, np.float32), deep=True)
+        array.SetName(name)
+        self._data.GetPointData().AddArray(array)
+        self._mapper.MapDataArrayToVertexAttribute(name, name, vtkDataObject.FIELD_ASSOCIATION_POINTS, -1)
+
+    def _shade(self, name: str) -> None:
+        text = shader(name)
+        properties = self.actor.GetShaderProperty()
+        for replace, place, body in (
+            (properties.AddVertexShaderReplacement, "//VTK::PositionVC::Dec", text.vertex_declarations),
+            (properties.AddFragmentShaderReplacement, "//VTK::PositionVC::Dec", _without_samplers(text)),
+            (properties.AddVertexShaderReplacement, "//VTK::PositionVC::Impl", text.vertex_main),
+        ):
+            replace(place, True, f"{place}\n{body}", False)
+        properties.AddFragmentShaderReplacement("//VTK::Light::Impl", True, text.fragment_main, False)
+
+    def _blend(self, factors: tuple[int, int, int, int]) -> None:
+        """VTK sets its own blending for each actor's pass; ours replaces it between the shader's set-up and the end."""
+
+        def begin(_mapper: Any, _event: str) -> None:
+            if self._state is not None:
+                self._state.vtkglBlendFuncSeparate(*factors)
+
+        def end(_mapper: Any, _event: str) -> None:
+            if self._state is not None:
+                self._state.vtkglBlendFuncSeparate(*_BLENDING["over"])
+
+        self._state: Any = None
+        self._mapper.AddObserver("UpdateShaderEvent", begin)
+        self._mapper.AddObserver("EndEvent", end)
+
+    def bind(self, state: Any) -> None:
+        """The GL state of the window that this is drawn in."""
+        self._state = state
+
+
+def _without_samplers(text: ShaderText) -> str:
+    """The fragment declarations without the samplers, which VTK declares itself in this stage, and only in this one."""
+    lines = text.fragment_declarations.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("uniform sampler2D"))
+
+
+def _poly_data(points: NDArray[Any], primitive: Primitive, index: NDArray[Any] | None) -> vtkPolyData:
+    data, places = vtkPolyData(), vtkPoints()
+    places.SetData(numpy_to_vtk(np.ascontiguousarray(points, np.float32), deep=True))
+    data.SetPoints(places)
+    if index is None:
+        index = np.arange(len(points))[:, None]
+    cells = vtkCellArray()
+    cells.SetData(
+        numpy_to_vtkIdTypeArray(np.arange(len(index) + 1, dtype=np.int64) * index.shape[1], deep=True),
+        numpy_to_vtkIdTypeArray(np.ascontiguousarray(index, np.int64).ravel(), deep=True),
+    )
+    {"points": data.SetVerts, "lines": data.SetLines, "triangles": data.SetPolys}[primitive](cells)
+    return data
+
+
+def _set(uniforms: Any, values: Mapping[str, float | tuple[float, ...]]) -> None:
+    for name, value in values.items():
+        if isinstance(value, tuple):
+            (uniforms.SetUniform2f if len(value) == 2 else uniforms.SetUniform3f)(name, value)
+        else:
+            uniforms.SetUniformf(name, value)

@@ -1,0 +1,212 @@
+"""The writings over a replica's picture: title and figures above, legend, requests and token strip below.
+
+Pure: what is painted follows from the scene. Two sheets per viewport, each painted again only when what it says changed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fulgurite.viewer.colors import REQUESTS, bar_colors
+from fulgurite.viewer.glow import FADES_OVER_S
+from fulgurite.viewer.hud import account_line, badge, memory_line, model_line, speed_line
+from fulgurite.viewer.lettering import Canvas, Color, fitted, width_of
+from fulgurite.wire.channels import BY_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from fulgurite.viewer.colors import Display
+    from fulgurite.viewer.lettering import Bytes
+    from fulgurite.viewer.scene import ReplicaScene, StripToken
+
+WHITE: Color = (238, 242, 252)
+TEXT: Color = (168, 184, 226)
+DIM: Color = (112, 126, 168)
+WARN: Color = (240, 176, 80)
+FIELD: Color = (58, 66, 96)
+
+TOP_LINES, LEGEND_LINES, STRIP_LINES = 84.0, 62.0, 46.0
+MARGIN = 20.0
+
+
+def top_key(scene: ReplicaScene) -> Hashable:
+    """Changes when the upper sheet must be painted again."""
+    return scene.hud_revision, scene.title, _rounded(scene.tokens_per_chain)
+
+
+def paint_top(scene: ReplicaScene, width: int, scale: float) -> Bytes:
+    """Title and figures: RGBA, `TOP_LINES * scale` high."""
+    canvas = Canvas(width, round(TOP_LINES * scale))
+    hud, margin, right = scene.hud, MARGIN * scale, width - MARGIN * scale
+    speed = speed_line(hud)
+    speed_width = width_of(speed, 15 * scale)
+    title = fitted(scene.title, right - margin - speed_width - 24 * scale, 21 * scale, "bold")
+    used = canvas.text(margin, 11 * scale, title, 21 * scale, WHITE, weight="bold")
+    if hud.replica and hud.replica != scene.title:
+        room = right - margin - used - speed_width - 40 * scale
+        canvas.text(margin + used + 12 * scale, 17 * scale, fitted(hud.replica, room, 14 * scale), 14 * scale, TEXT)
+    alert = hud.state in ("lost", "gap", "waiting")
+    canvas.text(right, 15 * scale, speed, 15 * scale, WARN if alert else WHITE, align=1)
+    chain = scene.tokens_per_chain
+    lines = (
+        (model_line(scene.topology), memory_line(hud, chain), TEXT),
+        (badge(hud), account_line(hud), DIM),
+    )
+    for row, (left_text, right_text, color) in enumerate(lines):
+        y = (39 + 19 * row) * scale
+        pixels = (13 - row) * scale
+        taken = canvas.text(right, y, right_text, pixels, color, align=1)
+        room = right - margin - taken - 16 * scale
+        canvas.text(margin, y, fitted(left_text, room, pixels), pixels, color)
+    if hud.gap_frames:
+        text = account_line(hud)
+        canvas.text(right, 58 * scale, text, 12 * scale, WARN, align=1)
+    return canvas.pixels
+
+
+def bottom_key(scene: ReplicaScene, tokens: bool) -> Hashable:
+    """Changes when the lower sheet must be painted again."""
+    legend = scene.scale, scene.reads_captured, scene.carpet.tokens_per_cell, tuple(scene.requests)
+    return (legend, scene.strip_revision if tokens else -1, tokens)
+
+
+def bottom_lines(tokens: bool) -> float:
+    """Height of the lower sheet at scale 1."""
+    return LEGEND_LINES + (STRIP_LINES if tokens else 0.0)
+
+
+def paint_bottom(scene: ReplicaScene, width: int, scale: float, *, tokens: bool) -> Bytes:
+    """Legend, requests and, where wanted, the token strip: RGBA."""
+    canvas = Canvas(width, round(bottom_lines(tokens) * scale))
+    left = _requests(canvas, scene, width, scale)
+    _legend(canvas, scene, width, scale, left)
+    if tokens:
+        _strip(canvas, scene, width, LEGEND_LINES * scale, scale)
+    return canvas.pixels
+
+
+def _legend(canvas: Canvas, scene: ReplicaScene, width: int, scale: float, left: float) -> None:
+    """One colour bar per node kind, with the formula and the ends of its scale."""
+    bar = 118 * scale
+    end = width - MARGIN * scale
+    kinds = [("heads", "head", "head_write"), ("FFN", "ffn", "ffn_write")]
+    if scene.topology.experts:
+        kinds[1] = ("experts", "gate", "expert_weights")
+    for row, (name, kind, channel) in enumerate(kinds):
+        y = (6 + 18 * row) * scale
+        _bar(canvas, _display(scene, kind), end, y, bar, scale)
+        label = f"{name}  {formula(channel)}"
+        canvas.text(end - bar - 52 * scale, y, label, 12 * scale, TEXT, align=1)
+    note = f"relative write norm; light fades over {FADES_OVER_S:g} s"
+    reads = "" if scene.reads_captured else "KV reads not measured at this level"
+    text = "  ·  ".join(part for part in (note, reads) if part)
+    canvas.text(end, 43 * scale, fitted(text, end - MARGIN * scale, 11 * scale), 11 * scale, DIM, align=1)
+    del left
+
+
+def _bar(canvas: Canvas, display: Display | None, end: float, y: float, bar: float, scale: float) -> None:
+    """The colour bar, its ends written at both sides; hatched where there is no scale yet."""
+    from_x, height = end - bar - 4 * scale, 8 * scale
+    if display is None:
+        canvas.picture(from_x - 36 * scale, y + 4 * scale, _hatch(round(bar), round(height)))
+        canvas.text(end, y, "no scale", 11 * scale, DIM, align=1)
+        return
+    colors = (bar_colors() * 255.0 + 0.5).astype(np.uint8)
+    columns = np.linspace(0, len(colors) - 1, max(2, round(bar - 40 * scale))).round().astype(int)
+    canvas.picture(from_x, y + 4 * scale, np.repeat(colors[columns][None], max(2, round(height)), axis=0))
+    canvas.text(from_x - 5 * scale, y, figure(display.low), 11 * scale, TEXT, align=1)
+    canvas.text(end, y, figure(display.high), 11 * scale, TEXT, align=1)
+
+
+def _requests(canvas: Canvas, scene: ReplicaScene, width: int, scale: float) -> float:
+    """The colours of the requests under way."""
+    x, y = MARGIN * scale, 6 * scale
+    for request_id, color in scene.requests[-3:]:
+        name = fitted(short(request_id), 92 * scale, 12 * scale)
+        canvas.box(x, y + 7 * scale, 14 * scale, 3 * scale, _rgb(color))
+        canvas.text(x + 20 * scale, y, name, 12 * scale, TEXT)
+        y += 18 * scale
+    return x
+
+
+def _strip(canvas: Canvas, scene: ReplicaScene, width: int, top: float, scale: float) -> None:
+    """The last tokens, the newest at the right: text in the request's colour, probability as a bar below."""
+    x, size = width - MARGIN * scale, 15 * scale
+    canvas.box(MARGIN * scale, top + 2 * scale, width - 2 * MARGIN * scale, 1, FIELD, 0.7)
+    newest = True
+    for token in reversed(scene.strip):
+        text, known = token_text(token)
+        room = width_of(text, size) + 8 * scale
+        if x - room < MARGIN * scale:
+            break
+        x -= room
+        color = _rgb(token.color)
+        ink = color if known else tuple(round(0.6 * c) for c in color)
+        canvas.text(x + 4 * scale, top + 9 * scale, text, size, (WHITE if newest and known else ink))  # type: ignore[arg-type]
+        _probability(canvas, token, x + 3 * scale, top + 32 * scale, room - 6 * scale, scale)
+        newest = False
+    if newest:
+        canvas.text(MARGIN * scale, top + 9 * scale, "no token yet", size, DIM)
+    elif scene.tokens_shown != "text":
+        words = "token text is off" if scene.tokens_shown == "off" else "token text is off: ids"
+        if x - MARGIN * scale > width_of(words, 11 * scale):
+            canvas.text(MARGIN * scale, top + 12 * scale, words, 11 * scale, DIM)
+
+
+def _probability(canvas: Canvas, token: StripToken, x: float, y: float, room: float, scale: float) -> None:
+    canvas.box(x, y, room, 3 * scale, FIELD, 0.8)
+    if token.probability is not None:
+        canvas.box(x, y, max(1.0, room * token.probability), 3 * scale, _rgb(token.color))
+
+
+def token_text(token: StripToken) -> tuple[str, bool]:
+    """What the strip says of a token, and whether it is its text: else its id, or its position."""
+    if token.text is not None:
+        shown = token.text.replace("\n", "↵").replace("\t", "→").replace("\r", "")
+        return (shown.strip() or ("␣" if shown else "∅")), True
+    return (f"#{token.token_id}" if token.token_id >= 0 else f"·{token.position}"), False
+
+
+def formula(channel: str) -> str:
+    """The formula of a channel in print."""
+    text = BY_NAME[channel].formula.replace("||", "‖").replace("o_h", "oₕ").replace("r+", "r⁺")
+    return "gate weight" if channel == "expert_weights" else text
+
+
+def short(request_id: str) -> str:
+    """The end of a request's name, where names of one run differ."""
+    return request_id if len(request_id) <= 12 else "…" + request_id[-8:]
+
+
+def figure(value: float) -> str:
+    """A bound of a scale, with two digits that count."""
+    if value == 0 or 1e-3 <= abs(value) < 1e3:
+        return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
+    return f"{value:.0e}"
+
+
+def _display(scene: ReplicaScene, kind: str) -> Display | None:
+    from fulgurite.viewer.colors import Display
+
+    return Display(0.0, 1.0) if kind == "gate" else scene.display(kind)
+
+
+def _hatch(width: int, height: int) -> Bytes:
+    y, x = np.mgrid[0 : max(2, height), 0 : max(2, width)]
+    ink = ((x + y) % 6 < 2)[..., None]
+    return np.where(ink, np.array([102, 104, 112]), np.array([14, 15, 18])).astype(np.uint8)
+
+
+def _rgb(index: int) -> Color:
+    r, g, b = REQUESTS[index][1]
+    return round(r * 255), round(g * 255), round(b * 255)
+
+
+def _rounded(value: float | None) -> int | None:
+    return None if value is None else max(1, round(value))
+
+
+__all__ = ["bottom_key", "bottom_lines", "paint_bottom", "paint_top", "top_key"]
