@@ -51,11 +51,16 @@ def frames(last: int, count: int = 4, *, epoch: int = EPOCH, size: int = 100, in
 
 def events(behind: int, *, ingested_ns: int) -> Entry:
     """A batch without frames."""
-    entry_id = EntryId(EPOCH, behind)
-    return Entry(id=entry_id, count=0, schema_hash=HASH, ingested_ns=ingested_ns, batch=b"event %d" % ingested_ns)
+    batch = b"event %d" % ingested_ns
+    return Entry(id=EntryId(EPOCH, behind), count=0, schema_hash=HASH, ingested_ns=ingested_ns, batch=batch)
 
 
-async def everything(store: Store, key: ReplicaKey, after: Position = Position(), limit: int = 3) -> list[Entry]:  # noqa: B008
+async def everything(
+    store: Store,
+    key: ReplicaKey,
+    after: Position = Position(),  # noqa: B008 - frozen
+    limit: int = 3,
+) -> list[Entry]:
     """Every entry behind `after`, page by page."""
     found: list[Entry] = []
     while (page := await store.read(key, after, limit=limit)).entries:
@@ -184,9 +189,8 @@ class StoreContract:
         async def run() -> None:
             key = new_key()
             async with opened() as store:
-                waiting = [
-                    asyncio.create_task(store.read(key, Position(), limit=9, wait_s=DEADLINE_S)) for _ in range(4)
-                ]
+                reads = [store.read(key, Position(), limit=9, wait_s=DEADLINE_S) for _ in range(4)]
+                waiting = [asyncio.create_task(read) for read in reads]
                 await store.replicas()
                 started = time.monotonic()
                 await store.append(key, [frames(4)])
@@ -244,9 +248,8 @@ class StoreContract:
     def test_registering_at_once_gives_different_epochs(self, opened: Opened) -> None:
         async def run() -> None:
             key = new_key()
-            async with opened() as store, opened() as other:
-                if isinstance(store, MemoryStore):
-                    other = store
+            async with opened() as store, opened() as another:
+                other = store if isinstance(store, MemoryStore) else another
                 calls = [one.register(key, asked_epoch_ms=0, now_ms=EPOCH) for one in (store, other) * 8]
                 given = [one.epoch_ms for one in await asyncio.gather(*calls)]
                 assert sorted(given) == list(range(EPOCH, EPOCH + 16))
@@ -475,7 +478,8 @@ def test_a_server_that_is_not_there_is_one_clear_line() -> None:
 
     async def run() -> None:
         store = redis.RedisStore("redis://user:secret@127.0.0.1:1")
-        with pytest.raises(StoreUnavailable, match=r"redis://user:\*\*\*@127.0.0.1:1 does not answer") as caught:
+        where = r"redis://user:\*\*\*@127.0.0.1:1"
+        with pytest.raises(StoreUnavailable, match=f"{where} does not answer") as caught:
             await store.open()
         assert "\n" not in str(caught.value)
         await store.close()

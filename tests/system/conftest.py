@@ -108,6 +108,8 @@ class Stage:
         for process in self.left():
             process.kill()
         for started in self._started:
+            started.process.kill()  # one that rewrote its environment carries no mark: redis-server does
+        for started in self._started:
             started.wait(10.0)
 
 

@@ -4,53 +4,102 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
-from fulgurite.collector.config import Settings, settings
+from fulgurite.collector.config import Settings
+from fulgurite.collector.options import UsageError, parse
+from fulgurite.collector.store import Retention, StoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from fulgurite.collector.store import Store
+
+log = logging.getLogger("fulgurite.collector")
+
+IN_PROCESS = "memory://"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run a collector until a signal ends it. Returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="fulgurite collector: %(message)s", stream=sys.stderr)
     try:
-        chosen = settings(argv)
-    except ValueError as error:
+        settings = parse(arguments, os.environ)
+    except UsageError as error:
         return _complain(str(error), 2)
     try:
-        from fulgurite.collector.embedded import EmbeddedUnavailable
-        from fulgurite.collector.server import CannotStart
+        from fulgurite.collector.server import CannotListen
     except ImportError as error:
-        return _complain(f"{error.name} is missing: pip install 'fulgurite[collector]'", 1)
+        return _complain(_missing(error), 1)
     try:
-        return asyncio.run(_run(chosen))
-    except CannotStart as error:
-        return _complain(str(error), error.status)
-    except EmbeddedUnavailable as error:
+        return asyncio.run(_run(settings))
+    except CannotListen as error:
+        return _complain(str(error), 2)
+    except StoreUnavailable as error:
+        advice = "start it, or leave --redis out for the embedded one"
+        return _complain(f"{error}; {advice}" if settings.redis_url else str(error), 1)
+    except StoreError as error:
         return _complain(str(error), 1)
     except ImportError as error:
-        return _complain(f"{error.name} is missing: pip install 'fulgurite[collector]'", 1)
+        return _complain(_missing(error), 1)
 
 
-async def _run(chosen: Settings) -> int:
-    from fulgurite.collector.server import Collector
+async def _run(settings: Settings) -> int:
+    from fulgurite.collector.server import Collector, check_is_free
 
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, over.set)
-    collector = Collector(chosen)
-    try:
-        await collector.start()
-        print(
-            f"fulgurite collector listening on {collector.address}, storing in {collector.store_name}",
-            flush=True,
-        )
+    async with AsyncExitStack() as stack:
+        store = _Opening(settings)
+        await check_is_free(settings.listen)  # before a server is started for nothing
+        opened = await store.open(stack)
+        collector = await stack.enter_async_context(Collector(opened, settings))
+        print(f"fulgurite collector listening on {collector.address}, storing in {opened.name}", flush=True)
         await over.wait()
-    finally:
-        await collector.stop()
     return 0
+
+
+class _Opening:
+    """The store that was asked for. What it needs is imported at once: what is missing is said first."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._retention = Retention(age_s=settings.retention_s, nbytes=settings.retention_bytes)
+        self._is_in_process = settings.redis_url == IN_PROCESS
+        if self._is_in_process:
+            return
+        from fulgurite.collector.embedded import EmbeddedServer
+        from fulgurite.collector.stores import redis
+
+        self._module = redis
+        self._embedded = EmbeddedServer(settings.durability) if settings.redis_url is None else None
+
+    async def open(self, stack: AsyncExitStack) -> Store:
+        store = await self._made(stack)
+        stack.push_async_callback(store.close)
+        await store.open()
+        return store
+
+    async def _made(self, stack: AsyncExitStack) -> Store:
+        if self._is_in_process:
+            from fulgurite.collector.stores.memory import MemoryStore
+
+            return MemoryStore(self._retention)
+        url, label = self._settings.redis_url, ""
+        if self._embedded is not None:
+            url, label = (await stack.enter_async_context(self._embedded)).url, "the embedded server"
+        return self._module.RedisStore(
+            url or "", retention=self._retention, durability=self._settings.durability, label=label
+        )
+
+
+def _missing(error: ImportError) -> str:
+    return f"the package {error.name} is not installed: pip install 'fulgurite[collector]'"
 
 
 def _complain(text: str, status: int) -> int:

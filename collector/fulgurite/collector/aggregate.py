@@ -45,13 +45,19 @@ class _Sequence:
 
 
 class Aggregate:
-    """The figures of one replica."""
+    """The figures of one replica.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    tokens_total : int
+        Tokens that were counted before, by another collector or an earlier one.
+    """
+
+    def __init__(self, tokens_total: int = 0) -> None:
         self._windows: deque[Window] = deque(maxlen=WINDOWS + 1)
         self._sequences: dict[tuple[str, int], _Sequence] = {}
         self._started_ns: dict[str, int] = {}
-        self.tokens_total = 0
+        self.tokens_total = tokens_total
 
     def fold(self, batch: FrameBatch, now_ns: int) -> None:
         """Take a batch that was ingested at `now_ns`."""
@@ -101,8 +107,9 @@ class Aggregate:
     def _fold_activity(self, window: Window, block: FrameBlock) -> None:
         if "head_write" not in block.columns or "ffn_write" not in block.columns:
             return
-        heads = _mean(block.columns["head_write"], axis=-1).sum(axis=0)
-        ffn = block.columns["ffn_write"].sum(axis=0)
+        with np.errstate(all="ignore"):  # what a model overflows to is shown as it is
+            heads = _mean(block.columns["head_write"], axis=-1).sum(axis=0, dtype=np.float64)
+            ffn = block.columns["ffn_write"].sum(axis=0, dtype=np.float64)
         same = window.head_sum.shape == heads.shape
         window.head_sum = window.head_sum + heads if same else heads
         window.ffn_sum = window.ffn_sum + ffn if same else ffn
@@ -131,18 +138,24 @@ class Aggregate:
             tokens_per_s=tokens / max(span_s, 1.0),
             inter_token=_quantiles([gap for w in windows for gap in w.gaps_s]),
             first_token=_quantiles([first for w in windows for first in w.firsts_s]),
-            kv_tokens=sum(max(0, s.kv_tokens) for s in self._sequences.values()),
-            kv_bytes=sum(max(0, s.kv_bytes) for s in self._sequences.values()),
+            kv_tokens=_total([s.kv_tokens for s in self._sequences.values()]),
+            kv_bytes=_total([s.kv_bytes for s in self._sequences.values()]),
             running_sequences=len(self._sequences),
             tokens_total=self.tokens_total,
             window_s=span_s,
         )
         measured = [w for w in windows if w.measured]
+        measured = [w for w in measured if w.head_sum.shape == measured[-1].head_sum.shape]
         if measured:
             count = sum(w.measured for w in measured)
             status.head_activity.extend((np.sum([w.head_sum for w in measured], axis=0) / count).tolist())
             status.ffn_activity.extend((np.sum([w.ffn_sum for w in measured], axis=0) / count).tolist())
         return status
+
+
+def _total(counts: list[int]) -> int:
+    """Their sum, without those that are not known (-1), and not beyond what the message can carry."""
+    return min(sum(max(0, count) for count in counts), (1 << 64) - 1)
 
 
 def _mean(values: Array, axis: int) -> Array:

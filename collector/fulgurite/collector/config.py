@@ -37,7 +37,9 @@ class Listen:
         """
         match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]\s/]+)):(\d{1,5})", text)
         if not match or int(match[3]) > 65535:
-            raise ValueError(f"not an address to listen on: {text!r}; write HOST:PORT, such as 127.0.0.1:4747")
+            raise ValueError(
+                f"not an address to listen on: {text!r}; write HOST:PORT, such as 127.0.0.1:4747"
+            )
         return cls(match[1] or match[2], int(match[3]))
 
     @property
@@ -67,8 +69,8 @@ class Settings:
     retention_s, retention_bytes : float, int
         How much of the past of each replica is kept: what is older, or more, goes.
     durability : str
-        What an acknowledgement promises. ``memory``: the store has it. ``everysec``: it is on disk within a second.
-        ``always``: it is on disk.
+        What an acknowledgement promises. ``memory``: the store has it. ``everysec``: it is on disk within a
+        second. ``always``: it is on disk.
     credit : int
         Batches that an agent may have under way.
     held_bytes : int
@@ -109,13 +111,17 @@ class Settings:
         if not 1 <= self.retention_s <= 30 * 86400:
             raise ValueError(f"the retention must be 1 s to 30 days, not {self.retention_s:g} s")
         if self.retention_bytes < MIN_RETENTION_BYTES:
-            raise ValueError(f"the retention must be at least {MIN_RETENTION_BYTES} bytes, not {self.retention_bytes}")
+            raise ValueError(
+                f"the retention must be at least {MIN_RETENTION_BYTES} bytes, not {self.retention_bytes}"
+            )
         if self.durability not in DURABILITIES:
-            raise ValueError(f"no such durability: {self.durability!r}; choose one of {', '.join(DURABILITIES)}")
+            raise ValueError(
+                f"no such durability: {self.durability!r}; choose one of {', '.join(DURABILITIES)}"
+            )
         if not self.listen.is_loopback and not self.insecure:
             raise ValueError(
-                f"{self.listen} can be reached from other machines, and nobody would have to show credentials: "
-                "listen on 127.0.0.1, or say --insecure if the network is trusted"
+                f"{self.listen} can be reached from other machines, and nobody would have to show credentials"
+                ": listen on 127.0.0.1, or say --insecure if the network is trusted"
             )
 
 

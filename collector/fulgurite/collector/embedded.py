@@ -1,7 +1,8 @@
 """A private Redis-compatible server for one machine: started with the collector, gone with it.
 
-It listens on a socket in a folder that only this user can enter, and on no port. If it dies it is started again on what it
-had on disk. If the collector is killed the kernel ends it, and the next collector removes the folder.
+It listens on a socket in a folder that only this user can enter, and on no port. If it dies it is started
+again on what it had on disk. If the collector is killed the kernel ends it, and the next collector removes
+the folder.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class EmbeddedServer:
         max_memory_bytes: int = MAX_MEMORY_BYTES,
     ) -> None:
         self._binary = binary or server_binary()
-        self._options = _PERSISTENCE[durability] | {"maxmemory": str(max_memory_bytes)}
+        self._options = {**_PERSISTENCE[durability], "maxmemory": str(max_memory_bytes)}
         self._folder: Path | None = None
         self._lock: IO[bytes] | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -162,7 +163,10 @@ class EmbeddedServer:
             "stream-node-max-entries": "32",
             **self._options,
         }
-        return [str(self._binary), *(word for name, value in options.items() for word in (f"--{name}", value))]
+        return [
+            str(self._binary),
+            *(word for name, value in options.items() for word in (f"--{name}", value)),
+        ]
 
     async def _answers(self) -> bool:
         try:
@@ -187,7 +191,9 @@ class EmbeddedServer:
         while True:
             assert self._process is not None
             status = await self._process.wait()
-            log.error("the embedded server ended (status %s); starting it again on what it had on disk", status)
+            log.error(
+                "the embedded server ended (status %s); starting it again on what it had on disk", status
+            )
             await asyncio.sleep(RESTART_AFTER_S)
             try:
                 await self._start()

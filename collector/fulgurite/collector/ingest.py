@@ -1,7 +1,7 @@
-"""Agents in: one bidirectional stream each. A batch is checked, stored as it came, then acknowledged.
+"""The port for agents: one bidirectional stream each, from its hello to its end.
 
-While the store is away nothing is acknowledged and nothing more is read: the agent keeps what it has, and its
-own bound decides what goes. That is back-pressure, not loss.
+Messages are taken as bytes, because a batch is stored as its agent wrote it, and because what is no message
+is to be answered with a sentence.
 """
 
 from __future__ import annotations
@@ -10,264 +10,211 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import grpc
 
 from fulgurite.collector.config import Settings
-from fulgurite.collector.replicas import Replica, Replicas
-from fulgurite.collector.store import Entry, Place, Store, Stored, StoreUnavailable
-from fulgurite.v1 import agent_pb2, agent_pb2_grpc, frame_pb2, viewer_pb2
-from fulgurite.wire.codec import PROTOCOL, Codec, CodecError, check_schema, codec_for, topology_from_pb
+from fulgurite.collector.hello import Introduction, introduction
+from fulgurite.collector.inbox import Inbox
+from fulgurite.collector.intake import REPLACED, Intake
+from fulgurite.collector.link import Link
+from fulgurite.collector.outage import Outage
+from fulgurite.collector.refusal import Refused
+from fulgurite.collector.replicas import Replicas
+from fulgurite.collector.store import Store, StoreError
+from fulgurite.v1 import agent_pb2
 from fulgurite.wire.replica import ReplicaKey
 
-logger = logging.getLogger("fulgurite.collector")
-_RETRY_S = 0.2
-_IDLE_S = 20.0
-_MOST_AT_ONCE = 64
+log = logging.getLogger(__name__)
+
+HELLO_TIMEOUT_S: Final = 5.0
+ORPHAN_S: Final = 10.0
+"""How long what a vanished agent had sent waits for a store that is away."""
+DAY_MS: Final = 86_400_000
+"""An epoch so far ahead is none that a collector gave; who asks for one gets a new one."""
+AWAY: Final = "the store is away: "
 
 
-class Refused(Exception):
-    """The agent did something that a retry cannot mend."""
+class AgentService:
+    """See `agent.proto`.
 
+    Parameters
+    ----------
+    collector_id : str
+        What this collector calls itself to agents.
+    """
 
-@dataclass(slots=True)
-class Link:
-    """One connected agent."""
+    def __init__(
+        self, store: Store, replicas: Replicas, *, settings: Settings, outage: Outage, collector_id: str
+    ) -> None:
+        self._store, self._replicas = store, replicas
+        self._settings, self._outage, self._collector_id = settings, outage, collector_id
+        self._intakes: dict[ReplicaKey, Intake] = {}
+        self._running: dict[Intake, asyncio.Task[None]] = {}
+        self._doors: WeakValueDictionary[ReplicaKey, asyncio.Lock] = WeakValueDictionary()
+        self._closing = False
 
-    replica: Replica
-    codec: Codec
-    epoch_ms: int
-    acknowledged: int
-    told: int = 0
-    replaced: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-class AgentService(agent_pb2_grpc.AgentServiceServicer):
-    """See `agent.proto`."""
-
-    def __init__(self, store: Store, replicas: Replicas, settings: Settings, collector_id: str) -> None:
-        self._store = store
-        self._replicas = replicas
-        self._settings = settings
-        self._collector_id = collector_id
-        self._links: dict[str, Link] = {}
-
-    async def Connect(  # noqa: N802 - the name is the protocol's
-        self, request_iterator: AsyncIterator[agent_pb2.AgentMessage], context: Any
-    ) -> AsyncIterator[agent_pb2.CollectorMessage]:
-        """One agent, from its hello to its end."""
-        messages = request_iterator.__aiter__()
-        link: Link | None = None
-        try:
-            link = await self._welcome(messages)
-            welcome = agent_pb2.Welcome(
-                protocol=PROTOCOL,
-                epoch_ms=link.epoch_ms,
-                resume_after=link.acknowledged,
-                credit=self._settings.credit,
-                collector_id=self._collector_id,
-            )
-            yield agent_pb2.CollectorMessage(welcome=welcome)
-            async for answer in self._serve(link, messages):
-                yield answer
-        except (Refused, CodecError) as refusal:
-            logger.warning("refused an agent (%s): %s", context.peer(), refusal)
-            yield agent_pb2.CollectorMessage(refusal=agent_pb2.Refusal(reason=str(refusal), final=True))
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(refusal))
-        except StoreUnavailable as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the store cannot be reached: {error}")
-        finally:
-            if link is not None:
-                self._leave(link)
-
-    async def _welcome(self, messages: AsyncIterator[agent_pb2.AgentMessage]) -> Link:
-        try:
-            first = await asyncio.wait_for(anext(messages), _IDLE_S)
-        except (StopAsyncIteration, TimeoutError):
-            raise Refused("no hello came") from None
-        if first.WhichOneof("message") != "hello":
-            raise Refused(f"the first message must be a hello, not {first.WhichOneof('message')}")
-        hello = first.hello
-        key, announcement = _introduction(hello)
-        if key not in self._links and len(self._links) >= self._settings.max_replicas:
-            raise Refused(f"there are {self._settings.max_replicas} replicas already, which is the limit")
-        codec = codec_for(hello.schema)
-        known = await self._store.get("announcement", key)
-        if known is not None:
-            announcement.scale.CopyFrom(viewer_pb2.ReplicaAnnouncement.FromString(known).scale)
-        now_ns = time.time_ns()
-        await self._store.enlist(key, now_ns)
-        replica = await self._replicas.introduce(key, announcement)
-        newest = await self._store.newest(key)
-        epoch_ms = (
-            hello.epoch_ms
-            if _is_known_epoch(hello.epoch_ms, newest)
-            else max(now_ns // 1_000_000, newest[0] + 1)
+    @property
+    def handler(self) -> Any:
+        """What a server is given."""
+        connect = grpc.stream_stream_rpc_method_handler(
+            self.connect,
+            request_deserializer=None,
+            response_serializer=agent_pb2.CollectorMessage.SerializeToString,
         )
-        resume = newest[1] if newest[0] == epoch_ms else 0
-        link = Link(replica, codec, epoch_ms, resume, told=resume)
-        if (older := self._links.get(key)) is not None:
-            older.replaced.set()
-        self._links[key] = link
-        replica.linked, replica.seen_ns = True, now_ns
-        replica.agent.level = hello.level
-        return link
+        return grpc.method_handlers_generic_handler("fulgurite.v1.AgentService", {"Connect": connect})
 
-    def _leave(self, link: Link) -> None:
-        if self._links.get(link.replica.key) is link:
-            del self._links[link.replica.key]
-            link.replica.linked = False
-
-    async def _serve(
-        self, link: Link, messages: AsyncIterator[agent_pb2.AgentMessage]
-    ) -> AsyncIterator[agent_pb2.CollectorMessage]:
-        inbox: asyncio.Queue[agent_pb2.AgentMessage | None] = asyncio.Queue(self._settings.credit + 8)
-        reader = asyncio.create_task(_pump(messages, inbox))
-        acked_s = time.monotonic()
+    async def connect(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        """One agent."""
+        messages = aiter(requests)
         try:
-            while not link.replaced.is_set():
-                taken, over = await self._take(inbox)
-                await self._handle(link, taken)
-                due = time.monotonic() - acked_s > self._settings.ack_ms / 1e3 or over or inbox.empty()
-                if link.acknowledged > link.told and due:
-                    link.told, acked_s = link.acknowledged, time.monotonic()
-                    yield self._ack(link)
-                if over:
-                    return
-            raise Refused("another process announced itself under this replica's name")
+            intake = await self._admit(await _hello(messages))
+        except Refused as refusal:
+            await _refuse(refusal, context)
+            return
+        pump = asyncio.create_task(_pump(messages, intake.inbox))
+        try:
+            await context.write(intake.link.welcome(self._collector_id))
+            await self._talk(intake, context)
         finally:
-            reader.cancel()
+            pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)
+            self._leave(intake)
 
-    async def _take(
-        self, inbox: asyncio.Queue[agent_pb2.AgentMessage | None]
-    ) -> tuple[list[agent_pb2.AgentMessage], bool]:
-        """What has come, one message at least unless nothing comes; and whether the stream is over."""
-        try:
-            taken = [await asyncio.wait_for(inbox.get(), 1.0)]
-        except TimeoutError:
-            return [], False
-        while len(taken) < _MOST_AT_ONCE and not inbox.empty():
-            taken.append(inbox.get_nowait())
-        return [message for message in taken if message is not None], None in taken
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing more; end each stream when what came is stored, or when the time is up."""
+        self._closing = True
+        for intake in self._running:
+            intake.inbox.close()
+        if self._running:
+            await asyncio.wait(list(self._running.values()), timeout=timeout_s)
+        for intake in self._running:
+            intake.give_up()
+        if self._running:
+            await asyncio.wait(list(self._running.values()), timeout=1.0)
 
-    def _ack(self, link: Link) -> agent_pb2.CollectorMessage:
-        ack = agent_pb2.Ack(epoch_ms=link.epoch_ms, sequence=link.acknowledged, credit=self._settings.credit)
-        return agent_pb2.CollectorMessage(ack=ack)
+    # --- in
 
-    async def _handle(self, link: Link, messages: list[agent_pb2.AgentMessage]) -> None:
-        now_ns = time.time_ns()
-        batches: list[frame_pb2.Batch] = []
-        for message in messages:
-            link.replica.seen_ns = now_ns
-            kind = message.WhichOneof("message")
-            if kind == "batch":
-                batches.append(link.codec.validate(message.batch))
-            elif kind == "stats":
-                link.replica.agent.CopyFrom(message.stats)
-            elif kind == "goodbye":
-                link.replica.ended = True
-            elif kind == "hello":
-                raise Refused("a second hello on one stream")
-        if batches:
-            await self._keep(link, batches, now_ns)
-
-    async def _keep(self, link: Link, batches: list[frame_pb2.Batch], now_ns: int) -> None:
-        entries = [_entry(link, batch, now_ns) for batch in batches if batch.count]
-        outcomes = await self._append(link, entries)
-        if Stored.STALE in outcomes:
-            raise Refused(
-                f"epoch {link.epoch_ms} of this replica is over: another process has begun a newer one"
+    async def _admit(self, introduced: Introduction) -> Intake:
+        door = self._doors.setdefault(introduced.key, asyncio.Lock())
+        async with door:  # one at a time: two streams of one replica must not both be its writer
+            if self._closing:
+                raise Refused("this collector is about to end", final=False)
+            await self._make_room(introduced)
+            now_ms = time.time_ns() // 1_000_000
+            try:
+                registration = await self._store.register(
+                    introduced.key,
+                    asked_epoch_ms=introduced.asked_epoch_ms
+                    if introduced.asked_epoch_ms < now_ms + DAY_MS
+                    else 0,
+                    now_ms=now_ms,
+                )
+                replica = await self._replicas.introduce(introduced, registration)
+            except StoreError as error:
+                self._outage.failed("write", error)
+                raise Refused(f"{AWAY}{error}", final=False) from error
+            link = Link(introduced.codec, registration, settings=self._settings, now_s=time.monotonic())
+            inbox = Inbox(max_bytes=self._settings.held_bytes, max_messages=4 * self._settings.credit)
+            intake = Intake(
+                link, replica, inbox, store=self._store, replicas=self._replicas, outage=self._outage
             )
-        stored = {
-            entry.place for entry, outcome in zip(entries, outcomes, strict=True) if outcome is Stored.NEW
-        }
-        if entries:
-            link.acknowledged = max(link.acknowledged, entries[-1].place[1])
-            link.replica.frames_ns = now_ns
-        await self._fold(link, [b for b in batches if not b.count or _place(b) in stored], now_ns)
-        for batch in batches:
-            if not batch.count:
-                link.replica.notice(batch.SerializeToString())
-        link.replica.wake()
+            self._start(intake)
+        return intake
 
-    async def _append(self, link: Link, entries: list[Entry]) -> list[Stored]:
-        """Append, as often as it takes: the agent waits, and is not told that anything is kept."""
-        complained = False
-        while entries:
-            try:
-                found = await self._store.append(link.replica.key, entries)
-            except StoreUnavailable as error:
-                if not complained:
-                    logger.warning("the store is away (%s): agents are kept waiting until it answers", error)
-                complained = True
-                if link.replaced.is_set():
-                    raise
-                await asyncio.sleep(_RETRY_S)
-                continue
-            if complained:
-                logger.warning("the store answers again")
-            return found
-        return []
+    async def _make_room(self, introduced: Introduction) -> None:
+        older = self._intakes.pop(introduced.key, None)
+        if older is None:
+            if len(self._intakes) >= self._settings.max_replicas:
+                most = self._settings.max_replicas
+                raise Refused(
+                    f"{most} replicas are connected to this collector, which is its limit", final=False
+                )
+            return
+        is_same_process = older.link.epoch_ms == introduced.asked_epoch_ms
+        older.give_up(None if is_same_process else Refused(REPLACED.format(key=introduced.key)))
+        if older in self._running:
+            await asyncio.wait([self._running[older]])
 
-    async def _fold(self, link: Link, batches: list[frame_pb2.Batch], now_ns: int) -> None:
-        scale: frame_pb2.Scale | None = None
-        for batch in batches:
-            link.replica.aggregate.fold(link.codec.decode(batch), now_ns)
-            scale = batch.scales[-1] if batch.scales else scale
-        if scale is not None:
-            link.replica.announcement.scale.CopyFrom(scale)
-            link.replica.revision += 1
-            try:
-                blob = link.replica.announcement.SerializeToString()
-                await self._store.put("announcement", link.replica.key, blob)
-            except StoreUnavailable:
-                return  # the scale is in the batch as well
+    def _start(self, intake: Intake) -> None:
+        self._intakes[intake.replica.key] = intake
+        task = asyncio.create_task(self._run(intake), name=f"intake {intake.replica.key}")
+        self._running[intake] = task
+        task.add_done_callback(lambda done: self._ended(intake, done))
+
+    async def _run(self, intake: Intake) -> None:
+        await intake.run()
+        if intake.refusal is not None:  # it may be another collector's by now
+            return
+        try:
+            await self._replicas.beat(intake.replica)
+        except StoreError as error:
+            self._outage.failed("write", error)
+
+    def _ended(self, intake: Intake, task: asyncio.Task[None]) -> None:
+        self._running.pop(intake, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("taking in what %s sends failed", intake.replica.key, exc_info=error)
+
+    # --- out
+
+    async def _talk(self, intake: Intake, context: Any) -> None:
+        """Say what is due until there is nothing more to take."""
+        while not intake.is_over:
+            intake.news.clear()
+            message = intake.link.say(time.monotonic())
+            if message is not None:
+                await context.write(message)
+            elif not intake.is_over:
+                await _wait(intake.news, intake.link.silent_until_s - time.monotonic())
+        message = intake.link.say(time.monotonic(), at_last=True)
+        if message is not None:
+            await context.write(message)
+        if intake.refusal is not None:
+            await _refuse(intake.refusal, context)
+
+    def _leave(self, intake: Intake) -> None:
+        """The stream is gone. What came is still stored, as long as the store answers soon."""
+        intake.inbox.close()
+        if not intake.is_over:
+            asyncio.get_running_loop().call_later(ORPHAN_S, intake.give_up)
+        if self._intakes.get(intake.replica.key) is intake:
+            del self._intakes[intake.replica.key]
+            intake.replica.left_s = time.monotonic()
 
 
-def _introduction(hello: agent_pb2.Hello) -> tuple[str, viewer_pb2.ReplicaAnnouncement]:
-    if hello.protocol < 1 or hello.protocol > PROTOCOL:
-        raise Refused(f"protocol {hello.protocol} is not spoken here, {PROTOCOL} is: update the older side")
-    resource = hello.resource
+async def _hello(messages: AsyncIterator[bytes]) -> Introduction:
     try:
-        key = ReplicaKey(resource.service_namespace, resource.service_name, resource.service_instance_id).text
-    except ValueError as error:
-        raise Refused(str(error)) from None
-    check_schema(hello.schema, topology_from_pb(hello.topology))
-    return key, viewer_pb2.ReplicaAnnouncement(
-        key=key,
-        resource=resource,
-        topology=hello.topology,
-        schema=hello.schema,
-        level=hello.level,
-        tokens=hello.tokens,
-    )
+        first = await asyncio.wait_for(anext(messages), HELLO_TIMEOUT_S)
+    except StopAsyncIteration:
+        raise Refused("the stream ended before a hello came", final=False) from None
+    except TimeoutError:
+        raise Refused(f"no hello came within {HELLO_TIMEOUT_S:g} s", final=False) from None
+    return introduction(first)
 
 
-def _is_known_epoch(epoch_ms: int, newest: Place) -> bool:
-    """Whether an agent may go on in the epoch that it names: the newest, and only that."""
-    return epoch_ms != 0 and epoch_ms == newest[0]
-
-
-def _place(batch: frame_pb2.Batch) -> Place:
-    return batch.epoch_ms, batch.first_sequence + batch.count - 1
-
-
-def _entry(link: Link, batch: frame_pb2.Batch, now_ns: int) -> Entry:
-    if batch.epoch_ms != link.epoch_ms:
-        raise Refused(f"a batch of epoch {batch.epoch_ms} where {link.epoch_ms} was agreed")
-    if batch.first_sequence < 1:
-        raise Refused("sequences begin at 1")
-    return Entry(_place(batch), batch.SerializeToString(), now_ns)
-
-
-async def _pump(
-    messages: AsyncIterator[agent_pb2.AgentMessage], inbox: asyncio.Queue[agent_pb2.AgentMessage | None]
-) -> None:
-    """From the stream into a bounded queue: when that is full, nothing more is read."""
+async def _pump(messages: AsyncIterator[bytes], inbox: Inbox) -> None:
+    """From the stream into the inbox; while that is full nothing is read."""
     try:
         async for message in messages:
-            await inbox.put(message)
+            if not await inbox.put(message):
+                return
     finally:
-        await inbox.put(None)
+        inbox.close()
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), max(0.0, timeout_s))
+    except TimeoutError:
+        pass
+
+
+async def _refuse(refusal: Refused, context: Any) -> None:
+    # That the store is away was said once, for all agents that come in the meantime.
+    level = logging.DEBUG if refusal.reason.startswith(AWAY) else logging.WARNING
+    log.log(level, "refused the agent at %s: %s", context.peer(), refusal.reason)
+    told = agent_pb2.Refusal(reason=refusal.reason, final=refusal.final)
+    await context.write(agent_pb2.CollectorMessage(refusal=told))

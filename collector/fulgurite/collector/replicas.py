@@ -1,226 +1,197 @@
-"""The replicas of this collector: what each one is, what it does, and who waits for its next entry."""
+"""The replicas whose agents are connected to this collector, and the figures that are kept of them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from typing import Final
+
+from google.protobuf.message import DecodeError
 
 from fulgurite.collector.aggregate import Aggregate
-from fulgurite.collector.store import BEGINNING, Entry, Place, Store, StoreUnavailable
+from fulgurite.collector.fleet import Fleet
+from fulgurite.collector.hello import Introduction
+from fulgurite.collector.store import EntryId, Registration, Store
 from fulgurite.v1 import agent_pb2, viewer_pb2
+from fulgurite.wire.codec import scale_to_pb
+from fulgurite.wire.frame import FrameBatch
 from fulgurite.wire.replica import ReplicaKey
 
-RECENT_BYTES = 16 << 20
-PAGE = 128
-POLL_S = 0.25
-IDLE_S = 3.0
-LOST_S = 5.0
-
-
-@dataclass(slots=True)
-class Recent:
-    """The newest entries of one replica, in memory: one read of the store serves all who watch."""
-
-    entries: deque[Entry] = field(default_factory=deque)
-    held: int = 0
-    behind: Place = BEGINNING  # every entry after this place, up to the newest, is in `entries`
-
-    def extend(self, entries: list[Entry]) -> None:
-        """Take entries in order."""
-        for entry in entries:
-            self.entries.append(entry)
-            self.held += len(entry.data)
-        while self.held > RECENT_BYTES and len(self.entries) > 1:
-            gone = self.entries.popleft()
-            self.held -= len(gone.data)
-            self.behind = gone.place
-
-    @property
-    def newest(self) -> Place:
-        """The newest place that is known."""
-        return self.entries[-1].place if self.entries else self.behind
-
-    def after(self, place: Place, limit: int) -> list[Entry] | None:
-        """At most `limit` entries behind `place`; None where memory does not reach back so far."""
-        if place < self.behind:
-            return None
-        found: list[Entry] = []
-        for entry in reversed(self.entries):
-            if entry.place <= place:
-                break
-            found.append(entry)
-        return found[::-1][:limit]
+IDLE_S: Final = 3.0
+"""A replica without a frame for so long is idle."""
+TOLD_AGAIN_S: Final = 0.2
 
 
 class Replica:
-    """One replica as this collector knows it.
+    """One replica that writes here.
 
     Attributes
     ----------
-    announcement : what viewers are told first.
-    linked : whether its agent is connected here.
-    revision : rises when the announcement changed.
+    announcement : ReplicaAnnouncement
+        What viewers are told of it.
+    unannounced : bool
+        Whether the announcement changed and the store does not have it yet.
+    left_s : float or None
+        Monotonic time at which its agent left; None while it is connected.
+    has_ended : bool
+        Whether the agent said goodbye.
     """
 
-    def __init__(self, key: str, announcement: viewer_pb2.ReplicaAnnouncement) -> None:
-        self.key = key
-        self.announcement = announcement
-        self.revision = 1
-        self.aggregate = Aggregate()
+    def __init__(self, introduction: Introduction, *, before: viewer_pb2.ReplicaStatus | None) -> None:
+        self.key = introduction.key
+        self.aggregate = Aggregate(tokens_total=before.tokens_total if before else 0)
+        self.started_ns = (before.started_ns if before else 0) or time.time_ns()
         self.agent = agent_pb2.AgentStats()
-        self.linked = False
-        self.ended = False
-        self.seen_ns = 0
-        self.frames_ns = 0
-        self.started_ns = time.time_ns()
-        self._recent: Recent | None = None
-        self._news = asyncio.Event()
-        self._reading = asyncio.Lock()
-        self._notices: deque[tuple[int, bytes]] = deque(maxlen=64)
-        self._serial = 0
+        self.seen_ns = time.time_ns()
+        self.unannounced = True
+        self.left_s: float | None = None
+        self.has_ended = False
+        self._frames_ns = 0
+        self._folded = EntryId()
+        self._told: viewer_pb2.ReplicaStatus | None = None
+        self._told_ns = 0
+        self.meet(introduction, None)
 
-    def notice(self, batch: bytes) -> None:
-        """A batch of events alone: it has no place in the stream, and goes to whoever watches now."""
-        self._serial += 1
-        self._notices.append((self._serial, batch))
+    def meet(self, introduction: Introduction, scale: bytes | None) -> None:
+        """Its agent said hello, for the first time or again; `scale` is what was announced before."""
+        self.schema_hash = introduction.codec.schema_hash
+        self.announcement = viewer_pb2.ReplicaAnnouncement()
+        self.announcement.CopyFrom(introduction.announcement)
+        if scale is not None:
+            self.announcement.scale.ParseFromString(scale)
+        self.unannounced, self.left_s, self.has_ended = True, None, False
 
-    def notices_after(self, serial: int) -> list[tuple[int, bytes]]:
-        """What was noticed since; nothing for who has only just come."""
-        return [notice for notice in self._notices if notice[0] > serial]
+    def resume(self, registration: Registration) -> None:
+        """What is stored was folded, here or by another collector."""
+        self._folded = max(self._folded, EntryId(registration.epoch_ms, registration.resume_after))
 
-    @property
-    def last_notice(self) -> int:
-        """Serial of the newest notice."""
-        return self._serial
+    def fold(self, batch: FrameBatch, now_ns: int) -> None:
+        """Take a batch that is stored into the figures, unless it was taken before."""
+        last = EntryId(batch.epoch_ms, batch.last_sequence)
+        if len(batch):
+            if last <= self._folded:
+                return
+            self._folded = last
+            self._frames_ns = now_ns
+        self.aggregate.fold(batch, now_ns)
+        if batch.scales:
+            self.announcement.scale.CopyFrom(scale_to_pb(batch.scales[-1]))
+            self.unannounced = True
 
-    def wake(self) -> None:
-        """There are new entries."""
-        self._news.set()
-        self._news = asyncio.Event()
-
-    async def after(self, store: Store, place: Place) -> list[Entry]:
-        """The next entries behind `place`, from memory where it reaches, else from the store."""
-        await self._refresh(store)
-        assert self._recent is not None
-        found = self._recent.after(place, PAGE)
-        return found if found is not None else await store.read(self.key, place, PAGE)
-
-    async def _refresh(self, store: Store) -> None:
-        async with self._reading:
-            if self._recent is None:
-                self._recent = Recent(behind=await store.newest(self.key))
-            while entries := await store.read(self.key, self._recent.newest, PAGE):
-                self._recent.extend(entries)
-                if len(entries) < PAGE:
-                    break
-
-    async def news(self, timeout_s: float = POLL_S) -> None:
-        """Wait for new entries; entries that another collector wrote show after `timeout_s` at the latest."""
-        try:
-            await asyncio.wait_for(self._news.wait(), timeout_s)
-        except TimeoutError:
-            return
-
-    def drop_recent(self) -> None:
-        """Nobody watches: give the memory back."""
-        self._recent = None
+    def hear(self, stats: agent_pb2.AgentStats) -> None:
+        """The agent's own account."""
+        self.agent = stats
+        if stats.level and stats.level != self.announcement.level:
+            self.announcement.level = stats.level
+            self.unannounced = True
 
     def state(self, now_ns: int) -> str:
-        """``live``, ``idle``, ``lost`` or ``ended``."""
-        if self.ended:
+        """``live``, ``idle`` or ``ended``. That one is ``lost`` is for others to say: it has no beat."""
+        if self.has_ended:
             return "ended"
-        if not self.linked and now_ns - self.seen_ns > LOST_S * 1e9:
-            return "lost"
-        return "live" if now_ns - self.frames_ns < IDLE_S * 1e9 else "idle"
+        return "live" if now_ns - self._frames_ns < IDLE_S * 1e9 else "idle"
 
     def status(self, now_ns: int) -> viewer_pb2.ReplicaStatus:
         """Its figures as of now."""
         told, topology = self.announcement, self.announcement.topology
         status = self.aggregate.status(now_ns)
-        status.key = self.key
+        status.key = told.key
         status.resource.CopyFrom(told.resource)
         status.topology_hash = told.schema.topology_hash
         status.model_name, status.layers, status.heads = topology.model_name, topology.layers, topology.heads
-        status.state = self.state(now_ns)
+        status.state, status.level = self.state(now_ns), told.level
         status.last_seen_ns, status.started_ns = self.seen_ns, self.started_ns
-        status.level = self.agent.level or told.level
         status.agent.CopyFrom(self.agent)
         return status
 
+    def told_status(self, now_ns: int) -> viewer_pb2.ReplicaStatus:
+        """Its figures as of now or shortly before: the same ones for many viewers. Not to be changed."""
+        if self._told is None or not 0 <= now_ns - self._told_ns < TOLD_AGAIN_S * 1e9:
+            self._told, self._told_ns = self.status(now_ns), now_ns
+        return self._told
+
 
 class Replicas:
-    """All of them: those linked here, and those that the store knows from elsewhere or from before."""
+    """All of them, by key; those that left stay for a while, since their past is still to be trimmed."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, fleet: Fleet) -> None:
         self._store = store
-        self._known: dict[str, Replica] = {}
+        self._fleet = fleet
+        self._here: dict[ReplicaKey, Replica] = {}
+        self._announcing = asyncio.Lock()
 
-    def linked(self) -> list[Replica]:
-        """Those whose agent is connected here."""
-        return [replica for replica in self._known.values() if replica.linked]
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(list(self._here.values()))
 
-    def known(self) -> list[Replica]:
-        """Those in memory."""
-        return list(self._known.values())
+    def connected(self, key: ReplicaKey) -> Replica | None:
+        """The replica, where its agent is connected here."""
+        replica = self._here.get(key)
+        return replica if replica is not None and replica.left_s is None else None
 
-    async def introduce(self, key: str, announcement: viewer_pb2.ReplicaAnnouncement) -> Replica:
-        """An agent says what it is: remembered here and in the store."""
-        await self._store.put("announcement", key, announcement.SerializeToString())
-        replica = self._known.get(key)
+    def forget(self, key: ReplicaKey) -> None:
+        """It left long ago."""
+        self._here.pop(key, None)
+
+    async def introduce(self, introduction: Introduction, registration: Registration) -> Replica:
+        """An agent said hello: remember it, here and in the store.
+
+        Raises
+        ------
+        StoreError
+            As the store does.
+        """
+        key = introduction.key
+        replica = self._here.get(key)
         if replica is None:
-            replica = self._known[key] = Replica(key, announcement)
-        elif replica.announcement != announcement:
-            replica.announcement = announcement
-            replica.revision += 1
-        replica.ended = False
+            row = (await self._fleet.rows()).get(key)
+            replica = Replica(introduction, before=row.figures if row else None)
+        before = await self._store.announcement(key, introduction.codec.schema_hash)
+        replica.meet(introduction, _scale_in(before))
+        replica.resume(registration)
+        await self.announce(replica)
+        await self.beat(replica)
+        self._here[key] = replica
+        self._fleet.expire()
         return replica
 
-    async def matching(self, selectors: list[str]) -> list[Replica]:
-        """Every replica that a selector names, in the order of their keys."""
-        keys = await self._store.keys()
-        wanted = [key for key in keys if _matches(key, selectors)]
-        return [replica for key in wanted if (replica := await self._find(key)) is not None]
+    async def announce(self, replica: Replica) -> None:
+        """Write the announcement where it changed.
 
-    async def _find(self, key: str) -> Replica | None:
-        if key not in self._known:
-            blob = await self._store.get("announcement", key)
-            if blob is None:
-                return None
-            self._known.setdefault(key, Replica(key, viewer_pb2.ReplicaAnnouncement.FromString(blob)))
-        return self._known[key]
-
-    async def status(self, replica: Replica, now_ns: int) -> viewer_pb2.ReplicaStatus:
-        """Its figures: from memory where its agent is linked here, else as the store has them."""
-        if replica.linked or replica.seen_ns:
-            return replica.status(now_ns)
-        blob = await self._store.get("status", replica.key)
-        if blob is None:
-            return replica.status(now_ns)
-        status = viewer_pb2.ReplicaStatus.FromString(blob)
-        if status.state in ("live", "idle") and now_ns - status.last_seen_ns > LOST_S * 1e9:
-            status.state = "lost"
-        return status
-
-    async def keep(self, now_ns: int, *, retention_s: float, retention_bytes: int, forget_s: float) -> None:
-        """Once a second: write the figures down, trim what is too much, forget who is long gone."""
-        for replica in self.known():
-            if not replica.seen_ns:
-                continue
-            try:
-                await self._store.put("status", replica.key, replica.status(now_ns).SerializeToString())
-                if replica.linked:
-                    await self._store.enlist(replica.key, now_ns)
-                await self._store.trim(
-                    replica.key, before_ns=now_ns - int(retention_s * 1e9), max_bytes=retention_bytes
-                )
-            except StoreUnavailable:
+        Raises
+        ------
+        StoreError
+            As the store does; it is then still to be announced.
+        """
+        async with self._announcing:
+            if not replica.unannounced:
                 return
-        for key in await self._store.forget(seen_before_ns=now_ns - int(forget_s * 1e9)):
-            self._known.pop(key, None)
+            replica.unannounced = False
+            try:
+                blob = replica.announcement.SerializeToString()
+                await self._store.announce(replica.key, replica.schema_hash, blob)
+            except BaseException:
+                replica.unannounced = True
+                raise
+
+    async def beat(self, replica: Replica) -> None:
+        """Write its figures.
+
+        Raises
+        ------
+        StoreError
+            As the store does.
+        """
+        status = replica.status(time.time_ns())
+        await self._store.beat(replica.key, status.SerializeToString())
 
 
-def _matches(key: str, selectors: list[str]) -> bool:
-    name = ReplicaKey.parse(key)
-    return not selectors or any(name.matches(selector) for selector in selectors)
+def _scale_in(announcement: bytes | None) -> bytes | None:
+    """The display scale in an announcement, serialised."""
+    if announcement is None:
+        return None
+    try:
+        message = viewer_pb2.ReplicaAnnouncement.FromString(announcement)
+    except DecodeError:
+        return None
+    return message.scale.SerializeToString() if message.HasField("scale") else None

@@ -1,159 +1,161 @@
-"""The life of a collector: bind, serve, drain, stop."""
+"""The life of a collector: bind, open the store, serve; say that it ends, drain, let go."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-import time
+import socket
 import uuid
-from dataclasses import dataclass
-from typing import Any
+from contextlib import AsyncExitStack
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from fulgurite.collector.config import Settings
-from fulgurite.collector.embedded import EmbeddedServer
+from fulgurite.collector.config import Listen, Settings
+from fulgurite.collector.fanout import Fanout
+from fulgurite.collector.fleet import Fleet
 from fulgurite.collector.ingest import AgentService
+from fulgurite.collector.keeper import Keeper
+from fulgurite.collector.outage import Outage
 from fulgurite.collector.replicas import Replicas
-from fulgurite.collector.store import Store, StoreUnavailable
-from fulgurite.collector.stores.memory import MemoryStore
+from fulgurite.collector.store import Retention, Store
 from fulgurite.collector.watch import ViewerService
-from fulgurite.v1 import agent_pb2_grpc, viewer_pb2_grpc
 
-logger = logging.getLogger("fulgurite.collector")
-MAX_MESSAGE_BYTES = 16 << 20
-_DRAIN_S = 2.0
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a second collector
-)
+log = logging.getLogger(__name__)
+
+STREAMS_PER_CONNECTION: Final = 1024
 
 
-class CannotStart(RuntimeError):
-    """The collector cannot start; the message says why, in one line, and what to do."""
-
-    def __init__(self, reason: str, status: int) -> None:
-        super().__init__(reason)
-        self.status = status
+class CannotListen(Exception):
+    """The address cannot be had. The message says why, and what to do."""
 
 
-@dataclass(slots=True)
 class Collector:
-    """One collector.
+    """Serves what is in a store, for the length of an `async with`.
 
     Parameters
     ----------
-    settings : Settings
+    store : Store
+        Open. It stays open.
 
     Attributes
     ----------
-    address : ``HOST:PORT`` that it listens on, once it is started.
-    store_name : what it stores in.
+    address : Listen
+        Where it listens; with the port that was found, once it is entered.
+
+    Raises
+    ------
+    CannotListen
+        On entering.
     """
 
-    settings: Settings
-    address: str = ""
-    store_name: str = ""
-    _embedded: EmbeddedServer | None = None
-    _store: Store | None = None
-    _server: grpc.aio.Server | None = None
-    _health: Any = None
-    _viewers: ViewerService | None = None
-    _keeper: asyncio.Task[None] | None = None
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self.address = settings.listen
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._outage = Outage(settings.retry_after_s)
+        fleet = Fleet(store)
+        replicas = Replicas(store, fleet)
+        retention = Retention(age_s=settings.retention_s, nbytes=settings.retention_bytes)
+        self._fanout = Fanout(store, max_bytes=settings.viewer_bytes, outage=self._outage)
+        self._keeper = Keeper(store, replicas, retention=retention, outage=self._outage)
+        self._agents = AgentService(
+            store, replicas, settings=settings, outage=self._outage, collector_id=uuid.uuid4().hex[:12]
+        )
+        self._viewers = ViewerService(
+            store, fleet=fleet, replicas=replicas, fanout=self._fanout, settings=settings, outage=self._outage
+        )
+        self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
 
-    async def start(self) -> None:
-        """Open the store, bind, serve.
-
-        Raises
-        ------
-        CannotStart
-        EmbeddedUnavailable
-        """
-        self._store = await self._opened()
-        replicas = Replicas(self._store)
-        self._server = grpc.aio.server(options=_OPTIONS)
-        agents = AgentService(self._store, replicas, self.settings, uuid.uuid4().hex[:8])
-        self._viewers = ViewerService(self._store, replicas, self.settings, self.store_name)
-        agent_pb2_grpc.add_AgentServiceServicer_to_server(agents, self._server)
-        viewer_pb2_grpc.add_ViewerServiceServicer_to_server(self._viewers, self._server)
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    async def __aenter__(self) -> Collector:
+        await check_is_free(self.address)
+        self._server = grpc.aio.server(options=_options(self._settings))
+        self._server.add_generic_rpc_handlers((self._agents.handler, self._viewers.handler))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        await self._bind(self._server)
+        self.address = Listen(self.address.host, self._bind(self._server))
         await self._server.start()
+        self._stack.push_async_callback(self._fanout.close)
+        keeping = asyncio.create_task(self._keeper.run(), name="keeper")
+        self._stack.push_async_callback(_cancelled, keeping)
+        self._stack.push_async_callback(self._drain)
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        self._keeper = asyncio.create_task(self._keep(replicas))
+        return self
 
-    async def _opened(self) -> Store:
-        if self.settings.redis == "memory":
-            store: Store = MemoryStore()
-            self.store_name = await store.open()
-            return store
-        from fulgurite.collector.stores.redis import RedisStore
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
 
-        url = self.settings.redis
-        if url is None:
-            self._embedded = EmbeddedServer()
-            await self._embedded.start()
-            url = self._embedded.url
+    def _bind(self, server: grpc.aio.Server) -> int:
         try:
-            store = RedisStore(url)
-            self.store_name = await store.open() + (" (embedded)" if self._embedded else "")
-        except (StoreUnavailable, ValueError) as error:
-            await self.stop()
-            raise CannotStart(
-                f"no Redis-compatible server answers at {url} ({error}): start one, "
-                "or leave --redis out for the embedded one",
-                1,
-            ) from None
-        return store
-
-    async def _bind(self, server: grpc.aio.Server) -> None:
-        host, _, port = self.settings.listen.rpartition(":")
-        try:
-            bound = server.add_insecure_port(self.settings.listen)
+            port = server.add_insecure_port(str(self.address))
         except RuntimeError:
-            bound = 0
-        if not bound:
-            await self.stop()
-            raise CannotStart(
-                f"cannot listen on {self.settings.listen}: the port is in use, or the address is not ours; "
-                f"choose another with --listen {host}:{int(port) + 1}",
-                2,
+            port = 0
+        if not port:
+            raise CannotListen(
+                f"cannot listen on {self.address}: choose another address with --listen HOST:PORT"
             )
-        self.address = f"{host}:{bound}"
+        return int(port)
 
-    async def _keep(self, replicas: Replicas) -> None:
-        while True:
-            await asyncio.sleep(1.0)
-            try:
-                await replicas.keep(
-                    time.time_ns(),
-                    retention_s=self.settings.retention_s,
-                    retention_bytes=self.settings.retention_bytes,
-                    forget_s=self.settings.forget_s,
-                )
-            except StoreUnavailable as error:
-                logger.debug("the store is away: %s", error)
-            except Exception:
-                logger.exception("keeping figures failed; it is tried again")
+    async def _drain(self) -> None:
+        """Say that it ends, end the streams when what came is stored, then hang up."""
+        await self._health.enter_graceful_shutdown()
+        self._viewers.close()
+        await self._agents.drain(self._settings.drain_s)
+        await self._server.stop(1.0)
 
-    async def stop(self) -> None:
-        """Say that we go, let streams end, let go of everything. May be called again."""
-        if self._health is not None:
-            await self._health.enter_graceful_shutdown()
-        if self._viewers is not None:
-            self._viewers.closing.set()
-        if self._server is not None:
-            await self._server.stop(_DRAIN_S)
-        if self._keeper is not None:
-            self._keeper.cancel()
-        if self._store is not None:
-            await self._store.close()
-        if self._embedded is not None:
-            self._embedded.stop()
+
+async def check_is_free(listen: Listen) -> None:
+    """See whether `listen` can be had, since grpc does not tell why it cannot.
+
+    Raises
+    ------
+    CannotListen
+        Where it cannot.
+    """
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as error:
+        raise CannotListen(f"cannot listen on {listen}: no such host ({error.strerror})") from error
+    refusals = [_refusal(family, address) for family, *_, address in found]
+    errors = [refusal for refusal in refusals if refusal is not None]
+    if any(refusal.errno == errno.EADDRINUSE for refusal in errors):
+        raise CannotListen(
+            f"cannot listen on {listen}: the port is in use, perhaps by another collector; "
+            "end that one, or choose another port with --listen HOST:PORT"
+        )
+    if len(errors) == len(found):
+        raise CannotListen(f"cannot listen on {listen}: {(errors[0].strerror or str(errors[0])).lower()}")
+
+
+def _refusal(family: int, address: Any) -> OSError | None:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error
+    return None
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.receive_limit_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Agents and viewers ping every 20 s, and must not be hung up on for it.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a second collector beside the first
+    ]

@@ -2,9 +2,9 @@
 
 The docstrings of `Store` are the contract. One suite of tests holds every implementation to it.
 
-A replica has two streams. *Frames*: batches with frames, each with the id `<epoch ms>-<sequence of its last frame>`, so
-that the store itself rejects what it already has. *Events*: batches without frames, with ids that the store gives. A
-`Position` says how far both were read.
+A replica has two streams. *Frames*: batches with frames, each with the id `<epoch ms>-<sequence of its last
+frame>`, so that the store itself rejects what it already has. *Events*: batches without frames, with ids that
+the store gives. A `Position` says how far both were read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):
-    """The store does not answer, or takes nothing now. Nothing of the call was acknowledged; try again later."""
+    """The store does not answer, or takes nothing now. Nothing of the call was acknowledged; try again."""
 
 
 class StoreUnfit(StoreError):
@@ -173,9 +173,9 @@ class Outcome(Enum):
 class Store(Protocol):
     """Where batches live, shared by all collectors.
 
-    Every method MAY raise `StoreUnavailable`, after which the same call MAY be repeated: none has an effect twice,
-    except that a batch without frames may then be stored twice. One writer per replica at a time; any number of readers.
-    Bytes that are returned are the caller's to keep.
+    Every method MAY raise `StoreUnavailable`, after which the same call MAY be repeated: none has an effect
+    twice, except that a batch without frames may then be stored twice. One writer per replica at a time; any
+    number of readers. Bytes that are returned are the caller's to keep.
     """
 
     @property
@@ -199,13 +199,13 @@ class Store(Protocol):
     async def register(self, key: ReplicaKey, *, asked_epoch_ms: int, now_ms: int) -> Registration:
         """Give a replica the epoch to write under.
 
-        A replica that asks for 0, or for an epoch before the last one, gets a new one: max(`now_ms`, last + 1). Any
-        other gets what it asks for, with the last sequence that was ever stored in it, trimmed or not. Two collectors
-        that register the same replica at once MUST get different new epochs.
+        A replica that asks for 0, or for an epoch before the last one, gets a new one: max(`now_ms`, last
+        + 1). Any other gets what it asks for, with the last sequence that was ever stored in it, trimmed or
+        not. Two collectors that register the same replica at once MUST get different new epochs.
         """
 
     async def announce(self, key: ReplicaKey, schema_hash: bytes, announcement: bytes) -> None:
-        """Say what a replica is. Replaces what was said; earlier announcements stay readable by their schema."""
+        """Say what a replica is. Replaces what was said; what was before is readable by its schema."""
 
     async def announcement(self, key: ReplicaKey, schema_hash: bytes) -> bytes | None:
         """What was announced with this schema; None where it is not known."""
@@ -213,8 +213,9 @@ class Store(Protocol):
     async def append(self, key: ReplicaKey, entries: Sequence[Entry]) -> list[Outcome]:
         """Store entries, in order; when it returns, they are as durable as was configured.
 
-        An entry with frames whose id is not behind the newest is a DUPLICATE where both are of the same epoch. Entries
-        without frames are always appended. Where `StoreUnavailable` is raised, all or none may be stored.
+        An entry with frames whose id is not behind the newest is a DUPLICATE where both are of the same
+        epoch. Entries without frames are always appended. Where `StoreUnavailable` is raised, all or none may
+        be stored.
 
         Raises
         ------
@@ -225,24 +226,25 @@ class Store(Protocol):
     async def read(self, key: ReplicaKey, after: Position, *, limit: int, wait_s: float = 0.0) -> Page:
         """At most about `limit` entries behind `after`, oldest first.
 
-        Frames come in the order of their ids, events in theirs, both merged by the time at which they were ingested. An
-        empty page says that there was nothing behind `after`; with `wait_s` it comes only after so long. A
-        waiting reader MUST NOT delay any other call.
+        Frames come in the order of their ids, events in theirs, both merged by the time at which they were
+        ingested. An empty page says that there was nothing behind `after`; with `wait_s` it comes only after
+        so long. A waiting reader MUST NOT delay any other call.
         """
 
     async def newest(self, key: ReplicaKey) -> Position:
         """The position behind everything that is stored."""
 
     async def back(self, key: ReplicaKey, seconds: float) -> Position:
-        """A position so many seconds ago, or up to a beat's distance before; before everything where that is later."""
+        """A position so many seconds ago, or up to a beat before; before everything where that is later."""
 
     async def oldest(self, key: ReplicaKey) -> EntryId | None:
         """Id of the oldest entry with frames that is still there; None where there is none."""
 
     async def beat(self, key: ReplicaKey, status: bytes) -> None:
-        """The replica is connected: keep its status, mark how far its stream is, put off its expiry. About once a second.
+        """The replica is connected: keep its status, mark how far its stream is, put off its expiry.
 
-        A replica without a beat for the age of retention and a minute is forgotten, with all that it stored.
+        About once a second. A replica without a beat for the age of retention and a minute is forgotten, with
+        all that it stored.
         """
 
     async def trim(self, key: ReplicaKey) -> None:

@@ -1,8 +1,8 @@
 """A program that becomes another and ends with the process that started it, however that ended.
 
-``python tether.py PARENT_PID COMMAND…``. On Linux the kernel sees to it, and nothing of this program is left running;
-elsewhere it stays and watches. It is a program, and not a `preexec_fn`, because that would run between fork and exec in a
-process with threads. It imports the standard library alone: it is run by its path, without ours.
+``python tether.py PARENT_PID COMMAND…``. On Linux the kernel sees to it, and nothing of this program is left
+running; elsewhere it stays and watches. It is a program, and not a `preexec_fn`, because that would run
+between fork and exec in a process with threads. It imports the standard library alone: it is run by its path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ LOOK_INTERVAL_S = 0.5
 
 def become(parent_pid: int, command: list[str]) -> None:
     """Be `command`, until it ends or the parent does. Returns only where the kernel cannot watch."""
-    if sys.platform == "linux":
+    platform: str = sys.platform  # a variable: what is not for this platform is checked all the same
+    if platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != parent_pid:  # it ended before the line above took hold
             sys.exit(1)

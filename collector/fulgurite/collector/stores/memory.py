@@ -1,4 +1,4 @@
-"""The store that keeps everything in this process: the reference for the contract, and for one collector on its own."""
+"""The store that keeps everything in this process: the contract's reference, and for one collector alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, takewhile
 
 from fulgurite.collector.store import (
     ALIVE_S,
@@ -114,7 +114,9 @@ class MemoryStore:
         if entry.count:
             if entry.id <= top.frames:
                 if entry.id.epoch_ms < top.frames.epoch_ms:
-                    raise StaleEpoch(f"{entry.id.text} comes after {top.frames.text}, which is of a later epoch")
+                    raise StaleEpoch(
+                        f"{entry.id.text} comes after {top.frames.text}, which is of a later epoch"
+                    )
                 return Outcome.DUPLICATE
             stored = replace(entry, at=entry.id)
         else:
@@ -186,10 +188,21 @@ class MemoryStore:
         ]
 
 
+def _from(kept: _Kept, after: Position) -> Iterable[Entry]:
+    """Entries among which are all behind `after`: for who reads the newest, not all that there are."""
+    frames_left, events_left = after.frames < kept.newest.frames, after.events < kept.newest.events
+    if frames_left and events_left:
+        return kept.entries
+    tail = list(
+        takewhile(lambda e: not after.covers(e) or bool(e.count) != frames_left, reversed(kept.entries))
+    )
+    return reversed(tail)
+
+
 def _page(kept: _Kept, after: Position, limit: int) -> Page:
     if after.reaches(kept.newest):
         return Page((), after)
-    entries = tuple(islice((entry for entry in kept.entries if not after.covers(entry)), limit))
+    entries = tuple(islice((entry for entry in _from(kept, after) if not after.covers(entry)), limit))
     position = after
     for entry in entries:
         position = position.past(entry)

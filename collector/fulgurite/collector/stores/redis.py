@@ -2,24 +2,25 @@
 
 Keys of a replica, which one hash tag keeps in one slot, ``fulgurite:{namespace/service/instance}:…``:
 
-========== =========== =======================================================================================
-frames     stream      batches, id `<epoch ms>-<sequence of the last frame>`: b bytes, n frames, s schema, t time
-events     stream      batches without frames, id given by the server: the same, and f: the id they stand behind
-marks      stream      one entry per beat in which something came: p newest id of frames, b bytes since the last
-state      hash        announcement, status, bytes (held by the marks)
-schemas    hash        schema hash -> announcement with that schema
-epoch      string      the last epoch that was given
-alive      string      expires `ALIVE_S` after the last beat
-========== =========== =======================================================================================
+======= ======= ======================================================================================
+frames  stream  batches, id `<epoch ms>-<sequence of the last frame>`: b bytes, n frames, s schema, t time
+events  stream  batches without frames, id given by the server: the same, and f: the id they stand behind
+marks   stream  one entry per beat in which something came: p newest id of frames, b bytes since the last
+state   hash    announcement, status, bytes (held by the marks)
+schemas hash    schema hash -> announcement with that schema
+epoch   string  the last epoch that was given
+alive   string  expires `ALIVE_S` after the last beat
+======= ======= ======================================================================================
 
-``fulgurite:replicas`` is the set of all replicas. Times of the past are those of the server, whose clock all collectors
-share. Works from Redis 6.2 and on every Valkey, speaking RESP2 or RESP3; what the server can do is asked by COMMAND INFO.
+``fulgurite:replicas`` is the set of all replicas. Times of the past are those of the server, whose clock all
+collectors share. Works from Redis 6.2 and on every Valkey, speaking RESP2 or RESP3; what the server can do is
+asked by COMMAND INFO.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -88,16 +89,18 @@ T = TypeVar("T")
 
 def _guarded(
     method: Callable[Concatenate[RedisStore, P], Awaitable[T]],
-) -> Callable[Concatenate[RedisStore, P], Awaitable[T]]:
+) -> Callable[Concatenate[RedisStore, P], Coroutine[Any, Any, T]]:
     """What redis-py raises, in the words of the port."""
 
     @wraps(method)
-    async def call(self: RedisStore, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def call(self: RedisStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await method(self, *args, **kwargs)
         except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
             raise StoreUnfit(f"{self.where} does not let the collector in: {error}") from error
-        except ResponseError as error:  # full, read-only, loading, in the wrong role: whatever it is, nothing is lost
+        except (
+            ResponseError
+        ) as error:  # full, read-only, loading, in the wrong role: whatever it is, nothing is lost
             raise StoreUnavailable(f"{self.where} refuses: {_said(error)[:200]}") from error
         except (RedisError, OSError, asyncio.TimeoutError) as error:  # noqa: UP041 - it differs before 3.11.3
             raise StoreUnavailable(f"{self.where} does not answer: {_said(error)}") from error
@@ -138,7 +141,7 @@ class RedisStore:
         self._unmarked: dict[ReplicaKey, int] = {}
         self._marked: dict[ReplicaKey, EntryId] = {}
         self._client = _client(url, ANSWER_TIMEOUT_S)
-        # Blocking reads have connections of their own, so that they delay nobody; their time-out is that of the read.
+        # Blocking reads have connections of their own and delay nobody; they time out by themselves.
         self._blocking = _client(url, None)
         self._register = self._client.register_script(_REGISTER)
         self.warnings: list[str] = []
@@ -180,7 +183,9 @@ class RedisStore:
         persists = config.get("appendonly")
         if self._durability == "everysec":
             if persists == "no":
-                self.warnings.append(f"{self.where} keeps nothing on disk (appendonly no): what it holds is lost with it")
+                self.warnings.append(
+                    f"{self.where} keeps nothing on disk (appendonly no): what it holds is lost with it"
+                )
             return
         if persists == "yes" and config.get("appendfsync") == "always":
             return
@@ -225,7 +230,7 @@ class RedisStore:
     @_guarded
     async def append(self, key: ReplicaKey, entries: Sequence[Entry]) -> list[Outcome]:
         """See `Store.append`."""
-        # A transaction, because a server that is full may refuse one command and take the next: a hole for ever.
+        # A transaction: a server that is full may refuse one command and take the next, a hole for ever.
         pipe = self._client.pipeline(transaction=True)
         for entry in entries:
             pipe.execute_command("XADD", *_written(key, entry))
@@ -341,7 +346,9 @@ class RedisStore:
         if not marks:
             return Position()
         mark_id, fields = marks[0]
-        return Position(EntryId.parse(_text(_fields(fields)[b"p"])), EntryId(EntryId.parse(_text(mark_id)).epoch_ms))
+        return Position(
+            EntryId.parse(_text(_fields(fields)[b"p"])), EntryId(EntryId.parse(_text(mark_id)).epoch_ms)
+        )
 
     @_guarded
     async def oldest(self, key: ReplicaKey) -> EntryId | None:
@@ -352,7 +359,7 @@ class RedisStore:
     @_guarded
     async def replicas(self) -> list[ReplicaRow]:
         """See `Store.replicas`."""
-        keys = sorted(ReplicaKey.parse(_text(member)) for member in await self._client.smembers(REGISTRY))
+        keys = _keys(await self._client.smembers(REGISTRY))
         pipe = self._client.pipeline(transaction=False)
         for key in keys:
             pipe.hmget(_key(key, "state"), "announcement", "status")
@@ -393,8 +400,20 @@ def _client(url: str, answer_timeout_s: float | None) -> Any:
             "write redis://HOST:PORT, rediss://… or unix:///PATH"
         ) from error
     # redis-py's own reader of the answer fails where a command is not known, which is what is asked here.
-    client.set_response_callback("COMMAND", lambda reply, **_: reply)
+    untouched: Any = lambda reply, **_: reply  # noqa: E731
+    client.set_response_callback("COMMAND", untouched)
     return client
+
+
+def _keys(members: Iterable[bytes | str]) -> list[ReplicaKey]:
+    """The replicas in the registry; what is none of ours there must not hide them."""
+    keys = []
+    for member in members:
+        try:
+            keys.append(ReplicaKey.parse(_text(member)))
+        except ValueError:
+            continue
+    return sorted(keys)
 
 
 def _key(key: ReplicaKey, name: str) -> str:
@@ -452,9 +471,9 @@ def _streams(reply: Any) -> dict[str, list[tuple[Any, dict[bytes, bytes]]]]:
     pairs: Iterable[tuple[Any, Any]] = reply.items() if isinstance(reply, dict) else reply
     streams = {}
     for name, rows in pairs:
-        if len(rows) == 1 and isinstance(rows[0], list):  # redis-py wraps the rows once more under RESP3
-            rows = rows[0]
-        streams[_text(name)] = [(row[0], _fields(row[1])) for row in rows if row[1] is not None]
+        # redis-py wraps the rows once more under RESP3.
+        unwrapped = rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
+        streams[_text(name)] = [(row[0], _fields(row[1])) for row in unwrapped if row[1] is not None]
     return streams
 
 

@@ -1,0 +1,90 @@
+"""Where one viewer stands in one replica's stream, and what it must be told on the way. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from fulgurite.collector.store import Entry, EntryId, Position
+
+BEFORE_ALL: Final = EntryId(0, 1)
+"""Where a stream is awaited from its beginning: the first frame of any epoch is the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Frames of one epoch that a viewer did not get: from `first` to `last`, both included."""
+
+    epoch_ms: int
+    first: int
+    last: int
+
+
+class Cursor:
+    """Follows one stream.
+
+    Parameters
+    ----------
+    key : str
+        Of the replica, as it is written.
+    position : Position
+        What is at or before it was seen, or is not wanted.
+    expected : EntryId, optional
+        The frame that comes next if none is missing; None where any may be the first.
+    events_from : EntryId
+        Events that stand behind an earlier frame are not wanted.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        position: Position,
+        expected: EntryId | None,
+        events_from: EntryId = EntryId(),  # noqa: B008 - frozen
+    ) -> None:
+        self.key = key
+        self.position = position
+        self._expected = expected
+        self._events_from = events_from
+
+    @classmethod
+    def at(cls, key: str, position: Position) -> Cursor:
+        """At `position`, from which nothing is to be missing."""
+        newest = position.frames
+        return cls(key, position=position, expected=newest.next if newest != EntryId() else BEFORE_ALL)
+
+    @property
+    def is_at_the_beginning(self) -> bool:
+        """Whether nothing came yet, and everything is wanted."""
+        return self._expected == BEFORE_ALL
+
+    def wants(self, entry: Entry) -> bool:
+        """Whether `entry` is new here."""
+        if self.position.covers(entry):
+            return False
+        return bool(entry.count) or entry.id >= self._events_from
+
+    def missing_before(self, entry: Entry) -> Missing | None:
+        """What lies between the last frame and those of `entry`, in its epoch."""
+        if not entry.count or self._expected is None:
+            return None
+        first = self._expected.sequence if self._expected.epoch_ms == entry.id.epoch_ms else 1
+        last = entry.first_sequence - 1
+        return Missing(entry.id.epoch_ms, first, last) if last >= first else None
+
+    def pass_over(self, entry: Entry) -> None:
+        """`entry` was told, or is not wanted."""
+        self.position = self.position.past(entry)
+        if entry.count:
+            self._expected = entry.id.next
+
+    def skip_to(self, position: Position) -> Missing | None:
+        """Leave out everything up to `position`; returns which frames those are."""
+        newest, expected = position.frames, self._expected
+        self.position = position
+        if newest == EntryId():
+            return None
+        self._expected = newest.next
+        first = expected.sequence if expected is not None and expected.epoch_ms == newest.epoch_ms else 1
+        return Missing(newest.epoch_ms, first, newest.sequence) if first <= newest.sequence else None

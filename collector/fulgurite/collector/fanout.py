@@ -1,0 +1,140 @@
+"""One reader of the store per replica that is watched; every viewer takes from it at its own pace.
+
+A viewer that falls behind what is held here has been too slow. Nobody waits for it, and it costs no memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from itertools import islice
+from typing import Final
+
+from fulgurite.collector.outage import Outage
+from fulgurite.collector.store import Entry, Position, Store, StoreError
+from fulgurite.wire.replica import ReplicaKey
+
+log = logging.getLogger(__name__)
+
+PAGE: Final = 64
+WAIT_S: Final = 1.0
+LEAST_BYTES: Final = 64 << 10
+
+
+class Channel:
+    """The newest entries of one replica. They are numbered from 0; `first` is the oldest that is held.
+
+    Attributes
+    ----------
+    base, position : Position
+        Every entry behind `base`, up to `position`, is held.
+    is_ready : bool
+        Whether it was found where the stream is.
+    """
+
+    def __init__(self, key: ReplicaKey, wakes: set[asyncio.Event]) -> None:
+        self.key = key
+        self.base = self.position = Position()
+        self.first = 0
+        self.is_ready = False
+        self.wakes = wakes
+        self._entries: deque[Entry] = deque()
+        self._nbytes = 0
+
+    @property
+    def end(self) -> int:
+        """The number behind the newest entry."""
+        return self.first + len(self._entries)
+
+    def begin(self, position: Position) -> None:
+        """The stream is here now."""
+        self.base = self.position = position
+        self.is_ready = True
+        self._wake()
+
+    def extend(self, entries: tuple[Entry, ...], max_bytes: int) -> None:
+        """Take what came, let go of the oldest beyond `max_bytes`."""
+        for entry in entries:
+            self._entries.append(entry)
+            self._nbytes += len(entry.batch)
+            self.position = self.position.past(entry)
+        while self._nbytes > max_bytes and len(self._entries) > 1:
+            gone = self._entries.popleft()
+            self._nbytes -= len(gone.batch)
+            self.base = self.base.past(gone)
+            self.first += 1
+        self._wake()
+
+    def after(self, number: int, limit: int = PAGE) -> list[Entry]:
+        """At most `limit` entries from `number` on, which must be held."""
+        start = number - self.first
+        if start > len(self._entries) // 2:  # a deque is walked from its nearer end
+            tail = list(islice(reversed(self._entries), len(self._entries) - start))
+            return tail[::-1][:limit]
+        return list(islice(self._entries, start, start + limit))
+
+    def _wake(self) -> None:
+        for wake in self.wakes:
+            wake.set()
+
+
+class Fanout:
+    """The channels that somebody watches.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Of all channels together, shared evenly; but at least `LEAST_BYTES` and one entry each.
+    """
+
+    def __init__(self, store: Store, *, max_bytes: int, outage: Outage) -> None:
+        self._store = store
+        self._max_bytes = max_bytes
+        self._outage = outage
+        self._channels: dict[ReplicaKey, Channel] = {}
+        self._readers: dict[ReplicaKey, asyncio.Task[None]] = {}
+
+    def join(self, key: ReplicaKey, wake: asyncio.Event) -> Channel:
+        """The channel of a replica; `wake` is set whenever there is more in it."""
+        channel = self._channels.get(key)
+        if channel is None:
+            channel = self._channels[key] = Channel(key, {wake})
+            self._readers[key] = asyncio.create_task(self._read(channel), name=f"reader of {key}")
+        channel.wakes.add(wake)
+        return channel
+
+    def leave(self, channel: Channel, wake: asyncio.Event) -> None:
+        """One viewer is gone; with the last one goes the reader."""
+        channel.wakes.discard(wake)
+        if not channel.wakes and self._channels.get(channel.key) is channel:
+            del self._channels[channel.key]
+            self._readers.pop(channel.key).cancel()
+
+    async def close(self) -> None:
+        """End every reader."""
+        readers = list(self._readers.values())
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+    async def _read(self, channel: Channel) -> None:
+        while True:
+            try:
+                await self._read_once(channel)
+            except StoreError as error:
+                self._outage.failed("read", error)
+                await asyncio.sleep(self._outage.retry_after_s)
+            except Exception:  # a reader that ends would leave its viewers without a word
+                log.exception("reading the stream of %s failed; it is tried again", channel.key)
+                await asyncio.sleep(self._outage.retry_after_s)
+            else:
+                self._outage.succeeded("read")
+
+    async def _read_once(self, channel: Channel) -> None:
+        if not channel.is_ready:
+            channel.begin(await self._store.newest(channel.key))
+        page = await self._store.read(channel.key, channel.position, limit=PAGE, wait_s=WAIT_S)
+        if page.entries:
+            share = self._max_bytes // len(self._channels) if self._channels else self._max_bytes
+            channel.extend(page.entries, max(LEAST_BYTES, share))

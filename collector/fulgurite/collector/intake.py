@@ -1,0 +1,115 @@
+"""From one agent's inbox into the store, in order, then into the figures.
+
+While the store is away it waits here, with what it has taken; the inbox fills behind it, and nothing more is
+read from the agent. That is back-pressure, not loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from fulgurite.collector.inbox import Inbox
+from fulgurite.collector.link import Link, Taken
+from fulgurite.collector.outage import GivenUp, Outage
+from fulgurite.collector.refusal import Refused
+from fulgurite.collector.replicas import Replica, Replicas
+from fulgurite.collector.store import StaleEpoch, Store, StoreError
+from fulgurite.v1 import agent_pb2
+
+MOST_AT_ONCE: Final = 32
+MOST_BYTES_AT_ONCE: Final = 1 << 20
+"""So that a burst of one agent delays nobody else."""
+REPLACED: Final = (
+    "another process announced itself as {key}: give each process a service.instance.id of its own"
+)
+
+
+class Intake:
+    """Takes in what one agent sends.
+
+    Attributes
+    ----------
+    news : Event
+        There may be something to say.
+    is_over : bool
+        Whether nothing more will be taken.
+    refusal : Refused or None
+        Why, where the agent is turned away.
+    """
+
+    def __init__(
+        self, link: Link, replica: Replica, inbox: Inbox, *, store: Store, replicas: Replicas, outage: Outage
+    ) -> None:
+        self.link, self.replica, self.inbox = link, replica, inbox
+        self.news = asyncio.Event()
+        self.is_over = False
+        self.refusal: Refused | None = None
+        self._store, self._replicas, self._outage = store, replicas, outage
+        self._given_up = asyncio.Event()
+
+    async def run(self) -> None:
+        """Take until the inbox is closed and empty."""
+        try:
+            while messages := await self.inbox.take(max_bytes=MOST_BYTES_AT_ONCE, max_messages=MOST_AT_ONCE):
+                await self._handle(messages)
+                await asyncio.sleep(0)
+        except Refused as refusal:
+            self.refusal = self.refusal or refusal
+        except GivenUp:
+            pass
+        finally:
+            self.is_over = True
+            self.inbox.close()
+            self.news.set()
+
+    def give_up(self, refusal: Refused | None = None) -> None:
+        """Take what the store takes now, and no more."""
+        self.refusal = self.refusal or refusal
+        self.inbox.close()
+        self._given_up.set()
+
+    async def _handle(self, messages: list[bytes]) -> None:
+        """What could be read is kept even where something behind it breaks the protocol."""
+        now_ns = time.time_ns()
+        self.replica.seen_ns = now_ns
+        taken: list[Taken] = []
+        refusal: Refused | None = None
+        for data in messages:
+            try:
+                message = self.link.read(data, now_ns)
+            except Refused as error:
+                refusal = error
+                break
+            if isinstance(message, Taken):
+                taken.append(message)
+            elif isinstance(message, agent_pb2.AgentStats):
+                self.replica.hear(message)
+            elif isinstance(message, agent_pb2.Goodbye):
+                self.replica.has_ended = True
+        if taken:
+            await self._keep(taken, now_ns)
+        if refusal:
+            raise refusal
+
+    async def _keep(self, taken: list[Taken], now_ns: int) -> None:
+        entries = [one.entry for one in taken]
+        try:
+            await self._outage.outlast(
+                "write", lambda: self._store.append(self.replica.key, entries), self._given_up
+            )
+        except StaleEpoch:
+            raise Refused(REPLACED.format(key=self.replica.key)) from None
+        self.link.keep(entries, time.monotonic())
+        self.news.set()
+        for one in taken:
+            self.replica.fold(one.batch, now_ns)
+        if self.replica.unannounced:
+            await self._announce()
+
+    async def _announce(self) -> None:
+        try:
+            await self._replicas.announce(self.replica)
+        except StoreError as error:  # it stays unannounced, and the next beat tries again
+            self._outage.failed("write", error)

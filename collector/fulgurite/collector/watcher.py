@@ -1,0 +1,262 @@
+"""What one viewer is sent: the past that it asked for, then live, and a message for every break.
+
+It has no queue. It asks for the next page when the viewer took the last one: who is slow delays nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from fulgurite.collector.cursor import BEFORE_ALL, Cursor, Missing
+from fulgurite.collector.fanout import Channel, Fanout
+from fulgurite.collector.fleet import Fleet, Row, is_selected
+from fulgurite.collector.outage import Outage
+from fulgurite.collector.replicas import Replicas
+from fulgurite.collector.store import Entry, EntryId, Position, Store, StoreError
+from fulgurite.v1 import viewer_pb2
+from fulgurite.wire.codec import content_hash
+from fulgurite.wire.replica import ReplicaKey
+
+LOOK_EVERY_S: Final = 0.5
+PAGE: Final = 32
+
+Response = viewer_pb2.WatchResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a viewer asked for.
+
+    Attributes
+    ----------
+    history_s : float
+        Where to begin: so many seconds back; 0: at the newest.
+    after : EntryId or None
+        Or behind this entry.
+    """
+
+    selectors: tuple[str, ...]
+    history_s: float
+    after: EntryId | None
+    status_interval_s: float
+
+
+class View:
+    """One replica, as one viewer sees it.
+
+    Attributes
+    ----------
+    cursor : Cursor or None
+        None until it is known where to begin.
+    number : int or None
+        The next entry in the channel; None while it reads the store, to get there.
+    """
+
+    def __init__(self, channel: Channel, *, is_new: bool) -> None:
+        self.channel = channel
+        self.is_new = is_new  # it came after the viewer did: all of it is live
+        self.cursor: Cursor | None = None
+        self.number: int | None = None
+        self.has_caught_up = False
+        self.announced = b""
+        self.schema_hash = b""
+
+
+class Watcher:
+    """One viewer's subscription."""
+
+    def __init__(
+        self,
+        wish: Wish,
+        *,
+        store: Store,
+        fleet: Fleet,
+        replicas: Replicas,
+        fanout: Fanout,
+        outage: Outage,
+        closing: asyncio.Event,
+    ) -> None:
+        self._wish = wish
+        self._store, self._fleet, self._replicas = store, fleet, replicas
+        self._fanout, self._outage, self._closing = fanout, outage, closing
+        self._wake = asyncio.Event()
+        self._views: dict[ReplicaKey, View] = {}
+        self._has_looked = False
+        self._look_s = self._status_s = float("-inf")
+
+    async def responses(self) -> AsyncIterator[Response]:
+        """Everything that the viewer is told, until the collector ends."""
+        try:
+            while not self._closing.is_set():
+                self._wake.clear()
+                progress = False
+                try:
+                    async for response in self._turn():
+                        progress = True
+                        yield response
+                except StoreError as error:  # the viewer hears no news, which is the truth
+                    self._outage.failed("read", error)
+                    await self._rest(self._outage.retry_after_s)
+                    continue
+                if not progress:
+                    await self._rest(self._look_s - time.monotonic())
+        finally:
+            for view in self._views.values():
+                self._fanout.leave(view.channel, self._wake)
+
+    async def _turn(self) -> AsyncIterator[Response]:
+        now_s = time.monotonic()
+        if now_s >= self._look_s:
+            rows = await self._fleet.rows()
+            self._outage.succeeded("read")
+            self._look_s = now_s + min(LOOK_EVERY_S, self._wish.status_interval_s)
+            for response in self._look(rows, now_s):
+                yield response
+        for view in list(self._views.values()):
+            async for response in self._advance(view):
+                yield response
+
+    async def _rest(self, timeout_s: float) -> None:
+        try:
+            await asyncio.wait_for(self._wake.wait(), max(0.0, timeout_s))
+        except TimeoutError:
+            pass
+
+    # --- who there is
+
+    def _look(self, rows: dict[ReplicaKey, Row], now_s: float) -> Iterator[Response]:
+        for key, row in rows.items():
+            if not is_selected(key, self._wish.selectors):
+                continue
+            if key not in self._views:
+                channel = self._fanout.join(key, self._wake)
+                self._views[key] = View(channel, is_new=self._has_looked)
+            yield from _announced(self._views[key], row.announcement)
+        for key in [key for key in self._views if key not in rows]:
+            self._fanout.leave(self._views.pop(key).channel, self._wake)
+        self._has_looked = True
+        if now_s >= self._status_s:
+            self._status_s = now_s + self._wish.status_interval_s
+            for key in self._views:
+                replica = self._replicas.connected(key)
+                yield Response(status=replica.told_status(time.time_ns()) if replica else rows[key].status())
+
+    # --- what comes
+
+    # Whatever asks the store does so before the cursor moves: where it fails, the same entry is next again.
+
+    async def _advance(self, view: View) -> AsyncIterator[Response]:
+        if not view.channel.is_ready:
+            return
+        if view.cursor is None:
+            view.cursor = await self._begin(view)
+        if view.number is None and view.cursor.position.reaches(view.channel.base):
+            view.number = view.channel.first
+        if view.number is None:
+            told = self._read_past(view, view.cursor)
+        elif view.number >= view.channel.first:
+            told = self._read_live(view, view.cursor, view.number)
+        elif view.has_caught_up:
+            told = self._skip(view, view.cursor)
+        else:  # it was overtaken on the way to live
+            view.number = None
+            told = self._read_past(view, view.cursor)
+        async for response in told:
+            yield response
+
+    async def _begin(self, view: View) -> Cursor:
+        key, channel = view.channel.key, view.channel
+        if self._wish.after is not None:
+            after = self._wish.after
+            return Cursor(key.text, position=Position(after), expected=after.next, events_from=after)
+        if view.is_new:
+            return Cursor(key.text, position=Position(), expected=BEFORE_ALL)
+        if self._wish.history_s > 0:
+            position = await self._store.back(key, self._wish.history_s)
+            expected = position.frames.next if position.frames != EntryId() else None
+            return Cursor(key.text, position=position, expected=expected)
+        view.number = channel.end
+        return Cursor.at(key.text, channel.position)
+
+    async def _read_past(self, view: View, cursor: Cursor) -> AsyncIterator[Response]:
+        page = await self._store.read(view.channel.key, cursor.position, limit=PAGE)
+        for entry in page.entries:
+            async for response in self._told(view, cursor, entry, is_past=True):
+                yield response
+        if not page.entries:  # what lies before the channel is gone
+            view.number = view.channel.first
+        self._wake.set()  # go on at once, also where none of it was wanted
+
+    async def _read_live(self, view: View, cursor: Cursor, number: int) -> AsyncIterator[Response]:
+        for entry in view.channel.after(number, PAGE):
+            async for response in self._told(view, cursor, entry, is_past=False):
+                yield response
+            number = view.number = number + 1
+        if number == view.channel.end and not view.has_caught_up:
+            view.has_caught_up = True
+            yield Response(caught_up=viewer_pb2.CaughtUp(key=cursor.key))
+
+    async def _skip(self, view: View, cursor: Cursor) -> AsyncIterator[Response]:
+        missing = cursor.skip_to(view.channel.position)
+        view.number = view.channel.end
+        if missing is not None:
+            yield _gap(cursor, missing, "slow_viewer")
+
+    async def _told(
+        self, view: View, cursor: Cursor, entry: Entry, *, is_past: bool
+    ) -> AsyncIterator[Response]:
+        """The batch, and what has to be said before it."""
+        if cursor.position.covers(entry):
+            return
+        if not cursor.wants(entry):
+            cursor.pass_over(entry)
+            return
+        if entry.schema_hash != view.schema_hash:
+            blob = await self._store.announcement(view.channel.key, entry.schema_hash)
+            for response in _announced(view, blob or b""):
+                yield response
+        missing = cursor.missing_before(entry)
+        if missing is not None:
+            reason = await self._why(view, cursor, entry) if is_past else "dropped_by_agent"
+            yield _gap(cursor, missing, reason)
+        cursor.pass_over(entry)
+        watched = viewer_pb2.WatchedBatch(
+            key=cursor.key, entry_id=entry.id.text, batch=entry.batch, ingested_ns=entry.ingested_ns
+        )
+        yield Response(batch=watched)
+
+    async def _why(self, view: View, cursor: Cursor, entry: Entry) -> str:
+        """Why there is nothing before `entry`: where it is the oldest, what was before it was trimmed."""
+        is_oldest = not cursor.is_at_the_beginning and await self._store.oldest(view.channel.key) == entry.id
+        return "trimmed" if is_oldest else "dropped_by_agent"
+
+
+def _gap(cursor: Cursor, missing: Missing, reason: str) -> Response:
+    gap = viewer_pb2.Gap(
+        key=cursor.key,
+        epoch_ms=missing.epoch_ms,
+        first_sequence=missing.first,
+        last_sequence=missing.last,
+        reason=reason,
+        frames=missing.last - missing.first + 1,
+    )
+    return Response(gap=gap)
+
+
+def _announced(view: View, blob: bytes) -> Iterator[Response]:
+    """An announcement, where it is not what the viewer was told last."""
+    if not blob or blob == view.announced:
+        return
+    try:
+        announcement = viewer_pb2.ReplicaAnnouncement.FromString(blob)
+    except DecodeError:
+        return
+    view.announced = blob
+    view.schema_hash = content_hash(announcement.schema)
+    yield Response(replica=announcement)

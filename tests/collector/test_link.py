@@ -1,0 +1,124 @@
+"""What is said to an agent, and when: pure, with a clock of the test's own."""
+
+from __future__ import annotations
+
+import pytest
+from tests.collector.stage import SCHEMA, batch_of
+
+from fulgurite.collector.config import Settings
+from fulgurite.collector.link import Link, Taken
+from fulgurite.collector.refusal import Refused
+from fulgurite.collector.store import EntryId, Registration
+from fulgurite.v1 import agent_pb2
+from fulgurite.wire.codec import agent_message_bytes, codec_for
+from fulgurite.wire.frame import RequestEvent
+
+EPOCH = 1_700_000_000_000
+SETTINGS = Settings(ack_batches=3, ack_delay_s=0.05, credit=7)
+
+
+def link(resume_after: int = 0) -> Link:
+    return Link(codec_for(SCHEMA), Registration(EPOCH, resume_after), settings=SETTINGS, now_s=100.0)
+
+
+def taken(of: Link, first: int, frames: int = 4, epoch_ms: int = EPOCH) -> Taken:
+    message = of.read(agent_message_bytes(batch_of(epoch_ms, first, frames)), 5)
+    assert isinstance(message, Taken)
+    return message
+
+
+def test_the_welcome_says_where_to_go_on() -> None:
+    welcome = link(resume_after=12).welcome("me").welcome
+    assert (welcome.epoch_ms, welcome.resume_after, welcome.credit) == (EPOCH, 12, 7)
+    assert (welcome.protocol, welcome.collector_id) == (1, "me")
+
+
+def test_an_acknowledgement_waits_for_company_but_not_long() -> None:
+    one = link()
+    one.keep([taken(one, 1).entry], 101.0)
+    assert one.silent_until_s == pytest.approx(101.05)
+    assert one.say(101.04) is None
+    one.keep([taken(one, 5).entry], 101.04)
+    ack = one.say(101.05)
+    assert ack is not None
+    assert (ack.ack.epoch_ms, ack.ack.sequence, ack.ack.credit) == (EPOCH, 8, 7)
+    assert one.say(101.06) is None
+
+
+def test_enough_batches_are_acknowledged_at_once() -> None:
+    one = link()
+    one.keep([taken(one, first).entry for first in (1, 5, 9)], 101.0)
+    ack = one.say(101.0)
+    assert ack is not None
+    assert ack.ack.sequence == 12
+
+
+def test_nothing_is_acknowledged_that_is_not_stored() -> None:
+    one = link()
+    taken(one, 1)
+    assert one.say(104.9) is None
+    assert one.say(104.9, at_last=True) is None
+
+
+def test_silence_is_broken_by_a_ping() -> None:
+    one = link()
+    assert one.silent_until_s == 105.0
+    ping = one.say(105.0)
+    assert ping is not None
+    assert ping.HasField("ping")
+    assert one.silent_until_s == 110.0
+
+
+def test_at_last_what_is_owed_is_said() -> None:
+    one = link()
+    one.keep([taken(one, 1).entry], 101.0)
+    ack = one.say(101.0, at_last=True)
+    assert ack is not None
+    assert ack.ack.sequence == 4
+
+
+def test_a_batch_that_came_before_is_read_again_and_acknowledged() -> None:
+    one = link(resume_after=8)
+    one.keep([taken(one, 5).entry], 101.0)
+    ack = one.say(102.0)
+    assert ack is not None
+    assert ack.ack.sequence == 8
+
+
+def test_frames_that_the_agent_dropped_leave_a_hole_and_no_complaint() -> None:
+    one = link()
+    assert taken(one, 1).entry.id == EntryId(EPOCH, 4)
+    assert taken(one, 100).entry.id == EntryId(EPOCH, 103)
+
+
+def test_events_alone_stand_behind_the_last_frame_before_them() -> None:
+    one = link()
+    events = (RequestEvent(request_id="r", kind="finished", time_ns=1),)
+    message = one.read(agent_message_bytes(batch_of(EPOCH, 9, 0, events=events)), 5)
+    assert isinstance(message, Taken)
+    assert (message.entry.id, message.entry.count) == (EntryId(EPOCH, 8), 0)
+
+
+def test_a_batch_of_nothing_and_a_message_of_tomorrow_say_nothing() -> None:
+    one = link()
+    assert one.read(agent_message_bytes(batch_of(EPOCH, 1, 0)), 5) is None
+    assert one.read(b"\x9a\x06\x01x", 5) is None  # field 99
+
+
+def test_stats_goodbye_and_pong_are_read() -> None:
+    one = link()
+    for message in (
+        agent_pb2.AgentStats(captured=3),
+        agent_pb2.Goodbye(reason="x"),
+        agent_pb2.Pong(ping_ns=4),
+    ):
+        name = {agent_pb2.AgentStats: "stats", agent_pb2.Goodbye: "goodbye", agent_pb2.Pong: "pong"}[
+            type(message)
+        ]
+        data = agent_pb2.AgentMessage(**{name: message}).SerializeToString()
+        assert one.read(data, 5) == message
+
+
+def test_a_batch_that_no_viewer_could_receive_is_refused() -> None:
+    with pytest.raises(Refused, match=r"^a batch of 16777220 bytes; at most 16711680$"):
+        link().read(agent_message_bytes(b"\x52\xfc\xff\xff\x07" + bytes((16 << 20) - 1)), 5)
