@@ -1,57 +1,65 @@
-"""`make bench`: run the benchmarks, print their tables, keep them with their conditions in `benchmarks/results/`."""
+"""`make bench`: run benchmarks, print their tables, keep them with their conditions, write the page."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import page
 from benchmarks.conditions import conditions
 
-RESULTS = Path(__file__).parent / "results"
-NAMES = ("wire", "decode", "latency")
+DEFAULT = ("wire", "decode", "latency")
+NAMES = (*DEFAULT, "overhead", "sweep")
+OUT = Path(__file__).parent / "out"
+
+ROUNDS = {"quick": 5, "full": 25}
 
 
-def _measure(name: str, *, quick: bool) -> list[dict[str, Any]]:
-    if name == "decode":
-        from benchmarks import decode
+def measure(name: str, *, quick: bool, model: str | None, out: Path) -> dict[str, Any]:
+    """Run one benchmark; its record."""
+    before = conditions()
+    if name in ("overhead", "sweep"):
+        from benchmarks.overhead.run import overhead, sweep
 
-        return decode.run(rounds=5 if quick else 25)
-    if name == "latency":
-        from benchmarks import latency
-
-        return latency.run(seconds=5 if quick else 20)
-    from benchmarks import wire
-
-    return wire.run()
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a table."""
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in rows]
-    return "\n".join(lines)
+        found = sweep(quick=quick, out=out) if name == "sweep" else overhead(quick=quick)
+    else:
+        module: Any = importlib.import_module(f"benchmarks.{name}")
+        length = {"rounds": ROUNDS["quick" if quick else "full"]}
+        if name != "decode":
+            length = {"seconds": (2 if quick else 4) if name == "wire" else (5 if quick else 20)}
+        about = (module.__doc__ or "").strip()
+        found = {"about": about, "model": model or "bundled", "rows": module.run(**length, model=model)}
+    return {"benchmark": name, "quick": quick, "conditions": before, **found}
 
 
-def main() -> None:
-    """Run what was named, all by default."""
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all by default")
-    parser.add_argument("--quick", action="store_true", help="short runs, not kept")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; {', '.join(DEFAULT)} by default")
+    parser.add_argument("--quick", action="store_true", help=f"short runs, kept in {OUT.name}/ only")
+    parser.add_argument("--model", help="a transformers model in place of the bundled one; kept in out/ only")
+    parser.add_argument("--page", action="store_true", help="only write README.md from the kept results")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in NAMES]
     if unknown:
         parser.error(f"no benchmark named {unknown[0]}: choose from {', '.join(NAMES)}")
-    for name in options.names or NAMES:
-        before = conditions()
-        rows = _measure(name, quick=options.quick)
-        print(f"\n## {name}\n\n{markdown(rows)}\n")
-        if not options.quick:
-            record = {"benchmark": name, "conditions": before, "rows": rows}
-            (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return options
+
+
+def main() -> None:
+    """Run what was named."""
+    options = _options()
+    kept = not options.quick and options.model is None
+    out = page.RESULTS if kept else OUT
+    out.mkdir(exist_ok=True)
+    for name in () if options.page else options.names or DEFAULT:
+        record = measure(name, quick=options.quick, model=options.model, out=out)
+        print(f"\n## {name}\n\n{page.table(record['rows'])}\n", flush=True)
+        (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if kept or options.page:
+        page.write()
 
 
 if __name__ == "__main__":

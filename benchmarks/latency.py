@@ -1,7 +1,8 @@
-"""Token to viewer: from the moment a token is committed in the serving process until its frame is decoded by a viewer.
+"""Token to viewer: from a token's commitment in the serving process until a viewer has decoded its frame.
 
-Real processes on one machine: a replica that generates with the bundled model at a set pace, a collector with its embedded server, and this
-process as the viewer. One clock (the machine's), so the difference needs no correction. What it leaves out is drawing.
+Real processes on one machine: a replica that generates with the bundled model as fast as it goes, a
+collector with its embedded server, and this process as the viewer. One clock (the machine's), so that the
+difference needs no correction. What it leaves out is drawing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from fulgurite.v1 import viewer_pb2, viewer_pb2_grpc
 from fulgurite.wire.codec import decode_batch
 
 
-def _serve(endpoint: str, seconds: float, batch: int) -> None:
+def _serve(endpoint: str, seconds: float, batch: int, path: str | None) -> None:
     """A replica: generate until the time is over."""
     import torch
 
@@ -26,10 +27,11 @@ def _serve(endpoint: str, seconds: float, batch: int) -> None:
     from fulgurite.cli.demo.model import load
 
     torch.set_num_threads(1)
-    model, tokenizer = load()
-    inputs = tokenizer(["Once upon a time a storm came."] * batch, return_tensors="pt", padding=True)
+    model, tokenizer = load(path)
+    encoded = tokenizer(["Once upon a time a storm came."] * batch, return_tensors="pt", padding=True)
+    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
     until = time.monotonic() + seconds
-    with instrument(model, level="heads", endpoint=endpoint, budget=0):
+    with instrument(model, level="heads", endpoint=endpoint, budget="none"):
         while time.monotonic() < until:
             model.generate(**inputs, do_sample=True, min_new_tokens=64, max_new_tokens=64)
 
@@ -40,7 +42,7 @@ def _watch(endpoint: str, seconds: float) -> tuple[np.ndarray[Any, Any], float]:
     schemas: dict[str, Any] = {}
     first = last = 0
     with grpc.insecure_channel(endpoint) as channel:
-        stream = viewer_pb2_grpc.ViewerServiceStub(channel).Watch(
+        stream: Any = viewer_pb2_grpc.ViewerServiceStub(channel).Watch(
             viewer_pb2.WatchRequest(selectors=["*"]), timeout=seconds + 60
         )
         for response in stream:
@@ -58,13 +60,15 @@ def _watch(endpoint: str, seconds: float) -> tuple[np.ndarray[Any, Any], float]:
     return joined, len(joined) / ((last - first) / 1e9)
 
 
-def run(*, seconds: float = 15.0, batches: tuple[int, ...] = (1, 8)) -> list[dict[str, Any]]:
+def run(
+    *, seconds: float = 15.0, model: str | None = None, batches: tuple[int, ...] = (1, 8)
+) -> list[dict[str, Any]]:
     """One row per batch size: tokens/s, and p50/p99 of the latency in ms."""
     rows = []
     for batch in batches:
         with collector_process() as endpoint:
             context = multiprocessing.get_context("spawn")
-            replica = context.Process(target=_serve, args=(endpoint, seconds + 10, batch), daemon=True)
+            replica = context.Process(target=_serve, args=(endpoint, seconds + 10, batch, model), daemon=True)
             replica.start()
             latencies, rate = _watch(endpoint, seconds)
             replica.terminate()

@@ -1,20 +1,14 @@
-"""What the way out of the host costs: hand-over, encoding, bytes, and the CPU of the sending thread.
+"""What the way out of the host costs: bytes, encoding, hand-over, and the CPU of the sending thread.
 
-    python benchmarks/wire.py [--seconds 4] [--json FILE]
-
-Prints figures, asserts nothing. W1 is 64 samples a token at 2,000 tokens/s, W8B 1,100 samples a token at 500
-tokens/s. The collector is a bare gRPC server in a process of its own that acknowledges and stores
-nothing.
+W1 is 64 samples a token at 2,000 tokens/s, W8B about 1,100 samples a token at 500 tokens/s (the shape of an
+8 B model), both with drawn values; the model's own frames are measured beside them. The collector is a bare
+gRPC server in a process of its own that acknowledges and stores nothing.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
-import platform
 import resource
-import sys
 import time
 from concurrent import futures
 from dataclasses import dataclass
@@ -23,10 +17,8 @@ from typing import Any
 import numpy as np
 
 from fulgurite.agent.exporter import GrpcExporter
-from fulgurite.agent.outbox import Outbox
 from fulgurite.wire.codec import Codec, schema_for
 from fulgurite.wire.frame import FrameBatch, FrameBlock, RequestRef
-from fulgurite.wire.ledger import Ledger
 from fulgurite.wire.topology import Topology
 
 SAMPLED = ("head_write", "ffn_write")
@@ -84,16 +76,6 @@ LOADS = (Load("W1", 7, 8, 8, 2000), Load("W8B", 32, 32, 8, 500))
 def percentiles(nanoseconds: list[int]) -> dict[str, float]:
     p50, p99 = np.percentile(nanoseconds, [50, 99]) / 1e3
     return {"p50_us": round(float(p50), 1), "p99_us": round(float(p99), 1)}
-
-
-def hand_over(load: Load) -> dict[str, float]:
-    """Time of `Outbox.put` on the host's thread, back to back, most of it into a full outbox."""
-    outbox, block, taken = Outbox(Ledger()), load.block(0), []
-    for _ in range(20_000):
-        began = time.perf_counter_ns()
-        outbox.put(block)
-        taken.append(time.perf_counter_ns() - began)
-    return percentiles(taken[10_000:])
 
 
 def encoding(load: Load, encoding_name: str) -> dict[str, float]:
@@ -202,33 +184,83 @@ def paced(load: Load, endpoint: str, seconds: float, encoding_name: str, *, send
     }
 
 
-def main() -> int:
-    """Run all and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--json", default="")
-    options = parser.parse_args()
-    mine, theirs = multiprocessing.get_context("spawn").Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
+def recorded(path: str | None, tokens: int = 64) -> tuple[Topology, tuple[FrameBlock, ...]]:
+    """What the model itself gives: the blocks of one generation of two rows at level `heads`."""
+    import torch
+
+    from fulgurite.agent import InMemoryExporter, instrument
+    from fulgurite.cli.demo.model import load
+
+    model, tokenizer = load(path)
+    encoded = tokenizer(["Once upon a time a storm came."] * 2, return_tensors="pt", padding=True)
+    exporter = InMemoryExporter()
+    torch.manual_seed(0)
+    with instrument(model, level="heads", exporter=exporter):
+        model.generate(
+            input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"],
+            do_sample=True, min_new_tokens=tokens, max_new_tokens=tokens,
+        )  # fmt: skip
+    return exporter.topology, exporter.blocks
+
+
+def model_rows(path: str | None) -> list[dict[str, Any]]:
+    """Bytes of the model's own frames, in batches of at most 256 tokens as the agent sends them."""
+    topology, blocks = recorded(path)
+    samples = topology.layers * (topology.heads + 1)
+    rows = []
+    for name in ("exact", "compact"):
+        codec = Codec(schema_for(topology, name))
+        message = codec.encode(FrameBatch(epoch_ms=1, first_sequence=1, blocks=blocks))
+        tokens = sum(len(block) for block in blocks)
+        written = [
+            pair
+            for block in message.blocks
+            for pair in zip(block.column_index, block.column_data, strict=True)
+        ]
+        sampled = sum(len(column) for i, column in written if codec.schema.columns[i].name in SAMPLED)
+        rows.append(
+            {
+                "load": "model's own frames",
+                "encoding": name,
+                "samples_per_token": samples,
+                "bytes_per_token": round(len(message.SerializeToString()) / tokens, 1),
+                "bytes_per_sample": round(sampled / tokens / samples, 2),
+            }
+        )
+    return rows
+
+
+def load_row(load: Load, name: str, endpoint: str, seconds: float) -> dict[str, Any]:
+    """All figures of one load in one encoding."""
+    cost = encoding(load, name)
+    alone = paced(load, endpoint, seconds, name, send=False)
+    sending = paced(load, endpoint, seconds, name, send=True)
+    return {
+        "load": f"{load.name}, {load.tokens_per_s} tokens/s",
+        "encoding": name,
+        "samples_per_token": load.samples,
+        "bytes_per_token": cost["full_bytes_per_token"],
+        "bytes_per_sample": cost["full_bytes_per_sample"],
+        "encode_us_per_token": cost["full_encode_us_per_token"],
+        "decode_us_per_token": cost["full_decode_us_per_token"],
+        "validate_us_per_token": cost["full_validate_us_per_token"],
+        "hand_over_p50_us": sending["hand_over"]["p50_us"],
+        "hand_over_p99_us": sending["hand_over"]["p99_us"],
+        "agent_cpu_share": round(sending["cpu_share"] - alone["cpu_share"], 4),
+        "dropped": sum(sending["dropped"].values()),
+    }
+
+
+def run(*, seconds: float = 4.0, model: str | None = None) -> list[dict[str, Any]]:
+    """One row per load and encoding."""
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    server = context.Process(target=serve, args=(theirs,), daemon=True)
     server.start()
-    endpoint = f"127.0.0.1:{mine.recv()}"
-    found: dict[str, Any] = {"machine": platform.platform(), "python": platform.python_version()}
-    for load in LOADS:
-        found[load.name] = {"samples_per_token": load.samples, "hand_over_back_to_back": hand_over(load)}
-        for name in ("exact", "compact"):
-            found[load.name][name] = encoding(load, name)
-            alone = paced(load, endpoint, options.seconds, name, send=False)
-            sending = paced(load, endpoint, options.seconds, name, send=True)
-            sending["agent_cpu_share"] = round(sending.pop("cpu_share") - alone["cpu_share"], 4)
-            found[load.name][name]["paced"] = sending
-    server.terminate()
-    text = json.dumps(found, indent=1)
-    print(text)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            file.write(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        endpoint = f"127.0.0.1:{mine.recv()}"
+        rows = [load_row(load, name, endpoint, seconds) for load in LOADS for name in ("exact", "compact")]
+    finally:
+        server.terminate()
+        server.join()
+    return [*model_rows(model), *rows]

@@ -25,7 +25,7 @@ def _row(channel: Channel) -> str:
 
 def table() -> str:
     """The table in Markdown, one row per channel."""
-    head = "| channel | family | shape | unit | level | what it is | exact / compact |\n|---|---|---|---|---|---|---|\n"
+    head = "| channel | family | shape | unit | level | what it is | exact / compact |\n" + "|---" * 7 + "|\n"
     return head + "".join(_row(channel) for channel in CHANNELS)
 
 

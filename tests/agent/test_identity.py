@@ -16,21 +16,30 @@ def test_positions_leave_padding_out_on_either_side() -> None:
     request = new_request(new_ref(), rows=3, width=5, mask=mask)
     assert request.prompt.tolist() == [3, 3, 5]
     assert request.left.tolist() == [2, 0, 0]
-    rows, positions = request.commit(np.array([7, 7, 7]), NONE)
-    assert (rows.tolist(), positions.tolist()) == ([0, 1, 2], [3, 3, 5])
-    rows, positions = request.commit(np.array([7, 7, 7]), NONE)
-    assert positions.tolist() == [4, 4, 6]
+    found = request.commit(np.array([7, 7, 7]), NONE)
+    assert (found.real.tolist(), found.position.tolist()) == ([0, 1, 2], [3, 3, 5])
+    assert request.commit(np.array([7, 7, 7]), NONE).position.tolist() == [4, 4, 6]
 
 
 def test_the_stop_token_is_committed_and_what_comes_after_is_not() -> None:
     request = new_request(new_ref(), rows=2, width=4, mask=None)
-    rows, _ = request.commit(np.array([2, 9]), frozenset({2}))
-    assert rows.tolist() == [0, 1]
-    rows, positions = request.commit(np.array([0, 2]), frozenset({2}))
-    assert (rows.tolist(), positions.tolist()) == ([1], [5])
-    rows, _ = request.commit(np.array([0, 0]), frozenset({2}))
-    assert rows.tolist() == []
+    assert request.commit(np.array([2, 9]), frozenset({2})).real.tolist() == [0, 1]
+    found = request.commit(np.array([0, 2]), frozenset({2}))
+    assert (found.real.tolist(), found.position[found.real].tolist()) == ([1], [5])
+    assert request.commit(np.array([0, 0]), frozenset({2})).real.tolist() == []
     assert request.finished.all()
+
+
+def test_several_tokens_of_one_pass_follow_one_another_up_to_the_stop() -> None:
+    request = new_request(new_ref(), rows=2, width=4, mask=np.array([[0, 1, 1, 1], [1, 1, 1, 1]]))
+    request.commit(np.array([7, 7]), NONE)
+    found = request.commit(np.array([[7, 8, 9], [7, 2, 9]]), frozenset({2}))
+    assert found.real.tolist() == [0, 1, 2, 3, 4]
+    assert found.sequence.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.position.tolist() == [4, 5, 6, 5, 6, 7]
+    assert found.passes.tolist() == [1, 2, 3, 1, 2, 3]
+    assert request.generated.tolist() == [4, 3]
+    assert request.finished.tolist() == [False, True]
 
 
 @given(
@@ -48,7 +57,8 @@ def test_cached_tokens_are_the_real_ones_among_the_last_positions(
     fed = line + [1] * passes
     resident = min(window, len(fed))
     wanted = sum(fed[len(fed) - resident :])
-    assert request.cached(np.array([resident, -1]), passes).tolist() == [[wanted, -1]]
+    found = request.cached(np.array([resident, -1]), np.array([0]), np.array([passes]))
+    assert found.tolist() == [[wanted, -1]]
 
 
 def test_every_request_has_an_id_of_its_own() -> None:

@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 import types
 import weakref
 from pathlib import Path
@@ -329,6 +330,140 @@ def test_an_observed_model_can_be_collected(model: Any) -> None:
     del inner
     gc.collect()
     assert reference() is None
+
+
+def test_the_link_of_a_model_that_is_gone_ends_by_itself(model: Any) -> None:
+    def links() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "fulgurite-link"}
+
+    before = links()
+    inner = BY_NAME["llama"].build()
+    instrument(inner, endpoint="127.0.0.1:9")
+    inner.generate(prompts(1, 5), **GREEDY)
+    (ours,) = links() - before
+    del inner
+    gc.collect()
+    ours.join(10)
+    assert not ours.is_alive()
+
+
+def test_over_its_budget_the_agent_goes_down_a_level_and_says_so_once(
+    model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter: Any = InMemoryExporter()
+    with (
+        caplog.at_level(logging.WARNING, "fulgurite"),
+        instrument(model, level="deep", budget=1e-6, exporter=exporter) as agent,
+    ):
+        deadline = time.monotonic() + 60
+        while agent.level != "pulse" and time.monotonic() < deadline:
+            model.generate(prompts(1, 5), max_new_tokens=8, do_sample=False)
+        ratio, ceiling = agent.stats().overhead_ratio, agent.stats().ceiling
+        model.generate(prompts(1, 5, seed=3), **GREEDY)
+        assert exporter.frames[-1].level == "pulse"
+        assert exporter.frames[-1].head_write is None
+        agent.set_level("deep")
+        model.generate(prompts(1, 5), **GREEDY)
+        assert exporter.frames[-1].level == "deep"
+    levels = [frame.level for frame in exporter.frames]
+    assert list(dict.fromkeys(levels)) == ["deep", "heads", "pulse"]
+    assert 0 < ratio < 1
+    assert ceiling == "deep"
+    said = [r.getMessage() for r in caplog.records if "over the budget" in r.getMessage()]
+    assert [line.split("lowered to ")[1].split()[0] for line in said] == ["heads", "pulse"]
+
+
+def test_within_its_budget_the_level_stays(model: Any) -> None:
+    exporter: Any = InMemoryExporter()
+    with instrument(model, budget=1.0, exporter=exporter) as agent:
+        since = time.monotonic()
+        while time.monotonic() < since + 1.3:
+            model.generate(prompts(1, 5), max_new_tokens=8, do_sample=False)
+        assert agent.level == "heads"
+        assert 0 < agent.stats().overhead_ratio < 1
+
+
+class _Moody(torch.nn.Module):  # type: ignore[misc]
+    """A feed-forward part that from its third call on gives what our probe cannot take."""
+
+    class Result(dict):  # type: ignore[type-arg]
+        def __init__(self, value: Any) -> None:
+            super().__init__(value=value)
+
+        def __radd__(self, other: Any) -> Any:
+            return other + self["value"]
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        self.calls = 0
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        found = self.inner(x)
+        return found if self.calls < 3 else self.Result(found)
+
+
+def test_a_probe_that_fails_three_times_is_taken_out_and_the_rest_goes_on(
+    model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FULGURITE_STRICT", "0")
+    model.model.layers[1].mlp = _Moody(model.model.layers[1].mlp)
+    wanted = model.generate(prompts(1, 5), max_new_tokens=10, do_sample=False)
+    model.model.layers[1].mlp.calls = 0
+    exporter: Any = InMemoryExporter()
+    with caplog.at_level(logging.WARNING, "fulgurite"), instrument(model, exporter=exporter) as agent:
+        hooks = len(model.model.layers[1].mlp._forward_hooks)
+        found = model.generate(prompts(1, 5), max_new_tokens=10, do_sample=False)
+        assert torch.equal(found, wanted)
+        errors = agent.stats().errors
+        assert len(model.model.layers[1].mlp._forward_hooks) < hooks
+    assert errors["probe:KeyError"] == 3
+    assert errors["probe:taken_out"] == 1
+    assert [frame.head_write is None for frame in exporter.frames] == [False] * 2 + [True] * 8
+    assert all(frame.entropy is not None for frame in exporter.frames)
+    assert len([r for r in caplog.records if "taken out" in r.getMessage()]) == 1
+
+
+class _Broken(InMemoryExporter):
+    """An exporter that breaks its promise never to raise."""
+
+    def export(self, block: Any) -> None:
+        raise OSError("the disk is gone")
+
+
+def test_after_three_failures_of_ours_the_model_is_left_alone(
+    model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FULGURITE_STRICT", "0")
+    wanted = model.generate(prompts(1, 5), max_new_tokens=8, do_sample=False)
+    before = trace_of(model)
+    with caplog.at_level(logging.WARNING, "fulgurite"), instrument(model, exporter=_Broken()) as agent:
+        assert torch.equal(model.generate(prompts(1, 5), max_new_tokens=8, do_sample=False), wanted)
+        assert trace_of(model) == before
+        assert agent.stats().errors == {"commit:OSError": 3}
+        assert torch.equal(model.generate(prompts(1, 5), max_new_tokens=8, do_sample=False), wanted)
+    said = [r.getMessage() for r in caplog.records]
+    assert said[-1] == "commit failed three times: this model is observed no more"
+    assert len(said) == 2
+
+
+def test_a_second_call_with_other_settings_is_not_silent(
+    model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "fulgurite"), instrument(model, endpoint="127.0.0.1:9") as agent:
+        assert instrument(model, endpoint="127.0.0.1:9") is agent
+        assert caplog.records == []
+        assert instrument(model, endpoint="127.0.0.1:9", level="deep") is agent
+    assert "observed already, with other settings" in caplog.records[0].getMessage()
+
+
+def test_what_does_not_hold_is_said(model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "fulgurite"):
+        instrument(model, spool=tmp_path, tokens="text", exporter=InMemoryExporter()).close()
+    said = [record.getMessage() for record in caplog.records]
+    assert any("has no effect in this version" in line for line in said)
+    assert any("needs instrument(model, tokenizer=...)" in line for line in said)
 
 
 def test_a_forked_child_is_another_replica(model: Any) -> None:

@@ -12,6 +12,7 @@ from tests.agent.reference import BY_NAME  # noqa: E402
 from torch import nn  # noqa: E402
 
 from fulgurite.agent.anatomy import LayerParts, dissect  # noqa: E402
+from fulgurite.agent.grams import effective_weight  # noqa: E402
 from fulgurite.agent.norms import fit_norm  # noqa: E402
 from fulgurite.agent.wiring import Tap, wire  # noqa: E402
 
@@ -157,6 +158,24 @@ def test_the_topology_says_what_the_configuration_says() -> None:
     assert gemma.layer_kinds == ("sliding", "full", "sliding")
     assert gemma.layer_windows == (6, 0, 6)
     assert dissect(BY_NAME["falcon"].build()).topology.kv_heads == 1
+
+
+@pytest.mark.parametrize("width", [7, 512, 1100])
+def test_a_projection_that_cannot_be_read_is_asked_what_it_does(width: int) -> None:
+    """An adapter on top, packed weights: what it does to every unit vector, its offset apart."""
+
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base, self.extra = nn.Linear(width, 6), nn.Linear(width, 6, bias=False)
+            self.in_features, self.out_features = width, 6
+
+        def forward(self, x: Any) -> Any:
+            return self.base(x) + 0.5 * self.extra(x)
+
+    module = Adapted()
+    wanted = module.base.weight + 0.5 * module.extra.weight
+    torch.testing.assert_close(effective_weight(module), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_equal_weights_have_equal_fingerprints_and_others_have_not() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -65,12 +68,49 @@ def test_an_import_loads_no_more_than_its_part_needs(module: str, never: set[str
     assert not never & modules_after(f"import {module}")
 
 
-def test_the_import_contracts_hold() -> None:
+def lint(folder: Path, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the import contracts of the project that lies in `folder`."""
     program = Path(sysconfig.get_path("scripts")) / "lint-imports"
     if not program.exists():
         pytest.skip("import-linter is not installed in this environment")
-    done = subprocess.run(
-        [str(program), "--no-cache"], capture_output=True, text=True, cwd=REPOSITORY, timeout=240, check=False
+    return subprocess.run(
+        [str(program), "--no-cache"],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=240,
+        env={**os.environ, **(environment or {})},
+        check=False,
     )
+
+
+def test_the_import_contracts_hold() -> None:
+    done = lint(REPOSITORY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("place", "statement", "contract"),
+    [
+        ("viewer", "import fulgurite.agent", "Data flow one way"),
+        ("agent", "import trame", "The agent never imports redis, vtk or trame"),
+        ("viewer", "import vtkmodules", "Only viewer.vtk imports vtk"),
+        ("viewer", "import redis", "Only the collector imports redis"),
+        ("viewer", "import fulgurite.v1.frame_pb2", "Generated code is read by the codec"),
+    ],
+)
+def test_a_breach_of_a_contract_is_told(place: str, statement: str, contract: str, tmp_path: Path) -> None:
+    folders = [tmp_path / part for part in ("proto", "agent", "collector", "viewer", "cli")]
+    for folder in folders:
+        shutil.copytree(
+            REPOSITORY / folder.name, folder, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__")
+        )
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    (tmp_path / place / "fulgurite" / place / "breach.py").write_text(f"{statement}\n")
+    # The copies come first in the namespace, before the sources that an editable installation links to.
+    done = lint(tmp_path, {"PYTHONPATH": os.pathsep.join(map(str, folders))})
+    assert done.returncode == 1, done.stdout + done.stderr
+    broken = [line for line in done.stdout.splitlines() if " BROKEN" in line]
+    assert len(broken) == 1
+    assert broken[0].startswith(contract)

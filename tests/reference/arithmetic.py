@@ -175,9 +175,10 @@ def _before_ffn(layer: Layer, values: dict[str, Array]) -> Array:
 def contribution(recipe: Recipe, rows: Rows, parts: Parts, tokens: NDArray[np.int64]) -> Channels:
     """`head_`, `ffn_`, `embedding_` and `other_contribution`, `residue`, `logit_centered`.
 
-    Also `rounding_contribution`, what the rounding of the stream contributes (0 in exact arithmetic), and
-    `logit_spread`, the standard deviation that `residue` is divided by. `residue` is what is left after the
-    rounding; nothing of this exists where the stream itself is normalised.
+    Also `mixer_contribution` and `rest_contribution` (N, L) of the mixer as a whole and of what it adds
+    beside the heads, `rounding_contribution`, what the rounding of the stream contributes (0 in exact
+    arithmetic), and `logit_spread`, the standard deviation that `residue` is divided by. `residue` is what is
+    left after the rounding; nothing of this exists where the stream itself is normalised.
     """
     logits = rows.head_logits * recipe.logit_scale
     index = np.arange(len(tokens))
@@ -210,8 +211,15 @@ def contribution(recipe: Recipe, rows: Rows, parts: Parts, tokens: NDArray[np.in
         "embedding_contribution": embedding,
         "other_contribution": other,
         "rounding_contribution": rounding,
+        "mixer_contribution": _frames_first(share(np.stack(list(map(_mixed, recipe.layers, rows.layers))))),
+        "rest_contribution": _frames_first(share(parts.rest)),
         "residue": (centered - total) / spread,
     }
+
+
+def _mixed(layer: Layer, values: dict[str, Array]) -> Array:
+    """What the mixer as a whole adds (N, d), from what its modules gave: no head is looked at."""
+    return values.get("attention_normed", values["projected"]) * layer.multiplier
 
 
 def _constants(recipe: Recipe, direction: Array, tokens: NDArray[np.int64]) -> Array:
@@ -228,8 +236,8 @@ def _constants(recipe: Recipe, direction: Array, tokens: NDArray[np.int64]) -> A
 def uncertainty(recipe: Recipe, rows: Rows, parts: Parts, tokens: NDArray[np.int64]) -> Channels:
     """`logprob`, `entropy`, `margin`, `rank`, `top_ids`, `top_logprobs`, `lens_rank`, `lens_prob`.
 
-    Also `lens_logits` (N, L, K) and, over the whole vocabulary, `lens_rank_vocabulary` and
-    `lens_prob_vocabulary`.
+    Also `logits` (N, V), `lens_logits` (N, L, K) and, over the whole vocabulary, `lens_logits_vocabulary`
+    (N, L, V), `lens_rank_vocabulary` and `lens_prob_vocabulary`.
     """
     logs = log_softmax(rows.logits)
     index = np.arange(len(tokens))
@@ -239,6 +247,7 @@ def uncertainty(recipe: Recipe, rows: Rows, parts: Parts, tokens: NDArray[np.int
     chosen = np.take_along_axis(lens, order[:, None], axis=-1)  # (N, L, K)
     over_all = np.take_along_axis(np.exp(log_softmax(lens)), order[:, None], axis=-1)
     return {
+        "logits": rows.logits,
         "logprob": logs[index, tokens],
         "entropy": -np.sum(np.exp(logs) * logs, axis=-1),
         "margin": top[:, 0] - top[:, 1],
@@ -248,6 +257,7 @@ def uncertainty(recipe: Recipe, rows: Rows, parts: Parts, tokens: NDArray[np.int
         "lens_rank": np.sum(chosen[..., None, :] > chosen[..., :, None], axis=-1),
         "lens_prob": np.exp(log_softmax(chosen)),
         "lens_logits": chosen,
+        "lens_logits_vocabulary": lens,
         "lens_rank_vocabulary": np.sum(lens[:, :, None, :] > chosen[..., None], axis=-1),
         "lens_prob_vocabulary": over_all,
     }
@@ -291,7 +301,7 @@ def routing(recipe: Recipe, rows: Rows) -> Channels:
     learned = np.full_like(mass, np.nan)
     for index, layer in enumerate(recipe.layers):
         if layer.learned_sink:
-            learned[:, index] = 1.0 - mass[:, index]
+            learned[:, index] = np.clip(1.0 - mass[:, index], 0.0, 1.0)
     entropy = -np.sum(_x_log_x(weights), axis=-1)
     order = np.argsort(-weights, axis=-1, kind="stable")[..., :TOP_K]
     positions, top = _padded(order, -1), _padded(np.take_along_axis(weights, order, axis=-1), np.nan)
@@ -340,8 +350,9 @@ def _experts(recipe: Recipe, rows: Rows) -> Channels:
 def neurons(recipe: Recipe, rows: Rows) -> Channels:
     """`neuron_ids` and `neuron_values`, the largest |a_i|·‖w_i‖ of dense FFNs; −1 and NaN for experts.
 
-    `neuron_values_added` and `neuron_ids_added` are the same with what stands between the down projection and
-    the residual stream (a norm's gain and frozen scale, a multiplier) applied to w_i.
+    `neuron_sizes` (N, L, f) are those of all neurons. `neuron_values_added` and `neuron_ids_added` are the
+    same with what stands between the down projection and the residual stream (a norm's gain and frozen
+    scale, a multiplier) applied to w_i.
     """
     shape = (len(rows.logits), len(recipe.layers), TOP_NEURONS)
     result: Channels = {}
@@ -353,6 +364,13 @@ def neurons(recipe: Recipe, rows: Rows) -> Channels:
                 ids[:, index] = np.argsort(-size, axis=-1, kind="stable")[:, :TOP_NEURONS]
                 values[:, index] = np.take_along_axis(size, ids[:, index], axis=-1)
         result |= {f"neuron_ids{suffix}": ids, f"neuron_values{suffix}": values}
+    dense = [i for i, layer in enumerate(recipe.layers) if layer.down is not None]
+    if dense:
+        sizes = {i: neuron_sizes(recipe.layers[i], rows.layers[i], added=False) for i in dense}
+        widest = max(size.shape[-1] for size in sizes.values())
+        result["neuron_sizes"] = np.full((*shape[:2], widest), np.nan)
+        for i, size in sizes.items():
+            result["neuron_sizes"][:, i, : size.shape[-1]] = size
     return result
 
 

@@ -279,7 +279,6 @@ FAMILIES: dict[str, Family] = {
             "rotary_dim": 8,
             "n_positions": POSITIONS,
         },
-        sdpa=False,
     ),
     "mpt": Family(
         "Mpt",

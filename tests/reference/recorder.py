@@ -220,12 +220,16 @@ class FusedAttention:
 
 
 def softmax_rows(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Array:
-    """Attention weights (B, H, T, S) in float64; without a mask, query i sees the keys up to S − T + i."""
+    """Attention weights (B, H, T, S) in float64.
+
+    Without a mask PyTorch lets query i see the keys up to i (a cache of fixed size has nothing behind them
+    yet), and a single query all keys.
+    """
     groups = query.shape[1] // key.shape[1]
     scores = query.double() @ key.double().repeat_interleave(groups, dim=1).transpose(-1, -2) * scale
     if mask is None:
         t, s = scores.shape[-2:]
-        mask = torch.ones(t, s, dtype=torch.bool, device=scores.device).tril(s - t)
+        mask = torch.ones(t, s, dtype=torch.bool, device=scores.device).tril(0 if t > 1 else s - 1)
     if mask.dtype == torch.bool:
         return _copy(scores.masked_fill(~mask, float("-inf")).softmax(-1))
     return _copy((scores + mask.double()).softmax(-1))

@@ -194,7 +194,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def collector() -> Iterator[str]:
     address = _free_address()
-    with _process("fulgurite.collector", "--store", "memory", "--listen", address) as process:
+    with _process("fulgurite.collector", "--redis", "memory://", "--listen", address) as process:
 
         def answers() -> bool:
             assert process.poll() is None, "the collector ended"
@@ -237,7 +237,9 @@ def _listen(watched: Watched, url: str) -> None:
     page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
     page.on(
         "console",
-        lambda said: complaints.append(f"console: {said.text}") if said.type in ("error", "warning") else None,
+        lambda said: (
+            complaints.append(f"console: {said.text}") if said.type in ("error", "warning") else None
+        ),
     )
     page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
     page.on(
@@ -264,7 +266,7 @@ def _still(watched: Watched) -> np.ndarray[Any, Any]:
     last = [watched.picture()]
 
     def rests() -> bool:
-        time.sleep(0.4)
+        time.sleep(0.9)  # a picture that stands is drawn once more, finer, after a while
         now = watched.picture()
         same = not np.any(now != last[0])
         last[0] = now
@@ -280,12 +282,12 @@ def test_lightning_moves_pause_holds_it_and_live_goes_on(watched: Watched) -> No
     watched.press("Space")
     watched.mode("paused")
     held = _still(watched)
-    chips = watched.page.locator(".fg-strip").inner_text()
+    chips = watched.page.locator(".fg-lane").all_inner_texts()
     deadline_s = time.monotonic() + 2.0
     while time.monotonic() < deadline_s:
         assert _changed(held, watched.picture()) == 0.0
         time.sleep(0.2)
-    assert watched.page.locator(".fg-strip").inner_text() == chips
+    assert watched.page.locator(".fg-lane").all_inner_texts() == chips
     watched.press("Space")
     watched.mode("playing")
     _until(lambda: _changed(held, watched.picture()) > 0.01, "the picture changes after the pause")
@@ -348,11 +350,23 @@ def test_a_chip_tells_its_numbers_and_steps_go_from_token_to_token(watched: Watc
     tip = watched.page.locator(".fg-tip").inner_text()
     for word in ("position", "probability", "log-probability", "entropy", "request"):
         assert word in tip
-    newest = watched.page.locator(".fg-token").first.inner_text()
-    watched.press("Control+ArrowLeft")
-    _until(lambda: watched.page.locator(".fg-token").first.inner_text() != newest, "one token back")
-    watched.press("Control+ArrowRight")
-    _until(lambda: watched.page.locator(".fg-token").first.inner_text() == newest, "and forth again")
+    first = watched.page.locator(".fg-token").first
+    newest = first.inner_text()
+    _step_until(
+        watched, "Control+ArrowLeft", lambda: first.inner_text() != newest, "back to the token before"
+    )
+    _step_until(watched, "Control+ArrowRight", lambda: first.inner_text() == newest, "and forth again")
+
+
+def _step_until(watched: Watched, keys: str, condition: Callable[[], bool], what: str) -> None:
+    """Press again and again: the tokens in between are those of the other replica."""
+
+    def stepped() -> bool:
+        watched.press(keys)
+        watched.page.wait_for_timeout(500)
+        return condition()
+
+    _until(stepped, what)
 
 
 def test_help_opens_and_closes_by_key_and_names_every_channel(watched: Watched) -> None:

@@ -60,7 +60,7 @@ def instrument(
     deep_ratio : share of steps captured at ``deep``, default 1/16, and 1.0 with an in-memory exporter.
     budget : share of step time that capture may take before it lowers its level, default 0.02; ``"none"``: no
         limit.
-    spool : folder in which frames wait for a collector.
+    spool : folder in which frames are to wait for a collector; not kept yet, which a warning says.
 
     Returns
     -------
@@ -75,6 +75,7 @@ def instrument(
     ValueError
         For an encoder-decoder, or a setting that means nothing.
     """
+    outer = model if hasattr(model, "_orig_mod") else None
     model = _checked(_unwrapped(model))
     settings = config.settings(
         endpoint=endpoint,
@@ -88,24 +89,47 @@ def instrument(
     known = _attached.get(model)
     running = known() if known is not None else None
     if exporter is None and running is not None and running.level != "off":
-        logger.info("this model is observed already: its agent is returned")
+        if running.settings != settings:
+            logger.warning(
+                "this model is observed already, with other settings: its agent is returned as it is "
+                "(close() it first for these to hold)"
+            )
         return running
 
     from fulgurite.agent.attachment import Agent  # torch is imported only when it is needed
 
+    _say_what_does_not_hold(settings, tokenizer)
     if settings.disabled:
         settings = config.switched_off(settings)
         exporter = exporter if exporter is not None else InMemoryExporter()
-    agent = Agent(model, exporter if exporter is not None else _link(settings), settings, tokenizer=tokenizer)
+    agent = Agent(
+        model,
+        exporter if exporter is not None else _link(model, settings),
+        settings,
+        tokenizer=tokenizer,
+        outer=outer,
+    )
     agent.start()
     _attached[model] = weakref.ref(agent)
     return agent
 
 
-def _link(settings: config.Settings) -> Exporter:
+def _say_what_does_not_hold(settings: config.Settings, tokenizer: Any) -> None:
+    if settings.spool is not None:
+        logger.warning(
+            "spool=%s has no effect in this version: frames wait for a collector in memory, up to its bound",
+            settings.spool,
+        )
+    if settings.tokens == "text" and tokenizer is None:
+        logger.warning("tokens='text' needs instrument(model, tokenizer=...): ids are sent, texts are not")
+
+
+def _link(model: Any, settings: config.Settings) -> Exporter:
     from fulgurite.agent.exporter import GrpcExporter
 
-    return GrpcExporter(settings.endpoint)
+    link = GrpcExporter(settings.endpoint)
+    weakref.finalize(model, link.leave).atexit = False
+    return link
 
 
 def _unwrapped(model: Any) -> Any:

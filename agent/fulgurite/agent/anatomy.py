@@ -138,7 +138,9 @@ def accepts(module: nn.Module, *words: str) -> bool:
 
 def declared(block: nn.Module) -> tuple[float, ...]:
     """Multipliers that a layer declares: plain numbers among the attributes of it and its parts."""
-    values = {v for holder in (block, *block.children()) for v in vars(holder).values() if isinstance(v, float)}
+    values = {
+        v for holder in (block, *block.children()) for v in vars(holder).values() if isinstance(v, float)
+    }
     return tuple(sorted(v for v in values if 1e-3 < abs(v) < 1e4))
 
 

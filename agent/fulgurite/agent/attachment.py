@@ -32,7 +32,13 @@ class Agent:
     """Observes one model until it is closed. Made by `fulgurite.agent.instrument`; also a context manager."""
 
     def __init__(
-        self, model: nn.Module, exporter: Exporter, settings: config.Settings, *, tokenizer: Any = None
+        self,
+        model: nn.Module,
+        exporter: Exporter,
+        settings: config.Settings,
+        *,
+        tokenizer: Any = None,
+        outer: nn.Module | None = None,
     ) -> None:
         self.settings = settings
         self.exporter = exporter
@@ -41,7 +47,6 @@ class Agent:
         self._demand = Demand(settings.level)
         self._closed = False
         self._lock = threading.Lock()
-        self._pid = os.getpid()
         anatomy = dissect(model)
         texts = TokenTexts(tokenizer) if tokenizer is not None and settings.tokens == "text" else None
         self._capture = Capture(
@@ -55,7 +60,7 @@ class Agent:
         )
         self._capture.on_wired = self._announce
         self._resource = config.resource(model_name=anatomy.topology.model_name)
-        self._engine = Engine(model, self._capture)
+        self._engine = Engine(model, self._capture, outer)
 
     def start(self) -> None:
         """Say what is observed, then observe it."""
@@ -66,8 +71,7 @@ class Agent:
             self._capture.prepare()
             self._capture.install()
             self._engine.install()
-        atexit.register(_close_at_exit, weakref.ref(self))
-        os.register_at_fork(after_in_child=_in_child(weakref.ref(self)))
+        _running.add(self)
 
     def _announce(self) -> None:
         self.exporter.attach(
@@ -81,13 +85,13 @@ class Agent:
     def renew(self) -> None:
         """After a fork: another process, another replica."""
         with self._shield.at("fork"):
-            self._pid = os.getpid()
             self._lock = threading.Lock()
+            self._capture.forked()
             instance = uuid.uuid4().hex[:12]  # even where the environment names one: the parent has that
             self._resource = {
                 **self._resource,
                 "service.instance.id": instance,
-                "process.pid": str(self._pid),
+                "process.pid": str(os.getpid()),
             }
             if not self._closed:
                 self._announce()
@@ -130,10 +134,10 @@ class Agent:
         with self._lock, self._shield.at("apply"):
             if self._closed or self.settings.level == "off":
                 return
-            if self._demand.level == "off":
+            if self._demand.level == "off" and not self._capture.is_compiled:
                 self._capture.remove()
                 self._engine.remove()
-            else:
+            else:  # a graph does not see hooks that come back: there the gate is shut, and they stay
                 self._capture.install()
                 self._engine.install()
 
@@ -143,6 +147,13 @@ class Agent:
         errors = dict(told.errors)
         for kind, count in self._shield.errors.items():
             errors[kind] = errors.get(kind, 0) + count
+        if unopened := self._engine.unopened:
+            errors["compiled:unopened"] = unopened
+            self._shield.say_once(
+                "unopened",
+                "a compiled model ran outside of generate(): no frames are made of such passes "
+                "(instrument the compiled module itself, or compile model.forward)",
+            )
         return AgentStats(
             captured=told.captured,
             acknowledged=told.acknowledged,
@@ -167,6 +178,7 @@ class Agent:
             if self._closed:
                 return
             self._closed = True
+        _running.discard(self)
         with self._shield.at("close"):
             self._capture.remove()
             self._engine.remove()
@@ -183,16 +195,19 @@ class Agent:
         self.close()
 
 
-def _close_at_exit(agent: weakref.ref[Agent]) -> None:
-    found = agent()
-    if found is not None:
-        found.close(timeout_s=1.0)
+_running: weakref.WeakSet[Agent] = weakref.WeakSet()
 
 
-def _in_child(agent: weakref.ref[Agent]) -> Any:
-    def renew() -> None:
-        found = agent()
-        if found is not None:
-            found.renew()
+def _close_at_exit() -> None:
+    for agent in tuple(_running):
+        agent.close(timeout_s=1.0)
 
-    return renew
+
+def _renew_in_child() -> None:
+    for agent in tuple(_running):
+        agent.renew()
+
+
+atexit.register(_close_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_in_child)

@@ -18,14 +18,17 @@ from torch import nn
 from fulgurite.agent import reduce
 from fulgurite.agent.anatomy import Anatomy, LayerParts, declared
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
-from fulgurite.agent.contribution import Attribution, find_readout
+from fulgurite.agent.contribution import Attribution, Readout, find_readout
+from fulgurite.agent.deep import Deep, Reasons
 from fulgurite.agent.exporter import Exporter
 from fulgurite.agent.grams import effective_weight, gram, identity_of
-from fulgurite.agent.identity import Request
+from fulgurite.agent.identity import Committed, Request
 from fulgurite.agent.kv import read_cache
+from fulgurite.agent.lens import CHANNELS as LENS
 from fulgurite.agent.norms import NormSpec
 from fulgurite.agent.probes import Current, Pass, Probes
 from fulgurite.agent.sampling import Budget, Demand, level_of_step
+from fulgurite.agent.shelf import ROWS, Place, Shelf
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
 from fulgurite.agent.wiring import LayerWiring, Tap, candidate_taps, part_of, wire
@@ -33,6 +36,8 @@ from fulgurite.wire.channels import LEVELS, TOP_K, Level
 from fulgurite.wire.frame import FrameBlock, RequestEvent
 
 Array = np.ndarray[Any, Any]
+_OF_LAYERS = ("head_write", "ffn_write", "ffn_cosine", "residual_norm")
+_UNSEEN = "not seen in compiled passes: the model has to be instrumented before it is compiled"
 
 
 class Capture:
@@ -68,13 +73,18 @@ class Capture:
         self.overhead_ratio = float("nan")
         self.running: dict[str, Request] = {}
         self.on_wired: Any = None
+        self.kept_places: set[tuple[int, str]] = set()
         self._lock = threading.Lock()
         self._epoch_ns = time.time_ns() - time.perf_counter_ns()
-        self._probes = Probes(self.current, shield)
+        self.shelf = Shelf()
+        self._probes = Probes(self.current, shield, self.shelf)
+        self._deep = Deep(anatomy, self.current, shield)
         self._layout: reduce.Plan | None = None
         self._wiring: tuple[LayerWiring, ...] = ()
         self._candidates: list[tuple[int, Tap]] = []
         self._inputs: dict[int, int] = {}
+        self._candidate_plan = -1
+        self._opening = (0, 0)  # plan and slots of a pass that begins now, replaced as one
         self._grams: list[torch.Tensor] = []
         self._plain: dict[int, torch.Tensor] = {}
         self._marks: dict[int, tuple[object, ...]] = {}
@@ -97,20 +107,43 @@ class Capture:
     def install(self) -> None:
         """Put the probes in that the level in force needs; take out what it does not."""
         with self._lock:
+            self.shelf.gate(self.demand.level != "off")
+            if self.is_compiled and self._layout is not None and len(self._probes):
+                return  # a graph does not see hooks that come back: they stay
             self._probes.remove()
+            self._deep.remove()
+            self._opening = (self._probes.plan, 0)
             if LEVELS.index(self.demand.level) < LEVELS.index("heads") or not self.anatomy.layers:
                 return
             self._unsettled = True
             if self._layout is None:
                 self._watch_candidates()
+                slots = self._candidate_slots
             else:
                 self._watch_plan(self._layout)
+                slots = self._layout.slots
             self._watch_experts()
+            if self._is_deep:
+                self._deep.install()
+            self._opening = (self._probes.plan, slots)
 
     def remove(self) -> None:
         """Take every probe out."""
         with self._lock:
             self._probes.remove()
+            self._deep.remove()
+            self._opening = (self._probes.plan, 0)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a compiled graph with our operators in it has run."""
+        return self.shelf.is_used
+
+    def forked(self) -> None:
+        """In a child: no thread that could hold a lock, and no pass of one, lives on."""
+        self._lock = threading.Lock()
+        self.shield.forked()
+        self.running.clear()
 
     @property
     def probes(self) -> int:
@@ -124,6 +157,7 @@ class Capture:
 
     def _watch_candidates(self) -> None:
         layers = self.anatomy.layers
+        self._candidate_plan = self._probes.plan
         self._candidates = [(layer.index, tap) for layer in layers for tap in candidate_taps(layer)]
         for slot, (index, tap) in enumerate(self._candidates):
             self._watch(layers[index], tap, slot, by_keyword=True)
@@ -131,13 +165,14 @@ class Capture:
         self._inputs = {layer.index: len(self._candidates) + i for i, layer in enumerate(heads)}
         for layer in heads:
             assert layer.projection is not None
-            self._probes.watch_input(layer.projection, self._inputs[layer.index])
+            self._watch_heads(layer, self._inputs[layer.index])
         self._final = None
         if self._is_deep and self.anatomy.final_norm is not None:
             into = len(self._candidates) + len(heads)
             self._final = (into, into + 1)
-            self._probes.watch_input(self.anatomy.final_norm, into)
-            self._probes.watch_output(self.anatomy.final_norm, into + 1)
+            device, width = _device_of(self.anatomy.final_norm), self.anatomy.topology.hidden_size
+            self._probes.watch_input(self.anatomy.final_norm, into, width=width, device=device)
+            self._probes.watch_output(self.anatomy.final_norm, into + 1, width=width, device=device)
 
     @property
     def _is_deep(self) -> bool:
@@ -148,17 +183,21 @@ class Capture:
             self._watch(self.anatomy.layers[index], tap, slot, by_keyword=tap.part in ("block", "ffn"))
         for group in layout.groups:
             for slot, index in zip(group.slots, group.layers, strict=True):
-                projection = self.anatomy.layers[index].projection
-                assert projection is not None
-                self._probes.watch_input(projection, slot)
+                self._watch_heads(self.anatomy.layers[index], slot)
 
     def _watch(self, layer: LayerParts, tap: Tap, slot: int, *, by_keyword: bool) -> None:
         module = part_of(layer, tap.part)
         assert module is not None
+        device, width = _device_of(layer.block), self.anatomy.topology.hidden_size
         if tap.side == "in":
-            self._probes.watch_input(module, slot, by_keyword=by_keyword)
+            self._probes.watch_input(module, slot, by_keyword=by_keyword, width=width, device=device)
         else:
-            self._probes.watch_output(module, slot)
+            self._probes.watch_output(module, slot, width=width, device=device)
+
+    def _watch_heads(self, layer: LayerParts, slot: int) -> None:
+        assert layer.projection is not None
+        width = layer.heads * layer.head_dim
+        self._probes.watch_input(layer.projection, slot, width=width, device=_device_of(layer.block))
 
     def _watch_experts(self) -> None:
         for layer in self.anatomy.layers:
@@ -173,13 +212,17 @@ class Capture:
         level = self.demand.level
         if level != before:
             self.install()
+        self.shelf.tick()
         if level == "off":
             self.current.passing = None
             return None
-        slots = self._candidate_slots if self._layout is None else self._layout.slots
-        passing = Pass(batch, width, slots)
+        plan, slots = self._opening
+        passing = Pass(batch, width, slots, plan=plan)
         passing.step = self._count_step()
         passing.level = level_of_step(passing.step, level, self.deep_ratio)
+        if self._is_deep:
+            is_first, is_all = self._layout is None, passing.level == "deep" and self.deep_ratio >= 1.0
+            passing.looks = self._deep.turn(passing, every=is_first or is_all)
         passing.started_ns = started
         self.current.passing = passing
         return passing
@@ -206,10 +249,59 @@ class Capture:
         passing.cache = cache
         rows = _last_logits(passing, logits)
         passing.logits = rows.clone() if copies and rows.data_ptr() == logits.data_ptr() else rows
+        raw = passing.deep.get(("unembedded", 0))
+        if raw is not None:
+            passing.deep["unembedded", 0] = _last_logits(passing, raw)
         if LEVELS.index(passing.level) >= LEVELS.index("heads") and self.anatomy.layers:
             with self.shield.at("wiring"):
+                if all(tensor is None for tensor in passing.kept):
+                    self._fetch(passing)
                 self._learn(passing)
         passing.own_ns += time.perf_counter_ns() - entered
+
+    def recover(self, batch: int, logits: Place, *, cache: Any, started_ns: int) -> Pass | None:
+        """A pass of one position that no hook saw, because the whole of it was compiled.
+
+        Parameters
+        ----------
+        logits : where its graph left them, if it did.
+        """
+        if self.demand.level == "off" or len(self.running) > 1:
+            return None
+        plan, slots = self._opening
+        passing = Pass(batch, 1, slots, plan=plan)
+        passing.step = self._count_step()
+        passing.level = level_of_step(passing.step, self.demand.level, self.deep_ratio)
+        passing.started_ns = started_ns
+        rows = logits.read(batch, 1, 1)
+        if rows is None:
+            return None
+        passing.alive_logits = self.shelf.alive([logits], batch, 1)
+        self.close(passing, rows, cache, copies=False)
+        return passing
+
+    def _fetch(self, passing: Pass) -> None:
+        """No probe ran, so the pass was compiled: take what its graph left, where it left something."""
+        places = self._probes.places(len(passing.kept)) if passing.plan == self._probes.plan else None
+        alone = passing.last is None and len(self.running) < 2  # a shelf holds one pass
+        found = [place.read(passing.batch, passing.width, passing.keep) for place in places or ()]
+        if not found or not alone or any(tensor is None for tensor in found):
+            return
+        passing.alive = self.shelf.alive(places or (), passing.batch, passing.width)
+        if self._layout is not None or bool(passing.alive):
+            passing.kept = list(found)
+
+    def _went_unseen(self, passing: Pass) -> None:
+        """Nothing of this pass's layers is there: that is not zero, it is nothing."""
+        passing.level = "pulse"
+        self.shield.note("compiled:unseen")
+        if self.shield.say_once(
+            "unseen",
+            "a compiled pass was not seen by our probes, and gives no activity: instrument the model before "
+            "it is compiled, run one pass at a time, of at most %d rows",
+            ROWS,
+        ):
+            self._make_unavailable(dict.fromkeys(_OF_LAYERS, _UNSEEN))
 
     def commit(
         self,
@@ -219,32 +311,50 @@ class Capture:
         stops: frozenset[int],
         *,
         committed_ns: int,
-        done: Array | None = None,
+        lines: Committed | None = None,
     ) -> None:
-        """The tokens (batch,) that followed from `passing` are known: reduce, and hand the frames over."""
+        """The tokens that followed from `passing` are known: reduce, and hand the frames over.
+
+        Parameters
+        ----------
+        tokens : Tensor of int64, shape (batch,), (batch, n) where one pass gave several, or (m,) with `lines`
+        lines : which rows they followed from, where that is not one to one.
+        """
         entered = time.perf_counter_ns()
-        with torch.no_grad():
-            host = self._measure(passing, tokens)
+        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+            if lines is not None:
+                passing.take(rows=torch.from_numpy(lines.row))
+            elif passing.keep > 1:
+                passing.take(first=tokens.shape[-1])
+            host = self._measure(passing, tokens.reshape(-1))
         ids = host["tokens"].astype(np.int32)
-        fed = request.width + int(request.generated.max(initial=0))
-        reading = read_cache(passing.cache, self.anatomy.topology.layers, fed)
-        cached = request.cached(reading.resident, fed - request.width) if reading is not None else None
-        real, positions = request.commit(ids, stops, done=done)
-        if reading is not None and reading.row_bytes is not None:
-            request.kv_bytes = reading.row_bytes * request.rows
-        if real.size:
+        committed = lines if lines is not None else request.commit(ids, stops)
+        self.shelf.tick()
+        if committed.real.size and "logprob" in host:
             columns = self._columns(passing, host, ids)
-            columns["position"] = np.zeros(len(ids), np.int32)
-            columns["position"][real] = positions
-            columns["phase"] = (request.generated > 1).astype(np.uint8)
+            columns["sequence"] = committed.sequence.astype(np.uint16)
+            columns["position"] = committed.position.astype(np.int32)
+            if passing.level == "deep":
+                columns.update(self._deep.columns(host, columns["position"]))
+            columns["parent_row"] = committed.parent.astype(np.int16)
+            columns["phase"] = (committed.passes > 0).astype(np.uint8)
             columns["ended_ns"] = np.full(len(ids), committed_ns + self._epoch_ns, np.int64)
-            if cached is not None:
-                columns["kv_tokens"] = cached.astype(np.int32)
-            if reading is not None and reading.row_bytes is not None:
-                columns["kv_bytes"] = np.full(len(ids), reading.row_bytes, np.int64)
-            self._export(request, columns, real)
+            columns.update(self._memory(passing, request, committed))
+            self._export(request, columns, committed.real)
         passing.own_ns += time.perf_counter_ns() - entered
         self._account(passing)
+
+    def _memory(self, passing: Pass, request: Request, committed: Committed) -> dict[str, Array]:
+        fed = request.width + int(committed.passes.max())
+        reading = read_cache(passing.cache, self.anatomy.topology.layers, fed)
+        if reading is None:
+            return {}
+        cached = request.cached(reading.resident, committed.row, committed.passes)
+        columns: dict[str, Array] = {"kv_tokens": cached.astype(np.int32)}
+        if reading.row_bytes is not None:
+            request.kv_bytes = reading.row_bytes * request.rows
+            columns["kv_bytes"] = np.full(committed.row.size, reading.row_bytes, np.int64)
+        return columns
 
     def event(self, request: Request, kind: str, *, reason: str = "", texts: tuple[str, ...] = ()) -> None:
         """Say what happened to a request, and remember whether it is under way."""
@@ -262,20 +372,38 @@ class Capture:
                 sequences=request.rows,
                 reason=reason,
                 prompt_texts=texts,
+                winning_rows=request.winners,
+                drafted_tokens=request.drafted,
+                accepted_tokens=request.accepted,
             )
         )
 
     def _learn(self, passing: Pass) -> None:
+        if self.shield.is_out("wiring"):
+            passing.level = "pulse"
+            return
         if self._layout is None:
             with self._lock:
-                self._wire(passing)
-        elif len(passing.kept) != self._layout.slots:
-            passing.level = "pulse"  # opened before another thread learned the wiring
+                if self._layout is None and passing.plan == self._probes.plan:
+                    self._wire(passing)
+        self._catch_up(passing)
         if self._unsettled and passing.references:
             for probe, reference in passing.references:
                 probe.settle(passing, reference)
             self._unsettled = False
         passing.references.clear()
+
+    def _catch_up(self, passing: Pass) -> None:
+        """Another thread learned the wiring, or changed the level, while this pass ran."""
+        plan, layout = self._probes.plan, self._layout
+        if passing.plan == plan:
+            return
+        complete = passing.plan == self._candidate_plan and all(t is not None for t in passing.kept)
+        passing.references.clear()
+        if complete and layout is not None and len(passing.kept) == self._candidate_slots:
+            passing.kept, passing.plan = self._moved(passing, layout), plan
+        else:
+            passing.level = "pulse"
 
     def _wire(self, passing: Pass) -> None:
         layers = self.anatomy.layers
@@ -285,10 +413,7 @@ class Capture:
             if kept is not None:
                 seen[index][tap] = _rows(kept)
         if not any(seen):
-            passing.level = "pulse"  # a compiled or captured model runs no hook: not measured is not zero
-            self.shield.say_once(
-                "unseen", "no layer of the model could be observed in this pass: pulses only"
-            )
+            self._went_unseen(passing)
             return
         self._wiring = tuple(
             wire(
@@ -304,8 +429,10 @@ class Capture:
             layers, self._wiring, heads=topology.heads, width=topology.hidden_size, deep=self._is_deep
         )
         self._build_grams(layout)
-        unread = self._read_out(passing, layout) if self._is_deep else None
-        self._say_what_is_missing(unread)
+        unread = self._read_out(passing, layout) if self._is_deep else {}
+        undeep = self._deep.learn(passing, self._wiring, seen) if self._is_deep else {}
+        self._deep.settle()
+        self._say_what_is_missing(unread, undeep)
         passing.kept = self._moved(passing, layout)
         passing.references.clear()
         self._layout = layout
@@ -313,6 +440,9 @@ class Capture:
         self._unsettled = True
         self._watch_plan(layout)
         self._watch_experts()
+        self.shelf.retain(self._probes.keys | self.kept_places)
+        passing.plan = self._probes.plan
+        self._opening = (passing.plan, layout.slots)
 
     def _moved(self, passing: Pass, layout: reduce.Plan) -> list[torch.Tensor | None]:
         """What the candidates kept, where the plan looks for it."""
@@ -322,18 +452,34 @@ class Capture:
             moved += [passing.kept[self._inputs[int(index)]] for index in group.layers]
         return moved
 
-    def _read_out(self, passing: Pass, layout: reduce.Plan) -> str | None:
-        """Find how the stream becomes logits; the reason where contributions cannot be told."""
-        self._attribution = None
+    def _read_out(self, passing: Pass, layout: reduce.Plan) -> dict[str, str]:
+        """Find how the stream becomes logits; the reason for each channel that cannot be told."""
+        self._attribution = self._deep.readout = None
+        readout = self._readout(passing)
+        missing: dict[str, str] = {}
+        if isinstance(readout, str):
+            missing.update(dict.fromkeys((*CONTRIBUTIONS, *LENS), readout))
+        else:
+            self._deep.readout = readout
+            self._readout_mark = identity_of(self.anatomy.unembedding) if self.anatomy.unembedding else ()
         for layer, wires in zip(self.anatomy.layers, self._wiring, strict=True):
             if wires.order in ("unknown", "post_norm"):
-                return f"in layer {layer.index}, {next(iter(wires.reasons.values()))}"
+                reason = f"in layer {layer.index}, {next(iter(wires.reasons.values()))}"
+                return {**missing, **dict.fromkeys(CONTRIBUTIONS, reason)}
+        if not isinstance(readout, str):
+            epsilon = _epsilon(passing, self._candidates)
+            self._attribution = Attribution(
+                self.anatomy.layers, self._wiring, layout, readout, epsilon=epsilon
+            )
+        return missing
+
+    def _readout(self, passing: Pass) -> Readout | str:
         if self._final is None or passing.logits is None:
             return "the model's final norm was not found"
         end = self._candidates.index((len(self.anatomy.layers) - 1, Tap("block", "out")))
         slots = dict(zip(("into", "out", "end"), (*self._final, end), strict=True))
         seen = {name: _host_rows(passing.kept[slot]) for name, slot in slots.items()}
-        readout = find_readout(
+        return find_readout(
             self.anatomy.final_norm,
             self.anatomy.unembedding,
             {name: rows for name, rows in seen.items() if rows is not None},
@@ -341,25 +487,23 @@ class Capture:
             constants=self.anatomy.constants,
             tolerance=max(1e-4, 4 * _epsilon(passing, self._candidates)),
         )
-        if isinstance(readout, str):
-            return readout
-        assert self.anatomy.unembedding is not None
-        self._attribution = Attribution(self.anatomy.layers, self._wiring, layout, readout)
-        self._readout_mark = identity_of(self.anatomy.unembedding)
-        return None
 
-    def _say_what_is_missing(self, unread: str | None) -> None:
-        reasons: dict[str, list[tuple[int, str]]] = {}
+    def _say_what_is_missing(self, unread: dict[str, str], undeep: Reasons) -> None:
+        reasons: Reasons = {channel: list(found) for channel, found in undeep.items()}
         for layer, wires in zip(self.anatomy.layers, self._wiring, strict=True):
             for channel, reason in wires.reasons.items():
                 reasons.setdefault(channel, []).append((layer.index, reason))
         said = {channel: f"{_layer_names(found)}: {found[0][1]}" for channel, found in reasons.items()}
-        said.update(dict.fromkeys(CONTRIBUTIONS, unread) if unread is not None else {})
+        said.update(unread)
         if not said:
             return
-        self.anatomy = self.anatomy.without(said)
-        for channel, reason in said.items():
-            self.shield.say_once(channel, "%s is not measured in %s", channel, reason)
+        for reason in dict.fromkeys(said.values()):
+            channels = ", ".join(channel for channel, why in said.items() if why == reason)
+            self.shield.say_once(channels, "%s: not measured in %s", channels, reason)
+        self._make_unavailable(said)
+
+    def _make_unavailable(self, reasons: dict[str, str]) -> None:
+        self.anatomy = self.anatomy.without(reasons)
         if self.on_wired is not None:
             with self.shield.at("announce"):
                 self.on_wired()
@@ -402,7 +546,7 @@ class Capture:
             self._build_gram(layer, self._norm_of(layer.index))
         if stale and self._layout is not None:
             self._collect(self._layout)
-        if self._attribution is not None and (stale or self._is_readout_stale()):
+        if self._deep.readout is not None and (stale or self._is_readout_stale()):
             self._layout = self._attribution = None  # found anew in the next pass
             self.install()
 
@@ -415,27 +559,47 @@ class Capture:
         logits = passing.logits
         assert logits is not None
         ids = tokens.to(logits.device)
+        if passing.plan != self._probes.plan:
+            passing.level = "pulse"  # what it kept is not what is looked for any more
         full = LEVELS.index(passing.level) >= LEVELS.index("heads")
         found: dict[str, torch.Tensor] = {"tokens": ids}
         found.update(reduce.uncertainty(logits, ids, full=full))
-        if full and self._layout is not None:
+        if full and self._layout is not None and not self.shield.is_out("reduce"):
             with self.shield.at("reduce"):
-                found.update(self._layers(passing, self._layout, ids))
-        if full and passing.extra:
+                found.update(self._layers(passing, self._layout, ids, found.get("top_ids")))
+        if full and passing.extra and not self.shield.is_out("experts"):
             with self.shield.at("experts"):
                 found.update(_experts(passing, self._layer_count))
-        return reduce.to_host(found)
+        for name in ("alive", "alive_logits"):
+            if (alive := getattr(passing, name)) is not None:
+                found[name] = alive
+        return self._alive(passing, reduce.to_host(found))
+
+    def _alive(self, passing: Pass, host: dict[str, Array]) -> dict[str, Array]:
+        """What was measured, without what a compiled graph did not leave in this pass."""
+        logits, layers = host.pop("alive_logits", None), host.pop("alive", None)
+        if logits is not None and not logits.all():
+            self._went_unseen(passing)
+            return {"tokens": host["tokens"]}
+        if layers is not None and not layers.all():
+            self._went_unseen(passing)
+            return {name: host[name] for name in ("tokens", "logprob")}
+        self.shelf.is_used |= logits is not None or layers is not None
+        return host
 
     @property
     def _layer_count(self) -> int:
         return self.anatomy.topology.layers
 
     def _layers(
-        self, passing: Pass, layout: reduce.Plan, tokens: torch.Tensor
+        self, passing: Pass, layout: reduce.Plan, tokens: torch.Tensor, candidates: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         kept = passing.kept
         if any(tensor is None for tensor in kept):
             self.shield.note("probe:silent")
+            self.shield.say_once(
+                "silent", "a part of the model was not seen in a pass: no activity is told of its token"
+            )
             return {}
         vectors: list[torch.Tensor] = kept[: len(layout.places)]  # type: ignore[assignment]
         if not vectors:
@@ -445,6 +609,9 @@ class Capture:
         for i, group in enumerate(layout.groups):
             inputs: list[torch.Tensor] = kept[group.slots[0] : group.slots[-1] + 1]  # type: ignore[assignment]
             found[f"heads{i}"] = reduce.head_squares(inputs, self._grams[i])
+        if passing.level == "deep":
+            with self.shield.at("deep"):
+                found.update(self._deep.measure(passing, layout, stacked, candidates))
         if passing.level == "deep" and self._attribution is not None and passing.logits is not None:
             heads: dict[int, torch.Tensor] = {
                 int(index): kept[slot]  # type: ignore[misc]
@@ -452,7 +619,15 @@ class Capture:
                 for slot, index in zip(group.slots, group.layers, strict=True)
             }
             with self.shield.at("contribution"):
-                found.update(self._attribution.of(stacked, heads, passing.logits, tokens.to(stacked.device)))
+                found.update(
+                    self._attribution.of(
+                        stacked,
+                        heads,
+                        passing.logits,
+                        tokens.to(stacked.device),
+                        unembedded=passing.deep.get(("unembedded", 0)),
+                    )
+                )
         return found
 
     def _columns(self, passing: Pass, host: dict[str, Array], ids: Array) -> dict[str, Array]:
@@ -487,7 +662,7 @@ class Capture:
 
     def _account(self, passing: Pass) -> None:
         now = time.perf_counter_ns()
-        own = passing.own_ns + len(self._probes) * self._probe_ns
+        own = passing.own_ns + (len(self._probes) + self._deep.hooks) * self._probe_ns
         self.budget.spend(own, now - passing.started_ns)
         verdict = self.budget.verdict(now)
         if verdict is None:
@@ -519,7 +694,10 @@ class Capture:
 
 
 def _last_logits(passing: Pass, logits: torch.Tensor) -> torch.Tensor:
-    """Logits of the rows that matter, (batch, vocabulary), owned by us where the pass made more of them."""
+    """Logits of the rows that matter, (batch * keep, vocabulary), owned by us where the pass made more of
+    them."""
+    if passing.keep > 1:
+        return logits[:, -passing.keep :].reshape(-1, logits.shape[-1])
     if passing.last is not None and logits.shape[1] == passing.width:
         return logits[torch.arange(passing.batch, device=logits.device), passing.last.to(logits.device)]
     rows = logits[:, -1]
@@ -529,7 +707,7 @@ def _last_logits(passing: Pass, logits: torch.Tensor) -> torch.Tensor:
 def _experts(passing: Pass, layers: int) -> dict[str, torch.Tensor]:
     """Expert ids and weights, (layers, n, experts per token); -1 and NaN where a layer has none."""
     like = next(iter(passing.extra.values()))[0]
-    rows, most = passing.batch, max(ids.shape[-1] for ids, _ in passing.extra.values())
+    rows, most = passing.measured, max(ids.shape[-1] for ids, _ in passing.extra.values())
     ids = torch.full((layers, rows, most), -1.0, device=like.device)
     weights = torch.full((layers, rows, most), float("nan"), device=like.device)
     for layer, (chosen, gates) in passing.extra.items():
@@ -553,6 +731,11 @@ def _uncertainty_columns(host: dict[str, Array]) -> dict[str, Array]:
     }
 
 
+def _device_of(module: nn.Module) -> torch.device | None:
+    found = next(module.parameters(), None)
+    return None if found is None else found.device
+
+
 def _rows(kept: torch.Tensor) -> Array:
     """What was kept as float64 rows on the host."""
     found: Array = kept.detach().to("cpu", torch.float64).reshape(-1, kept.shape[-1]).numpy()
@@ -571,12 +754,10 @@ def _epsilon(passing: Pass, candidates: list[tuple[int, Tap]]) -> float:
 
 
 def _layer_names(found: list[tuple[int, str]]) -> str:
-    numbers = [index for index, _ in found]
-    return (
-        f"layer {numbers[0]}"
-        if len(numbers) == 1
-        else f"{len(numbers)} layers ({numbers[0]}, {numbers[1]}, …)"
-    )
+    numbers = [str(index) for index, _ in found]
+    if len(numbers) == 1:
+        return f"layer {numbers[0]}"
+    return f"{len(numbers)} layers ({', '.join(numbers[:2])}{', …' if len(numbers) > 2 else ''})"
 
 
 def _probe_cost_ns() -> int:

@@ -1,10 +1,11 @@
-"""Direct attribution of the emitted token's logit to everything that was added to the residual stream; it sums.
+"""Direct attribution of the emitted token's logit to everything that was added to the residual stream; it
+sums.
 
 With the final norm's scale frozen at this token's value the centred logit is linear in the stream:
-``logit_y - mean = s * (sum_n <c(x_n), g * (u_y - u_mean)> / sigma + <beta, u_y - u_mean>) + (b_y - b_mean)``, where
-x_n are the embedding as it enters layer 0, every head, every feed-forward write and every bias; c subtracts the mean
-for a LayerNorm. What the terms leave of the measured left side is the residue, shown with every token. Under a
-soft-cap all of this is about the logit before the cap.
+``logit_y - mean = s * (sum_n <c(x_n), g * (u_y - u_mean)> / sigma + <beta, u_y - u_mean>) + (b_y - b_mean)``,
+where x_n are the embedding as it enters layer 0, every head, every feed-forward write and every bias; c
+subtracts the mean for a LayerNorm. What the terms leave of the measured left side is the residue, shown with
+every token. Under a soft-cap all of this is about the logit before the cap.
 
 A signed push, not an importance. Costs one product with each output projection per token: for sampled tokens.
 
@@ -14,17 +15,21 @@ Shape letters: n rows, L layers, H heads, D width of a head, d residual width, V
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.grams import effective_weight
 from fulgurite.agent.norms import NormSpec, fit_norm
+from fulgurite.agent.probes import Current
 from fulgurite.agent.reduce import Plan
 from fulgurite.agent.wiring import LayerWiring
 
@@ -60,10 +65,13 @@ class Readout:
     scale: float
     cap: float | None
 
-    def uncapped(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits before the soft-cap, float32."""
+    def uncapped(self, logits: torch.Tensor, unembedded: torch.Tensor | None) -> torch.Tensor:
+        """Logits before the soft-cap, float32: from what the unembedding gave, where the cap cannot be
+        undone."""
         if self.cap is None:
             return logits.float()
+        if unembedded is not None:
+            return unembedded.float() * self.scale
         return (torch.atanh(logits.double() / self.cap) * self.cap).float()
 
 
@@ -105,8 +113,9 @@ def find_readout(
 
 
 def _mean_row(weight: torch.Tensor, chunk: int = 16384) -> torch.Tensor:
-    total = sum(part.double().sum(0) for part in weight.detach().split(chunk))
-    assert isinstance(total, torch.Tensor)
+    total = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
+    for part in torch.split(weight.detach(), chunk):
+        total += part.double().sum(0)
     return (total / weight.shape[0]).float()
 
 
@@ -127,18 +136,62 @@ def _behind(
     return None
 
 
+class UnembeddingProbe:
+    """Keeps what the unembedding gave in the pass of its thread: under a soft-cap the logits do not tell."""
+
+    def __init__(self, unembedding: nn.Module | None, current: Current) -> None:
+        self._unembedding = unembedding
+        self._current = current
+        self._handle: RemovableHandle | None = None
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it is watched."""
+        return self._handle is not None
+
+    def install(self) -> None:
+        """Watch it."""
+        if self._handle is None and self._unembedding is not None:
+            self._handle = self._unembedding.register_forward_hook(self)
+
+    def remove(self) -> None:
+        """Watch it no longer."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def __call__(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        passing = None if is_compiling() else self._current.passing
+        if passing is not None and isinstance(output, torch.Tensor) and output.dim() == 3:
+            passing.deep["unembedded", 0] = output.detach()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")
+
+
 class Attribution:
-    """The contributions of a model whose wiring and readout are known."""
+    """The contributions of a model whose wiring and readout are known.
+
+    Parameters
+    ----------
+    epsilon : spacing at 1 of the number format of the residual stream.
+    """
 
     def __init__(
-        self, layers: Sequence[LayerParts], wiring: Sequence[LayerWiring], layout: Plan, readout: Readout
+        self,
+        layers: Sequence[LayerParts],
+        wiring: Sequence[LayerWiring],
+        layout: Plan,
+        readout: Readout,
+        *,
+        epsilon: float,
     ) -> None:
         self.layers = layers
         self.wiring = wiring
         self.layout = layout
         self.readout = readout
+        self.epsilon = epsilon
         self._bias = self._biases()
-        self._device = readout.weight.device
 
     def _biases(self) -> torch.Tensor:
         """What each projection's bias adds, but for the scale of a norm behind it, float32 (L, d)."""
@@ -155,7 +208,12 @@ class Attribution:
 
     @torch.no_grad()
     def of(
-        self, stacked: torch.Tensor, heads: Mapping[int, torch.Tensor], logits: torch.Tensor, tokens: torch.Tensor
+        self,
+        stacked: torch.Tensor,
+        heads: Mapping[int, torch.Tensor],
+        logits: torch.Tensor,
+        tokens: torch.Tensor,
+        unembedded: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """The channels of contribution, rows first.
 
@@ -164,6 +222,7 @@ class Attribution:
         stacked : Tensor of float32, shape (slots, n, d), one per slot of the plan
         heads : by layer, the projection's input, n * H * D items
         logits, tokens : shapes (n, V) and (n,)
+        unembedded : what the unembedding gave, (n, V), where a soft-cap follows
         """
         readout, layout = self.readout, self.layout
         end = stacked[layout.after_ffn[-1]]
@@ -173,9 +232,10 @@ class Attribution:
         other = (push @ self._bias.T / scales.T).sum(-1) + self._constant(aim, tokens)
         ffn = self._ffn(dots)
         other = other + self._norm_biases(push, ffn) + self._headless(dots)
+        other = other + self._rounding(dots, stacked, push)
         head = self._heads(heads, push, scales)
         embedding = dots[layout.embedding]
-        values = readout.uncapped(logits)
+        values = readout.uncapped(logits, unembedded)
         left = values.gather(-1, tokens[:, None])[:, 0] - values.mean(-1)
         total = head.nansum((-1, -2)) + ffn.nansum(-1) + embedding + other
         return {
@@ -183,7 +243,7 @@ class Attribution:
             "ffn_contribution": ffn,
             "embedding_contribution": embedding,
             "other_contribution": other,
-            "residue": (left - total) / values.std(-1),
+            "residue": (left - total) / values.std(-1, correction=0),
             "logit_centered": left,
         }
 
@@ -234,10 +294,26 @@ class Attribution:
     def _headless(self, dots: torch.Tensor) -> torch.Tensor:
         """What token mixers without heads add."""
         found = torch.zeros(dots.shape[-1], device=dots.device)
-        for i, slot in enumerate(self.layout.headless):
-            if slot >= 0:
-                found = found + dots[slot] * float(self.layout.mixer_factor[i])
+        for layer, slot in zip(self.layers, self.layout.mixer, strict=True):
+            if slot >= 0 and layer.projection is None:
+                found = found + dots[slot] * float(self.layout.mixer_factor[layer.index])
         return found
+
+    def _rounding(self, dots: torch.Tensor, stacked: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
+        """What the rounding of the additions to the stream contributes: where it went less what was added.
+
+        More than rounding can make is not called rounding: it stays in the residue.
+        """
+        layout = self.layout
+        gap = dots[layout.after_ffn[-1]] - dots[layout.embedding]
+        for slots, factors in ((layout.mixer, layout.mixer_factor), (layout.ffn, layout.ffn_factor)):
+            for slot, factor in zip(slots, factors, strict=True):
+                if slot >= 0:
+                    gap = gap - dots[slot] * float(factor)
+        sums = [slot for slot in (*layout.after_mixer, *layout.after_ffn) if slot >= 0]
+        sizes = torch.linalg.vector_norm(stacked[torch.as_tensor(sums, device=stacked.device)], dim=-1).sum(0)
+        most = 2 * self.epsilon * sizes * torch.linalg.vector_norm(push, dim=-1)
+        return torch.where(gap.abs() <= most, gap, 0.0)
 
     def _heads(
         self, inputs: Mapping[int, torch.Tensor], push: torch.Tensor, scales: torch.Tensor

@@ -129,6 +129,7 @@ class InMemoryExporter:
         self._events: deque[RequestEvent] = deque()
         self._built: tuple[tuple[int, int], list[Frame]] = ((0, 0), [])
         self._lock = Lock()  # of the counters, among the host's own threads; nobody sends here
+        _forkable.add(self)
         self._captured = self._dropped = 0
         self.level = self.ceiling = self.tokens = ""
         self.resource: Mapping[str, str] = {}
@@ -147,6 +148,9 @@ class InMemoryExporter:
             self._blocks.append(block)
             if self._max_frames is not None:
                 self._shed(self._max_frames)
+
+    def _after_fork(self) -> None:
+        self._lock = Lock()  # the thread that held it may not live on
 
     def _shed(self, max_frames: int) -> None:
         while self._captured - self._dropped > max_frames:
@@ -381,6 +385,13 @@ class GrpcExporter:
         else:
             self._discard("closed")
 
+    def leave(self, timeout_s: float = 2.0) -> None:
+        """As `close`, but without waiting for it: the model is gone, and whoever collects it waits for
+        nobody."""
+        self._closed = True
+        if self._pump is not None:
+            self._pump.leave(timeout_s)
+
     # --- inside
 
     def _after_put(self) -> None:
@@ -471,7 +482,7 @@ class GrpcExporter:
         self._shield.say_once("export", "a block could not be handed over: %s", error)
 
 
-_forkable: weakref.WeakSet[GrpcExporter] = weakref.WeakSet()
+_forkable: weakref.WeakSet[InMemoryExporter | GrpcExporter] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:

@@ -17,6 +17,8 @@ from torch import nn
 
 from fulgurite.agent.norms import NormSpec
 
+_AT_ONCE = 512  # unit vectors that a projection is asked about in one call
+
 
 @torch.no_grad()
 def effective_weight(projection: nn.Module) -> torch.Tensor:
@@ -40,10 +42,13 @@ def _by_function(projection: nn.Module) -> torch.Tensor:
     )
     width = int(projection.in_features)  # type: ignore[arg-type]
     options: dict[str, Any] = {} if like is None else {"dtype": like.dtype, "device": like.device}
-    units = torch.eye(width, **options)
     offset = projection(torch.zeros(1, width, **options))
-    found: torch.Tensor = (projection(units) - offset).T.detach().float()
-    return found
+    columns = []
+    for start in range(0, width, _AT_ONCE):
+        units = torch.zeros(min(_AT_ONCE, width - start), width, **options)
+        units.diagonal(start).fill_(1.0)
+        columns.append((projection(units) - offset).T.detach().float())
+    return torch.cat(columns, 1)
 
 
 @torch.no_grad()
@@ -55,7 +60,8 @@ def gram(weight: torch.Tensor, heads: int, norm: NormSpec | None = None) -> torc
         gain = torch.as_tensor(norm.gain, dtype=torch.float32, device=weight.device)
         weight = weight * gain[:, None]
     columns = weight.reshape(weight.shape[0], heads, -1).permute(1, 2, 0)  # (H, D, d)
-    return torch.matmul(columns, columns.transpose(1, 2))
+    with torch.autocast(weight.device.type, enabled=False):  # whatever the host casts its own products to
+        return torch.matmul(columns, columns.transpose(1, 2))
 
 
 def identity_of(projection: nn.Module) -> tuple[object, ...]:

@@ -1,9 +1,10 @@
 """Which row of the batch is which request, sequence and position. Pure: numpy and counting.
 
 A request is one call of `generate`, or one cache object of a plain loop; its rows are its sequences. A row's
-position axis leaves padding out: with P real prompt tokens the first generated token has position P.
+position axis leaves padding out: with P real prompt tokens the first generated token has position P. A pass
+that verifies drafts commits several tokens of a row at once.
 
-Shape letters: b rows, w width of the padded prompt.
+Shape letters: b rows, w width of the padded prompt, n tokens committed by one pass, m measured rows of it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,27 @@ from fulgurite.wire.frame import RequestRef
 Array = np.ndarray[Any, Any]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Committed:
+    """The tokens of one pass, one entry per measured row.
+
+    Attributes
+    ----------
+    real : ndarray of int64, measured rows whose token is one (a finished row is only fed padding).
+    sequence, position : ndarray of int64, shape (m,)
+    row : ndarray of int64, shape (m,), row of the batch that the token was computed in.
+    passes : ndarray of int64, shape (m,), generated tokens that were fed before it.
+    parent : ndarray of int64, shape (m,), row of the step before that is continued; -1: the sequence's own.
+    """
+
+    real: Array
+    sequence: Array
+    position: Array
+    row: Array
+    passes: Array
+    parent: Array
+
+
 @dataclass(slots=True)
 class Request:
     """The sequences of one request, as far as they have come.
@@ -30,6 +52,8 @@ class Request:
     width : positions of the padded prompt.
     generated : ndarray of int64, shape (b,), tokens committed so far.
     finished : ndarray of bool, shape (b,)
+    drafted, accepted : tokens that were proposed by somebody else, and those of them that were taken.
+    winners : rows of the returned beams, in order.
     """
 
     ref: RequestRef
@@ -39,6 +63,9 @@ class Request:
     generated: Array = field(init=False)
     finished: Array = field(init=False)
     kv_bytes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    winners: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self.generated = np.zeros(len(self.prompt), np.int64)
@@ -49,47 +76,45 @@ class Request:
         """How many sequences."""
         return len(self.prompt)
 
-    def commit(
-        self, tokens: Array, stops: frozenset[int], *, done: Array | None = None
-    ) -> tuple[Array, Array]:
-        """Take the tokens of one step.
+    def commit(self, tokens: Array, stops: frozenset[int]) -> Committed:
+        """Take the tokens of one pass.
 
         Parameters
         ----------
-        tokens : ndarray of int, shape (b,)
+        tokens : ndarray of int, shape (b,) or (b, n)
         stops : token ids that end a sequence.
-        done : rows that ended for any other reason with this token, shape (b,)
-
-        Returns
-        -------
-        tuple of ndarray
-            The rows whose token is real (a finished row is only fed padding), and their tokens' positions.
         """
-        real = np.flatnonzero(~self.finished)
-        positions = self.prompt[real] + self.generated[real]
-        self.generated[real] += 1
-        if stops:
-            self.finished[real] |= np.isin(tokens[real], np.fromiter(stops, np.int64))
-        if done is not None:
-            self.finished |= done
-        return real, positions
+        tokens = tokens.reshape(self.rows, -1)
+        ends = np.isin(tokens, np.fromiter(stops, np.int64)) if stops else np.zeros(tokens.shape, bool)
+        behind = np.cumsum(ends, -1) - ends > 0  # after the token that ended its row
+        real = ~self.finished[:, None] & ~behind
+        passes = self.generated[:, None] + np.arange(tokens.shape[1])
+        rows = np.repeat(np.arange(self.rows), tokens.shape[1])
+        self.generated += real.sum(-1)
+        self.finished |= (ends & real).any(-1)
+        return Committed(
+            real=np.flatnonzero(real),
+            sequence=rows,
+            position=(self.prompt[:, None] + passes).reshape(-1),
+            row=rows,
+            passes=passes.reshape(-1),
+            parent=np.full(rows.size, -1),
+        )
 
-    def cached(self, resident: Array, passes: int) -> Array:
-        """Real tokens among the `resident` last positions of each layer's cache, shape (b, layers).
+    def cached(self, resident: Array, rows: Array, passes: Array) -> Array:
+        """Real tokens among the `resident` last positions of each layer's cache, shape (m, layers).
 
         Parameters
         ----------
         resident : ndarray of int, shape (layers,), cached positions, padding included; -1 where there is no
             cache.
-        passes : positions after the prompt that were fed so far.
+        rows, passes : ndarray of int, shape (m,), row of the batch, and tokens after its prompt that were
+            fed.
         """
-        total = self.width + passes
-        first = (total - resident)[None, :]
-        last = (self.left + self.prompt)[:, None]
-        real = (
-            np.maximum(last - np.maximum(first, self.left[:, None]), 0)
-            + np.minimum(passes, resident)[None, :]
-        )
+        passes = passes[:, None]
+        first = self.width + passes - resident[None, :]
+        left, last = self.left[rows, None], (self.left + self.prompt)[rows, None]
+        real = np.maximum(last - np.maximum(first, left), 0) + np.minimum(passes, resident[None, :])
         return np.where(resident[None, :] < 0, -1, real)
 
 

@@ -18,10 +18,9 @@ from torch import nn
 from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
-from fulgurite.agent.shield import Shield
+from fulgurite.agent.shelf import Place, Shelf
+from fulgurite.agent.shield import STRIKES, Shield
 from fulgurite.wire.channels import Level
-
-_TAKE_OUT_AFTER = 3  # failures of one probe
 
 
 class Pass:
@@ -30,25 +29,37 @@ class Pass:
     Attributes
     ----------
     batch, width : rows and positions of the pass.
+    plan : which set of probes it was opened for.
+    alive, alive_logits : of a compiled pass: whether its graph left what is read, one float32 each.
     keep : how many last positions matter: 1, or several where drafts are verified.
+    measured : how many rows are measured: batch * keep, or those that `take` left.
     last : position that matters per row where it is not the last (right padding), shape (batch,), or None.
     kept : what each probe saw, by the probe's index.
     extra : integer and weight tensors of expert routing, by layer.
+    deep : what level `deep` keeps besides, by kind and layer, one row per position that matters.
+    looks : layers whose attention is looked at.
     references : what probes that are not trusted yet made a copy of.
     """
 
     __slots__ = (
-        "batch", "cache", "call", "extra", "keep", "kept", "last", "level", "logits", "mask", "own_ns",
-        "position_ids", "references", "started_ns", "step", "width",
+        "alive", "alive_logits", "batch", "cache", "call", "deep", "extra", "keep", "kept", "last", "level",
+        "logits", "looks", "mask", "measured", "own_ns", "plan", "position_ids", "references", "started_ns",
+        "step", "width",
     )  # fmt: skip
 
-    def __init__(self, batch: int, width: int, slots: int) -> None:
+    def __init__(self, batch: int, width: int, slots: int, *, plan: int = 0) -> None:
         self.batch = batch
         self.width = width
+        self.plan = plan
         self.keep = 1
+        self.measured = batch
+        self.alive: torch.Tensor | None = None
+        self.alive_logits: torch.Tensor | None = None
         self.last: torch.Tensor | None = None
         self.kept: list[torch.Tensor | None] = [None] * slots
         self.extra: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.deep: dict[tuple[str, int], torch.Tensor] = {}
+        self.looks: frozenset[int] = frozenset()
         self.logits: torch.Tensor | None = None
         self.cache: Any = None
         self.call: Any = None
@@ -73,6 +84,29 @@ class Pass:
             return tensor[torch.arange(self.batch, device=tensor.device), self.last.to(tensor.device), None]
         return tensor[:, -self.keep :].clone()
 
+    def take(self, *, first: int | None = None, rows: torch.Tensor | None = None) -> None:
+        """Leave only the `first` of the kept positions of every row, or these `rows`, to be measured.
+
+        What was kept then has one entry per measured row, and nothing else.
+        """
+        self.kept = [None if t is None else self._taken(t, first, rows) for t in self.kept]
+        self.extra = {
+            layer: (self._taken(ids, first, rows), self._taken(weights, first, rows))
+            for layer, (ids, weights) in self.extra.items()
+        }
+        self.deep = {place: self._taken(kept, first, rows) for place, kept in self.deep.items()}
+        if self.logits is not None:
+            self.logits = self._taken(self.logits, first, rows)
+        self.measured = len(rows) if rows is not None else self.batch * (first or self.keep)
+
+    def _taken(self, tensor: torch.Tensor, first: int | None, rows: torch.Tensor | None) -> torch.Tensor:
+        by_row = tensor.reshape(self.batch, self.keep, *tensor.shape[-1:])
+        if rows is not None:
+            by_row = by_row.index_select(0, rows.to(tensor.device))
+        if first is not None:
+            by_row = by_row[:, :first]
+        return by_row.reshape(-1, tensor.shape[-1])
+
 
 class Current(threading.local):
     """The pass that runs in this thread, None where there is none."""
@@ -84,17 +118,28 @@ class _Probe:
     """A hook that is handed the pass of its thread. Subclasses say what they keep.
 
     Until the first pass of one position has shown that the model does not write into a kept tensor later, a
-    probe keeps a copy (`copies`).
+    probe keeps a copy (`copies`). A pass that was opened for another set of probes is left alone: the places
+    in it mean something else. While a graph is traced, the probe leaves an operator in it (`shelf`).
     """
 
-    __slots__ = ("copies", "current", "failures", "index", "shield")
+    __slots__ = ("copies", "current", "failures", "handle", "index", "place", "plan", "shield")
 
-    def __init__(self, current: Current, shield: Shield, index: int) -> None:
+    def __init__(
+        self, current: Current, shield: Shield, index: int, plan: int, place: Place | None = None
+    ) -> None:
         self.current = current
         self.shield = shield
         self.index = index
+        self.plan = plan
         self.failures = 0
         self.copies = True
+        self.handle: RemovableHandle | None = None
+        self.place = place
+
+    def leave(self, tensor: torch.Tensor | None) -> None:
+        """In a graph that is traced: have `tensor` copied to our place. Anything but plain code breaks it."""
+        if self.place is not None and tensor is not None:
+            torch.ops.fulgurite.leave(tensor.detach(), self.place.buffer, self.place.clock)
 
     def keep(self, passing: Pass, tensor: torch.Tensor) -> None:
         """Put the rows of `tensor` that matter where they are looked for."""
@@ -114,6 +159,12 @@ class _Probe:
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
+        if self.failures >= STRIKES and self.handle is not None:
+            self.handle.remove()
+            self.shield.note("probe:taken_out")
+            self.shield.say_once(
+                "taken_out", "a probe failed %d times and was taken out: what rests on it is missing", STRIKES
+            )
         self.shield.caught("probe", error)
 
 
@@ -124,9 +175,10 @@ class InputProbe(_Probe):
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
         if is_compiling():
+            self.leave(_first(args) if args else _first(tuple((kwargs or {}).values())))
             return
         passing = self.current.passing
-        if passing is None or self.failures >= _TAKE_OUT_AFTER:
+        if passing is None or passing.plan != self.plan:
             return
         try:
             self.keep(passing, args[0] if args else _first_tensor(kwargs))
@@ -141,9 +193,10 @@ class OutputProbe(_Probe):
 
     def __call__(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         if is_compiling():
+            self.leave(_first((output,)) if not isinstance(output, tuple) else _first(output))
             return
         passing = self.current.passing
-        if passing is None or self.failures >= _TAKE_OUT_AFTER:
+        if passing is None or passing.plan != self.plan:
             return
         try:
             self.keep(passing, output if isinstance(output, torch.Tensor) else output[0])
@@ -160,7 +213,7 @@ class ExpertProbe(_Probe):
         if is_compiling():
             return
         passing = self.current.passing
-        if passing is None or self.failures >= _TAKE_OUT_AFTER:
+        if passing is None or passing.plan != self.plan:
             return
         try:
             routed = _routing((*args, *kwargs.values()), passing.batch * passing.width)
@@ -168,6 +221,14 @@ class ExpertProbe(_Probe):
                 passing.extra[self.index] = (passing.rows(routed[0]), passing.rows(routed[1]))
         except Exception as error:
             self._failed(error)
+
+
+def _first(values: tuple[Any, ...]) -> torch.Tensor | None:
+    """The first of them where it is a tensor; by keyword, the first that is one."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            return value
+    return None
 
 
 def _first_tensor(kwargs: Mapping[str, Any] | None) -> torch.Tensor:
@@ -189,32 +250,77 @@ def _routing(values: tuple[Any, ...], rows: int) -> tuple[torch.Tensor, torch.Te
 
 
 class Probes:
-    """The hooks that are in a model, and how to get them out."""
+    """The hooks that are in a model, and how to get them out.
 
-    def __init__(self, current: Current, shield: Shield) -> None:
+    Parameters
+    ----------
+    shelf : where compiled graphs leave what the probes would have kept.
+    """
+
+    def __init__(self, current: Current, shield: Shield, shelf: Shelf | None = None) -> None:
         self.current = current
         self.shield = shield
+        self.shelf = shelf
+        self.plan = 0
         self._handles: list[RemovableHandle] = []
+        self._by_slot: dict[int, _Probe] = {}
+        self.keys: set[tuple[int, str]] = set()
 
     def __len__(self) -> int:
         return len(self._handles)
 
-    def watch_input(self, module: nn.Module, index: int, *, by_keyword: bool = False) -> None:
-        """Keep what `module` is handed."""
-        probe = InputProbe(self.current, self.shield, index)
-        self._handles.append(module.register_forward_pre_hook(probe, with_kwargs=by_keyword))
+    def watch_input(
+        self,
+        module: nn.Module,
+        index: int,
+        *,
+        by_keyword: bool = False,
+        width: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        """Keep what `module` is handed.
 
-    def watch_output(self, module: nn.Module, index: int) -> None:
+        Parameters
+        ----------
+        width, device : of it, for a place on the shelf; without, compiled graphs leave nothing.
+        """
+        place = self._place((id(module), "in"), width, device)
+        probe = InputProbe(self.current, self.shield, index, self.plan, place)
+        self._hold(probe, module.register_forward_pre_hook(probe, with_kwargs=by_keyword))
+
+    def watch_output(
+        self, module: nn.Module, index: int, *, width: int = 0, device: torch.device | None = None
+    ) -> None:
         """Keep what `module` gives."""
-        probe = OutputProbe(self.current, self.shield, index)
-        self._handles.append(module.register_forward_hook(probe))
+        place = self._place((id(module), "out"), width, device)
+        probe = OutputProbe(self.current, self.shield, index, self.plan, place)
+        self._hold(probe, module.register_forward_hook(probe))
 
     def watch_experts(self, module: nn.Module, layer: int) -> None:
         """Keep how tokens are routed to the experts of `layer`."""
-        probe = ExpertProbe(self.current, self.shield, layer)
-        self._handles.append(module.register_forward_pre_hook(probe, with_kwargs=True))
+        probe = ExpertProbe(self.current, self.shield, layer, self.plan)
+        probe.handle = module.register_forward_pre_hook(probe, with_kwargs=True)
+        self._handles.append(probe.handle)
+
+    def places(self, slots: int) -> list[Place] | None:
+        """The place of each slot; None where one has none."""
+        found = [self._by_slot[slot].place if slot in self._by_slot else None for slot in range(slots)]
+        return [place for place in found if place is not None] if None not in found else None
+
+    def _place(self, key: tuple[int, str], width: int, device: torch.device | None) -> Place | None:
+        if self.shelf is None or device is None:
+            return None
+        self.keys.add(key)
+        return self.shelf.place(key, width, device)
+
+    def _hold(self, probe: _Probe, handle: RemovableHandle) -> None:
+        probe.handle = handle
+        self._by_slot[probe.index] = probe
+        self._handles.append(handle)
 
     def remove(self) -> None:
-        """Take every hook out."""
+        """Take every hook out. What is put in from now on belongs to the next plan."""
+        self.plan += 1
+        self._by_slot, self.keys = {}, set()
         while self._handles:
             self._handles.pop().remove()

@@ -125,6 +125,11 @@ class Pump:
         self._thread.join(timeout_s + _FAREWELL_S)
         self.drain(self.stopped_for or "closed")
 
+    def leave(self, timeout_s: float) -> None:
+        """As `close`, but without waiting: the thread ends by itself."""
+        self._close_by_s = time.monotonic() + timeout_s
+        self._outbox.wake()
+
     def drain(self, reason: str) -> None:
         """Empty the outbox; what was in it counts as dropped. Any thread may call it."""
         while (drawn := self._outbox.take()) is not None:

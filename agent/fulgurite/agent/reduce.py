@@ -54,8 +54,8 @@ class Plan:
     norm_eps : ndarray of float64, shape (L,)
         Of the norm behind the mixer; `norm_centred` says whether it subtracts the mean.
     embedding : slot of what enters layer 0, for level `deep`; else -1.
-    headless : ndarray of int, shape (L,)
-        Slot of what a mixer without heads adds, for level `deep`; else -1.
+    mixer : ndarray of int, shape (L,)
+        Slot of what the mixer adds, for level `deep`; else -1.
     """
 
     layers: int
@@ -72,7 +72,7 @@ class Plan:
     norm_eps: Array
     norm_centred: Array
     embedding: int
-    headless: Array
+    mixer: Array
     groups: tuple[HeadGroup, ...] = field(default=())
 
     # what follows from the above, worked out once
@@ -130,10 +130,10 @@ def plan(
             )
             if wires.mixer.norm is not None:
                 eps[i], centred[i] = wires.mixer.norm.eps, wires.mixer.norm.centred
-    headless = np.full(count, -1)
+    mixer = np.full(count, -1)
     for layer, wires in zip(layers, wiring, strict=True):
-        if deep and wires.mixer is not None and layer.projection is None:
-            headless[layer.index] = book.slot(layer.index, wires.mixer.tap)
+        if deep and wires.mixer is not None:
+            mixer[layer.index] = book.slot(layer.index, wires.mixer.tap)
     embedding = book.slot(0, Tap("block", "in")) if deep and count else -1
     places = tuple(book.places)
     groups = _groups(layers, wiring, len(places))
@@ -147,7 +147,7 @@ def plan(
         norm_eps=eps,
         norm_centred=centred,
         embedding=embedding,
-        headless=headless,
+        mixer=mixer,
         groups=groups,
         **columns,
     )

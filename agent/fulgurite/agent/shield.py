@@ -15,6 +15,8 @@ from types import TracebackType
 
 logger = logging.getLogger("fulgurite.agent")
 
+STRIKES = 3  # failures after which a place is not tried again
+
 
 class Shield:
     """Counts failures by kind and keeps them from the host.
@@ -36,6 +38,7 @@ class Shield:
     def __init__(self, strict: bool | None = None) -> None:
         self.strict = os.environ.get("FULGURITE_STRICT", "") in ("1", "true") if strict is None else strict
         self._errors: Counter[str] = Counter()
+        self._strikes: Counter[str] = Counter()
         self._said: set[str] = set()
         self._lock = threading.Lock()
 
@@ -55,6 +58,7 @@ class Shield:
         kind = f"{place}:{type(error).__name__}"
         with self._lock:
             self._errors[kind] += 1
+            self._strikes[place] += 1
             first = self._errors[kind] == 1
         if self.strict:
             raise error
@@ -63,18 +67,27 @@ class Shield:
                 "%s failed and was left out (%s); the model is not affected", place, error, exc_info=error
             )
 
+    def is_out(self, place: str) -> bool:
+        """Whether `place` failed so often that it is not to be tried again."""
+        return self._strikes[place] >= STRIKES
+
+    def forked(self) -> None:
+        """In a child: no thread that could hold the lock lives on."""
+        self._lock = threading.Lock()
+
     def note(self, kind: str) -> None:
         """Count something that is left out without an exception."""
         with self._lock:
             self._errors[kind] += 1
 
-    def say_once(self, key: str, message: str, *args: object) -> None:
-        """Log `message` the first time that `key` is seen."""
+    def say_once(self, key: str, message: str, *args: object) -> bool:
+        """Log `message` the first time that `key` is seen, and say whether it is."""
         with self._lock:
             new = key not in self._said
             self._said.add(key)
         if new:
             logger.warning(message, *args)
+        return new
 
     def at(self, place: str) -> _Guard:
         """A context that keeps what fails inside it from the host."""

@@ -197,7 +197,8 @@ class _Solver:
         own."""
         names = [*self._norm_taps(), "ffn"]
         taps = [Tap(name, "in") for name in names if Tap(name, "in") in self.seen]
-        return [tap for tap in taps if not self._equal(tap, start)]
+        wide = [tap for tap in taps if self.seen[tap].shape == self.seen[start].shape]
+        return [tap for tap in wide if not self._equal(tap, start)]
 
     def _branches(self, kind: str) -> list[Branch]:
         """What may be added for the mixer or the feed-forward part, norms of its own first."""

@@ -29,9 +29,16 @@ class _Version(argparse.Action):
         parser.exit(0)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage, which may fill a screen, is for those who ask for it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see `{self.prog} --help`)\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole program."""
-    root = argparse.ArgumentParser(
+    root = _Parser(
         prog="fulgurite",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=16),
         description="See a language model work while it serves: every light is a measured quantity.",
@@ -66,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except CommandError as error:
         return _fail(name, str(error), error.status)
-    except ModuleNotFoundError as error:
-        known = extras.missing_module(name, error)
+    except ImportError as error:
+        known = extras.failed_import(name, error)
         if known is None:
             raise
         return _fail(name, str(known), known.status)

@@ -78,12 +78,17 @@ def need(command: str, extra: str) -> None:
         raise CommandError(f"`fulgurite {command}` needs {names}: {install_line(extra)}")
 
 
-def missing_module(command: str, error: ModuleNotFoundError) -> CommandError | None:
-    """The line for an import that failed while `command` ran; None where no extra brings the module."""
+def failed_import(command: str, error: ImportError) -> CommandError | None:
+    """The line for an import that failed while `command` ran; None where it is not a package of ours."""
     name = error.name or ""
+    root = name.partition(".")[0]
     extra = extra_of(name)
-    if extra is not None:
-        return CommandError(f"`fulgurite {command}` needs {name.partition('.')[0]}: {install_line(extra)}")
-    if name.partition(".")[0] in {package.module.partition(".")[0] for package in CORE}:
-        return CommandError(f"`fulgurite {command}` needs {name}: {install_line('')}")
-    return None
+    if extra is None and root in {package.module.partition(".")[0] for package in CORE}:
+        extra = ""
+    if extra is None:
+        return None
+    if isinstance(error, ModuleNotFoundError):
+        return CommandError(f"`fulgurite {command}` needs {root}: {install_line(extra)}")
+    # It is there, and something that it needs is not: often a shared library of the system.
+    reason = (str(error).splitlines() or [root])[0]
+    return CommandError(f"{root} cannot be imported ({reason}): `fulgurite doctor` says how to mend it")

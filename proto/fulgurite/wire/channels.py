@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 TOP_K = 8
 TOP_NEURONS = 8
+# Buckets of kv_heat, by distance d from the query: 0: position 0; 1 to 15: 2**(18-b) <= d < 2**(19-b), the
+# first of them open; the last KV_HEAT_RECENT: d = 23-b. NaN: no key in it that the query sees.
 KV_HEAT_BUCKETS = 24
+KV_HEAT_RECENT = 8
 
 Level = Literal["off", "pulse", "heads", "deep"]
 LEVELS: tuple[Level, ...] = ("off", "pulse", "heads", "deep")
@@ -106,9 +109,9 @@ CHANNELS: tuple[Channel, ...] = (
        "most probable tokens; -1 where not switched on"),
     _c("top_logprobs", "uncertainty", "K", "f2", "f2", "nats", "heads", "their log-probabilities"),
     _c("lens_rank", "uncertainty", "L K", "i4", "i4", "1", "deep",
-       "rank of each final candidate after a layer"),
+       "rank of each of top_ids among them, read after a layer"),
     _c("lens_prob", "uncertainty", "L K", "f2", "f2", "1", "deep",
-       "probability after a layer, over the final candidates"),
+       "softmax over top_ids alone, read after a layer"),
     # activity
     _c("head_write", "activity", "L H", "f2", "log8", "1", "heads", "||o_h|| / ||r+||"),
     _c("ffn_write", "activity", "L", "f2", "log8", "1", "heads", "||m|| / ||r+||"),
@@ -124,14 +127,17 @@ CHANNELS: tuple[Channel, ...] = (
     _c("embedding_contribution", "contribution", "", "f4", "f4", "logits", "deep",
        "<e, g*(u_y - u_mean)> / s"),
     _c("other_contribution", "contribution", "", "f4", "f4", "logits", "deep",
-       "biases and the final norm's bias"),
+       "biases, the final norm's bias, rounding of the residual additions"),
     _c("residue", "contribution", "", "f4", "f4", "1", "deep",
        "(centred logit - all contributions) / standard deviation of the logits"),
     _c("logit_centered", "contribution", "", "f4", "f4", "logits", "deep", "logit_y - mean logit"),
     # routing
-    _c("attention_entropy", "routing", "L H", "f2", "f2", "nats", "deep", "entropy of the last query's row"),
-    _c("sink_mass", "routing", "L H", "f2", "f2", "1", "deep", "attention mass on the first position"),
-    _c("learned_sink_mass", "routing", "L H", "f2", "f2", "1", "deep", "mass on a learned sink logit"),
+    _c("attention_entropy", "routing", "L H", "f2", "f2", "nats", "deep",
+       "-sum w ln w over the keys of the last query's row"),
+    _c("sink_mass", "routing", "L H", "f2", "f2", "1", "deep",
+       "weight of position 0; 0 where a window hides it"),
+    _c("learned_sink_mass", "routing", "L H", "f2", "f2", "1", "deep",
+       "1 - sum of the weights: what a learned sink took"),
     _c("attended_positions", "routing", "L H K", "i4", "i4", "tokens", "deep", "positions of largest weight"),
     _c("attended_weights", "routing", "L H K", "f2", "log8", "1", "deep", "their attention weights"),
     _c("measured_layers", "routing", "L", "u1", "u1", "1", "deep",
@@ -142,7 +148,7 @@ CHANNELS: tuple[Channel, ...] = (
     _c("kv_tokens", "memory", "L", "i4", "i4", "tokens", "pulse", "cached positions after this forward"),
     _c("kv_bytes", "memory", "", "i8", "i8", "bytes", "pulse", "bytes of this sequence's cache"),
     _c("kv_heat", "memory", "L B", "f2", "log8", "1", "deep",
-       "attention mass per position bucket, mean over the layer's heads"),
+       "mean over the heads of the attention mass in a bucket of positions"),
 )  # fmt: skip
 
 BY_NAME: dict[str, Channel] = {channel.name: channel for channel in CHANNELS}

@@ -54,7 +54,7 @@ def missing_packages(config: ViewConfig) -> list[str]:
 
 
 def _fail(line: str, status: int) -> int:
-    print(f"fulgurite view: {line}", file=sys.stderr)  # noqa: T201
+    print(f"fulgurite view: {line}", file=sys.stderr)
     return status
 
 
@@ -156,7 +156,7 @@ def _shoot(config: ViewConfig, camera: Camera) -> Shot:
 
 
 def _say(line: str) -> None:
-    print(f"fulgurite view: {line}", flush=True)  # noqa: T201
+    print(f"fulgurite view: {line}", flush=True)
 
 
 def _stop_signals() -> threading.Event:

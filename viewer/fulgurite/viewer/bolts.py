@@ -1,10 +1,11 @@
 """The lightning of a token: which arcs it has, and the ring of slots that the live ones are drawn from.
 
-The residual stream is a sum, not a route, and the arcs say so: from every drawn head and FFN block one arc leaps to the
-spine, where that node's write is added; the trunk runs along the spine to the emitted token; where attention was
-captured, thin strikes come from the cells that a drawn head reads. An arc's brightness and width are the display value
-of the node that it belongs to (for the trunk: the largest of the layers that the segment passes); its colour is the
-request's. Only its jagged shape is decoration: hashed from the frame's id, so the same frame has the same shape.
+The residual stream is a sum, not a route, and the arcs say so: from every drawn head and FFN block one arc
+leaps to the spine, where that node's write is added; the trunk runs along the spine to the emitted token;
+where attention was captured, thin strikes come from the cells that a drawn head reads. An arc's brightness
+and width are the display value of the node that it belongs to (for the trunk: the largest of the layers that
+the segment passes); its colour is the request's. Only its jagged shape is decoration: hashed from the frame's
+id, so the same frame has the same shape.
 
 Pure numpy; times are seconds on the viewer's time axis. Shape letters: L layers, H heads, S slots, n arcs.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +35,8 @@ GROUPS = 16  # a chain has at most so many stations along the layers
 HEADS_PER_GROUP = 4
 DIMMEST = 0.04  # a node below this display value has no arc of its own
 TEXELS = 4  # RGBA texels per slot
+STRANDS = 6  # strands around the axis; one more runs along it
+STRAND_RADIUS = 0.055
 
 _GRID_S = 0.02
 
@@ -76,7 +79,7 @@ class Arcs:
 
 
 def frame_seed(request_id: str, sequence: int, position: int) -> int:
-    """The number that shapes a frame's bolts: a hash of the frame's id, in 0 … 65535. Decoration, never a value."""
+    """The number that shapes a frame's bolts, in 0 … 65535: a hash of the frame's id. Decoration only."""
     return zlib.crc32(f"{request_id}/{sequence}/{position}".encode()) & 0xFFFF
 
 
@@ -93,6 +96,7 @@ def chain(
     *,
     top: int,
     reads: NDArray[np.int32] | None = None,
+    lane: int = 0,
 ) -> Arcs:
     """The arcs of one token.
 
@@ -105,8 +109,11 @@ def chain(
         Arcs per station for its most active heads.
     reads : ndarray of int32, shape (L, H), optional
         The cell that each head reads most, -1 where it was not captured.
+    lane : int
+        Which strand along the spine: one per request colour, so that requests stay apart. 0 is the axis.
     """
     rows: list[_Row] = []
+    layout = replace(layout, spine=layout.spine + _strand(lane))
     for low, high in _stations(len(ffn_display)):
         rows += _trunk(layout, head_display, ffn_display, low, high)
         rows += _heads(layout, head_display, low, high, top, reads)
@@ -131,6 +138,13 @@ class _Row(NamedTuple):
     end: Floats
     display: float
     node: tuple[int, int]
+
+
+def _strand(lane: int) -> Floats:
+    """How far the strand of a lane lies from the axis."""
+    angle = 2.0 * np.pi * (lane - 1) / STRANDS
+    place = [0.0, np.sin(angle), np.cos(angle)] if lane else [0.0, 0.0, 0.0]
+    return np.array(place, np.float32) * STRAND_RADIUS
 
 
 def _stations(layers: int) -> list[tuple[int, int]]:
@@ -172,7 +186,8 @@ def _ffn(layout: Layout, ffn: Floats, low: int, high: int) -> list[_Row]:
     layer, display = low + int(np.argmax(values)), float(values.max())
     if display < DIMMEST:
         return []
-    start = layout.plates[layer, 0, 2:].mean(axis=0)  # the upper edge: of the disc's square, or of the first plate
+    # from the upper edge: of the disc's square, or of the first plate
+    start = layout.plates[layer, 0, 2:].mean(axis=0)
     return [
         _Row((layer + 0.6) / len(ffn), Kind.FFN, start, _spine_at(layout, layer, 1.0), display, (layer, 0))
     ]
@@ -180,20 +195,22 @@ def _ffn(layout: Layout, ffn: Floats, low: int, high: int) -> list[_Row]:
 
 def _spine_at(layout: Layout, layer: int, share: float) -> Floats:
     """The point on the spine `share` of the way from where `layer` begins to where the next one does."""
-    return np.asarray(layout.spine[layer] + share * (layout.spine[layer + 1] - layout.spine[layer]), np.float32)
+    return np.asarray(
+        layout.spine[layer] + share * (layout.spine[layer + 1] - layout.spine[layer]), np.float32
+    )
 
 
 class Bolts:
     """The live arcs: a ring of slots as one float texture, and the arcs that are still to come.
 
-    Whole chains are admitted or refused, by what the stream itself says (`admits`), never by when it is looked at: the
-    same stream gives the same arcs.
+    Whole chains are admitted or refused, by what the stream itself says (`admits`), never by when it is
+    looked at: the same stream gives the same arcs.
 
     Attributes
     ----------
     slots : ndarray of float32, shape (S, TEXELS, 4)
-        (start xyz, birth), (end xyz, life), (color rgb, display), (seed, kind, 0, 0). Birth is relative to the origin
-        that `advance` was called with; a slot that was never used has life 0.
+        (start xyz, birth), (end xyz, life), (color rgb, display), (seed, kind, 0, 0). Birth is
+        relative to the origin that `advance` was called with; a slot that was never used has life 0.
     revision : int
         Rises when `slots` changed.
     """
@@ -219,11 +236,23 @@ class Bolts:
         self._busy.clear()
         self.revision += 1
 
+    def resize(self, slots: int) -> None:
+        """So many slots from now on; of what lives now the newest arcs stay."""
+        born = np.flatnonzero(np.isfinite(self._births))
+        kept = born[np.argsort(self._births[born], kind="stable")][-slots:]
+        texels, births = self.slots[kept], self._births[kept]
+        self.slots = np.zeros((slots, TEXELS, 4), np.float32)
+        self._births = np.full(slots, -np.inf)
+        self.slots[: len(kept)], self._births[: len(kept)] = texels, births
+        self._next = len(kept) % slots
+        self.revision += 1
+
     def admits(self, arcs: Arcs, at_s: float, spread_s: float) -> bool:
-        """Whether a chain that begins at `at_s` fits beside those admitted before; if so, its room is taken."""
+        """Whether a chain from `at_s` on fits beside those admitted before; if so, its room is taken."""
         if not len(arcs):
             return False
-        births = at_s + arcs.delay.astype(np.float64) * spread_s  # float32 cannot tell UNIX times a minute apart
+        # float32 cannot tell UNIX times a minute apart
+        births = at_s + arcs.delay.astype(np.float64) * spread_s
         first = np.floor(births / _GRID_S).astype(np.int64)
         last = np.ceil((births + LIFE_S) / _GRID_S).astype(np.int64)
         origin, span = int(first.min()), int(last.max() - first.min()) + 2

@@ -1,9 +1,10 @@
-"""The camera: named views that fit any model into any window, the user's turns on top, and pointing at nodes. Pure.
+"""The camera: named views that fit any model into any window, turned by the user, and pointing at nodes.
 
-One camera serves all viewports of a window, so that replicas are compared from the same place. A preset says from where
-to look; how far away follows from the layout's corners and the free area between the writings (`fit`).
+One camera serves all viewports of a window, so that replicas are compared from the same place. A preset says
+from where to look; how far away follows from the layout's corners and the free area between the writings
+(`fit`).
 
-Pixels have their origin at the upper left.
+Pure. Pixels have their origin at the upper left.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Preset:
     Attributes
     ----------
     azimuth_deg : float
-        0 looks along -z, at the open side of the half-pipe; negative looks from layer 0's side. In a window as high as
-        wide `azimuth_high_deg` is used, so that the half-pipe fills it.
+        0 looks along -z, at the open side of the half-pipe; negative looks from layer 0's side. In an
+        area as high as wide `azimuth_high_deg` is used, so that the half-pipe fills it.
     elevation_deg, elevation_high_deg : float
         Likewise.
     angle_deg : float
@@ -51,7 +52,7 @@ class Preset:
 
 
 PRESETS: tuple[Preset, ...] = (
-    Preset("Overview", "All layers, from the side of layer 0.", -26.0, 17.0, -57.0, 25.0, 20.0),
+    Preset("Overview", "All layers, from the side of layer 0.", -27.0, 18.0, -51.0, 31.0, 20.0),
     Preset("Side", "Straight at the open side: layers from left to right.", 0.0, 12.0, -8.0, 16.0),
     Preset("Heads", "Down the pipe from layer 0: every head of a layer.", -66.0, 14.0, -70.0, 16.0, 26.0),
     Preset("Cache", "From above: the carpet of the key-value cache.", -12.0, 54.0, -24.0, 58.0),
@@ -89,7 +90,12 @@ def basis(azimuth_deg: float, elevation_deg: float) -> tuple[NDArray[Any], NDArr
 
 
 def fit(
-    points: NDArray[Any], azimuth_deg: float, elevation_deg: float, angle_deg: float, aspect: float, insets: Insets
+    points: NDArray[Any],
+    azimuth_deg: float,
+    elevation_deg: float,
+    angle_deg: float,
+    aspect: float,
+    insets: Insets,
 ) -> View:
     """The nearest view from a direction that keeps all `points` (n, 3) in the free area of a viewport.
 
@@ -116,7 +122,7 @@ def fit(
 
 
 def project(view: View, points: NDArray[Any], width: float, height: float) -> NDArray[np.float64]:
-    """Pixels (x, y) and depth of `points` (…, 3) in a viewport of that size; NaN behind the camera. Shape (…, 3)."""
+    """Pixels (x, y) and depth of `points` in a viewport, shape (…, 3); NaN behind the camera."""
     position, focal = np.array(view.position), np.array(view.focal)
     forward = (focal - position) / np.linalg.norm(focal - position)
     right = np.cross(forward, np.array(view.up))
@@ -126,7 +132,9 @@ def project(view: View, points: NDArray[Any], width: float, height: float) -> ND
     depth = relative @ forward
     depth = np.where(depth > 1e-6, depth, np.nan)
     scale = height / 2 / math.tan(math.radians(view.angle_deg) / 2) / depth
-    return np.stack([width / 2 + relative @ right * scale, height / 2 - relative @ up * scale, depth], axis=-1)
+    return np.stack(
+        [width / 2 + relative @ right * scale, height / 2 - relative @ up * scale, depth], axis=-1
+    )
 
 
 def pixels_per_unit(view: View, depth: NDArray[Any], height: float) -> NDArray[np.float64]:
@@ -211,9 +219,10 @@ class CameraRig:
         self._pan[1] += up
 
     def direction(self, aspect: float, clock_s: float) -> tuple[float, float, float]:
-        """Azimuth, elevation and opening angle now, in degrees."""
+        """Azimuth, elevation and opening angle now, in degrees, for a free area of that aspect."""
         preset = PRESETS[self.preset]
-        high = float(np.clip((1.9 - aspect) / 1.0, 0.0, 1.0))  # 0 in a wide viewport, 1 in one nearly as high as wide
+        # 0 in a wide area, 1 in one as high as wide; below 0 in a very wide one: seen more from the side
+        high = float(np.clip((2.55 - aspect) / 1.35, -0.25, 1.0))
         azimuth = preset.azimuth_deg + high * (preset.azimuth_high_deg - preset.azimuth_deg)
         elevation = preset.elevation_deg + high * (preset.elevation_high_deg - preset.elevation_deg)
         if preset.orbit_s:
@@ -238,7 +247,8 @@ class CameraRig:
 
     def view(self, points: NDArray[Any], aspect: float, insets: Insets, clock_s: float) -> View:
         """The camera for a viewport of that aspect, fitted to `points`."""
-        azimuth, elevation, angle = self.direction(aspect, clock_s)
+        free = aspect * (1.0 - insets.left - insets.right) / (1.0 - insets.top - insets.bottom)
+        azimuth, elevation, angle = self.direction(free, clock_s)
         fitted = self._fitted(points, azimuth, elevation, angle, aspect, insets)
         if self._zoom == 1.0 and self._pan == [0.0, 0.0]:
             return fitted

@@ -1,8 +1,8 @@
 """The key-value cache as a carpet: how full it is, and what was just written or read. Pure numpy.
 
-The axis is the cached position of each sequence, in cells of `tokens_per_cell` positions; the cell grows by doubling as
-sequences do. Fill is the share of the sequences under way that have cached so far. A sequence counts until its request
-ends, or until it has been silent for `SILENT_S`.
+The axis is the cached position of each sequence, in cells of `tokens_per_cell` positions; the cell grows by
+doubling as sequences do. Fill is the share of the sequences under way that have cached so far. A sequence
+counts until its request ends, or until it has been silent for `SILENT_S`.
 """
 
 from __future__ import annotations
@@ -46,10 +46,13 @@ class Carpet:
         self.written_s[:] = self.read_s[:] = -np.inf
         self._sequences.clear()
         self._fill, self._measured = None, False
+        self.tokens_per_cell = FIRST_TOKENS_PER_CELL
         self.revision += 1
 
-    def write(self, sequence: tuple[str, int], kv_tokens: NDArray[np.int32], at_s: float, *, first: int) -> None:
-        """After a forward pass a sequence has `kv_tokens` (L,) positions cached; those from `first` on are new."""
+    def write(
+        self, sequence: tuple[str, int], kv_tokens: NDArray[np.int32], at_s: float, *, first: int
+    ) -> None:
+        """After a pass a sequence has `kv_tokens` (L,) positions cached; those from `first` on are new."""
         known = kv_tokens >= 0
         if not known.any():
             return
@@ -104,7 +107,8 @@ class Carpet:
         layers, cells = self.written_s.shape
         if not self._sequences:
             return np.zeros((layers, cells), np.float32)
-        lengths = np.sort(np.stack([tokens for tokens, _ in self._sequences.values()]), axis=0)  # (sequences, L)
+        cached = np.stack([tokens for tokens, _ in self._sequences.values()])  # (sequences, L)
+        lengths = np.sort(cached, axis=0)
         starts = np.arange(cells) * self.tokens_per_cell
         shorter = [np.searchsorted(lengths[:, layer], starts, side="right") for layer in range(layers)]
         return (1.0 - np.stack(shorter) / len(lengths)).astype(np.float32)

@@ -1,8 +1,9 @@
-"""From values to colours: one monotone display function per node kind, one colour map, one palette of requests.
+"""From values to colours: one monotone display function per node kind, one colour map, one palette.
 
-The display function maps a measured value to 0 (unlit) … 1 (fully lit): a straight line between the two ends of the
-stream's own `Scale`, clipped. Nodes and the colour bar look colours up in the same table (`node_colors`), which is
-inferno from 0.25 to 0.97, laid over the cold blue of unlit glass at the low end; its lightness rises all the way.
+The display function maps a measured value to 0 (unlit) … 1 (fully lit): a straight line between the two ends
+of the stream's own `Scale`, clipped. Nodes and the colour bar look colours up in the same table
+(`node_colors`), which is inferno from 0.25 to 0.97, laid over the cold blue of unlit glass at the low end;
+its lightness rises all the way.
 
 Requests are told apart by the colours of Okabe and Ito, chosen to stay apart for colour-blind eyes.
 
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 COLORS = 256
 INFERNO_FROM, INFERNO_TO = 0.25, 0.97
 GLASS = (0.030, 0.052, 0.125)  # an unlit node
-UNMEASURED = (0.40, 0.41, 0.44)  # the stripes of the hatch
-KV_WRITE = (0.28, 0.86, 1.00)
-KV_FILL = (0.05, 0.26, 0.38)
-SPINE = (0.20, 0.34, 0.85)
 
 REQUESTS: tuple[tuple[str, tuple[float, float, float]], ...] = (
     ("sky blue", (86 / 255, 180 / 255, 233 / 255)),
@@ -100,8 +97,9 @@ class Display:
 
     def __call__(self, values: ArrayLike) -> Floats:
         """Display values in [0, 1] of measured `values`; NaN stays NaN, larger than `high` is 1."""
-        span = max(self.high - self.low, np.finfo(np.float32).tiny)
-        return np.clip((np.asarray(values, np.float32) - self.low) / span, 0.0, 1.0).astype(np.float32)
+        span = max(self.high - self.low, float(np.finfo(np.float32).tiny))
+        share = (np.asarray(values, np.float64) - self.low) / span
+        return np.asarray(np.clip(share, 0.0, 1.0), np.float32)
 
 
 def display_of(scale: Scale | None, kind: str) -> Display | None:
@@ -113,7 +111,7 @@ def display_of(scale: Scale | None, kind: str) -> Display | None:
 
 
 class RequestColors:
-    """Which request has which colour: of the colours that fewest hold, the one that was given out longest ago."""
+    """Which request has which colour: of those that fewest hold, the one given out longest ago."""
 
     def __init__(self) -> None:
         self._held: dict[str, int] = {}

@@ -1,11 +1,11 @@
-"""The light of nodes over time: each shows the largest recent display value, fading exponentially. Pure numpy.
+"""The light of nodes over time: each shows its largest recent display value, fading exponentially.
 
-A node's light at time t is ``max over its hits i of display_i * exp(-(t - t_i) / FADE_S)``. Exponentials with one time
-constant never cross, so one stored hit per node gives this exactly, in whatever order the hits come. The fading is
-display persistence, not a measurement, and the legend says so (`FADES_OVER_S`).
+A node's light at time t is ``max over its hits i of display_i * exp(-(t - t_i) / FADE_S)``. Exponentials with
+one time constant never cross, so one stored hit per node gives this exactly, in whatever order the hits come.
+The fading is display persistence, not a measurement, and the legend says so (`FADES_OVER_S`).
 
-A node is *unmeasured*, and drawn hatched, until its first value, and again when frames keep coming without a value for
-it after its light has faded.
+A node is *unmeasured*, and drawn hatched, until its first value, and again when frames keep coming without a
+value for it after its light has faded. Pure numpy.
 """
 
 from __future__ import annotations

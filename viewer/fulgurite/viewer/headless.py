@@ -111,14 +111,16 @@ class Camera:
         before, pictures = self._session.tokens, 0
         began_s = time.monotonic()
         at_s = 0.0
-        while at_s < seconds and not self._stopping.is_set():
-            film.add(self._picture(), at_s)
-            pictures += 1
-            due_s = began_s + (int(at_s * fps) + 1) / fps
-            self._stopping.wait(max(0.0, due_s - time.monotonic()))
-            at_s = time.monotonic() - began_s
-        length_s = min(seconds, time.monotonic() - began_s)
-        film.close(length_s)
+        try:
+            while at_s < seconds and not self._stopping.is_set():
+                film.add(self._picture(), at_s)
+                pictures += 1
+                due_s = began_s + (int(at_s * fps) + 1) / fps
+                self._stopping.wait(max(0.0, due_s - time.monotonic()))
+                at_s = time.monotonic() - began_s
+        finally:  # what there is of it can be played
+            length_s = min(seconds, time.monotonic() - began_s)
+            film.close(length_s)
         return self._shot(pictures, before, length_s)
 
     def picture(self, path: Path, *, seconds: float) -> Shot:

@@ -1,4 +1,4 @@
-"""What is written over a replica's picture: its figures, as text. None is never written as zero: it is left out.
+"""What is written over a replica's picture: its figures, as text. None is left out, never written as zero.
 
 `Hud` is what the front-end knows of a replica; the lines are plain text here and painted by `lettering`.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fulgurite.wire.topology import Topology
 
-NOT_MEASURED = "not measured on this model"
+UNVERIFIED = "unverified on this model"
 
 STATE_WORDS = {
     "waiting": "no frames yet",
@@ -35,9 +35,9 @@ class Hud:
     kv_tokens, kv_bytes, kv_capacity_bytes : int
     level : ``pulse``, ``heads``, ``deep``.
     overhead_ratio : the agent's share of the model's step time.
-    gap_frames : frames known to be missing in this stream (the ledger's dropped, and what this viewer skipped).
+    gap_frames : frames known to be missing in this stream: the ledger's dropped, and what was skipped here.
     latency_s : token committed to picture shown, in seconds.
-    faithfulness : verdict of the gates for this model.
+    faithfulness : verdict of the gates for this model; empty: they were not measured.
     """
 
     replica: str = ""
@@ -52,7 +52,7 @@ class Hud:
     overhead_ratio: float | None = None
     gap_frames: int | None = None
     latency_s: float | None = None
-    faithfulness: str = NOT_MEASURED
+    faithfulness: str = ""
 
 
 def model_line(topology: Topology) -> str:
@@ -74,7 +74,9 @@ def speed_line(hud: Hud) -> str:
     word = STATE_WORDS.get(hud.state, hud.state)
     parts = [word] if word else []
     if hud.tokens_per_s is not None:
-        parts.append(f"{hud.tokens_per_s:,.0f} tok/s" if hud.tokens_per_s >= 10 else f"{hud.tokens_per_s:.1f} tok/s")
+        parts.append(
+            f"{hud.tokens_per_s:,.0f} tok/s" if hud.tokens_per_s >= 10 else f"{hud.tokens_per_s:.1f} tok/s"
+        )
     if hud.running_requests is not None:
         parts.append(f"{hud.running_requests} running")
     if hud.waiting_requests:
@@ -110,8 +112,8 @@ def account_line(hud: Hud) -> str:
 
 
 def badge(hud: Hud) -> str:
-    """The faithfulness badge."""
-    return f"faithfulness: {hud.faithfulness}"
+    """The faithfulness badge: what the gates said of this model, or that nobody asked them."""
+    return f"faithfulness: {hud.faithfulness}" if hud.faithfulness else UNVERIFIED
 
 
 def quantity(value: float) -> str:

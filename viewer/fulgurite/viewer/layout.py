@@ -1,11 +1,13 @@
 """Where things sit: the positions of heads, FFN blocks, residual spine and key-value cells of one topology.
 
-The half-pipe: x runs along the layers, the residual stream is the axis. The heads of a layer sit on a concave rib that
-is open to the camera, so no head hides another; the FFN blocks are discs on the axis, or (over `DISC_LAYERS` layers, or
-with experts) plates on a shelf below it; the key-value cache is a carpet on the floor, its first token at the back.
-Everything is sheared along x with z, so that ribs and discs turn their faces to the camera.
+The half-pipe: x runs along the layers, the residual stream is the axis. The heads of a layer sit on a concave
+rib that is open to the camera, so no head hides another; the FFN blocks are discs on the axis, or (over
+`DISC_LAYERS` layers, or with experts) plates on a shelf below it; the key-value cache is a carpet on the
+floor, its first token at the back. Everything is sheared along x with z, so that ribs and discs turn their
+faces to the camera.
 
-Pure numpy. Lengths are in radii of a rib. Shape letters: L layers, H heads, C key-value cells, E experts (1 if dense).
+Pure numpy. Lengths are in radii of a rib. Shape letters: L layers, H heads, C key-value cells, E experts (1
+if dense).
 """
 
 from __future__ import annotations
@@ -25,23 +27,26 @@ if TYPE_CHECKING:
 
 CELLS = 48  # key-value cells per layer; one stands for more tokens as sequences grow
 DISC_LAYERS = 16
+WALL_HEADS = 4000  # over so many the heads of a picture are cells of a wall: spheres would be a pixel wide
 
 SHEAR = 0.42
 RIB_FROM, RIB_TO = math.radians(-60.0), math.radians(122.0)
 LARGEST_HEAD = 0.105
-HEAD_SHARE = 0.34  # radius of an unlit head, of the least distance of two heads; fully lit it is `HEAD_GROWTH` times larger
-HEAD_GROWTH = 1.45
+HEAD_SHARE = 0.34  # radius of an unlit head, of the least distance of two heads
+HEAD_GROWTH = 1.45  # a fully lit head is so much larger
 DISC_RADIUS = 0.36
 FLOOR_Y = -1.12
 CARPET_Z = (-0.55, 1.25)
-SHELF_TOP, SHELF_FRONT = (-0.40, 0.30), (-0.86, 0.92)  # (y, z) of the shelf's upper and lower edge
+SHELF_TOP, SHELF_FRONT = (-0.34, 0.30), (-0.80, 0.92)  # (y, z) of the shelf's upper and lower edge
+SHELF_FLOOR_Y = -1.16  # under a shelf the carpet lies lower and further in front, to be seen
+SHELF_CARPET_Z = (0.62, 2.25)
 
 LabelKind = Literal["layer", "heads", "ffn", "residual", "kv"]
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A word in the scene: `text` at the place `anchor` (x, y, z), `align` -1 right-aligned, 0 centred, 1 left-aligned."""
+    """A word at the place `anchor` (x, y, z); `align` -1: ends there, 0: centred, 1: begins there."""
 
     text: str
     anchor: tuple[float, float, float]
@@ -61,6 +66,8 @@ class Layout:
         NaN where a layer has fewer heads.
     head_radius : float
         Of an unlit head. Two heads are at least ``2 * head_radius * HEAD_GROWTH`` apart.
+    walls : ndarray of float32, shape (L, H, 4, 3), or None
+        Where there are over `WALL_HEADS` heads: the corners of the cell of each, NaN where there is none.
     ffn : ndarray of float32, shape (L, 3)
         Centre of each FFN block.
     ffn_kind : ``disc`` or ``shelf``
@@ -76,6 +83,7 @@ class Layout:
     pitch: float
     heads: Floats
     head_radius: float
+    walls: Floats | None
     ffn: Floats
     ffn_kind: Literal["disc", "shelf"]
     plates: Floats
@@ -93,7 +101,9 @@ class Layout:
             Where the topology has no layer.
         """
         if topology.layers < 1:
-            raise ValueError(f"{topology.model_name or 'the model'} has no layer: there is nothing to lay out")
+            raise ValueError(
+                f"{topology.model_name or 'the model'} has no layer: there is nothing to lay out"
+            )
         pitch = length(topology.layers) / max(1, topology.layers - 1)
         x = (np.arange(topology.layers) - (topology.layers - 1) / 2) * pitch
         heads = _heads(topology, x)
@@ -105,26 +115,29 @@ class Layout:
             pitch=pitch,
             heads=heads,
             head_radius=_head_radius(heads, pitch),
+            walls=_walls(topology, x, pitch) if sum(topology.layer_heads) > WALL_HEADS else None,
             ffn=plates.mean(axis=(1, 2)),
             ffn_kind=kind,
             plates=plates,
             spine=_spine(x, pitch),
-            cells=_cells(x, pitch, cells),
+            cells=_cells(x, pitch, cells, below_shelf=kind == "shelf"),
             labels=(),
         )
-        object.__setattr__(layout, "labels", _labels(layout, x, topology))
+        object.__setattr__(layout, "labels", _labels(layout, topology))
         return layout
 
     @property
     def points(self) -> Floats:
         """Every corner that a camera must keep in view, shape (n, 3)."""
-        heads = self.heads.reshape(-1, 3)
+        heads = self.heads[~np.isnan(self.heads[..., 0])]
+        grown = self.head_radius * HEAD_GROWTH * np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], np.float32)
+        heads = np.concatenate([heads + way for way in (*grown, *-grown)])
         edges = self.cells[:, [0, -1]].reshape(-1, 3)
         plates = self.plates.reshape(-1, 3)
-        return np.concatenate([heads[~np.isnan(heads[:, 0])], edges, plates, self.spine]).astype(np.float32)
+        return np.concatenate([heads, edges, plates, self.spine]).astype(np.float32)
 
-    def ribs(self, segments: int = 3) -> Floats:
-        """The lines that join the heads of a layer, shape (n, 2, 3), cut where a head begins so that none crosses one."""
+    def ribs(self) -> Floats:
+        """The lines that join the heads of a layer, shape (n, 2, 3), cut so that none crosses a head."""
         pairs = np.stack([self.heads[:, :-1], self.heads[:, 1:]], axis=2).reshape(-1, 2, 3)
         pairs = pairs[~np.isnan(pairs).any(axis=(1, 2))]
         if not len(pairs):
@@ -136,10 +149,10 @@ class Layout:
 
 
 def length(layers: int) -> float:
-    """Length of the half-pipe: proportional for few layers, nearly constant for many, so that heads stay visible."""
+    """Length of the half-pipe: proportional for few layers, nearly constant for many: heads stay visible."""
     if layers <= 12:
         return 0.80 * max(1, layers - 1)
-    return 8.8 + 0.75 * math.log2(layers / 12)
+    return 8.8 + 0.3 * math.log2(layers / 12)
 
 
 def _placed(x: NDArray[Any], y: NDArray[Any], z: NDArray[Any]) -> Floats:
@@ -154,8 +167,19 @@ def _heads(topology: Topology, x: NDArray[Any]) -> Floats:
     return heads
 
 
+def _walls(topology: Topology, x: NDArray[Any], pitch: float) -> Floats:
+    """A cell around the place of each head, as wide as its share of the rib."""
+    walls = np.full((topology.layers, topology.heads, 4, 3), np.nan, np.float32)
+    for layer, count in enumerate(topology.layer_heads):
+        angle = np.linspace(RIB_FROM, RIB_TO, count)[:, None] if count > 1 else np.array([[math.pi / 4]])
+        side = 0.41 * (RIB_TO - RIB_FROM) / max(1, count - 1) * np.array([-1.0, -1.0, 1.0, 1.0])
+        along = 0.42 * pitch * np.array([-1.0, 1.0, 1.0, -1.0])
+        walls[layer, :count] = _placed(x[layer] + along, np.sin(angle + side), -np.cos(angle + side))
+    return walls
+
+
 def _head_radius(heads: Floats, pitch: float) -> float:
-    """From the least distance of two heads, within a rib and over to the next ribs (all ribs are translates of one)."""
+    """From the least distance of two heads, within a rib and over to the next ones."""
     counts = np.sum(~np.isnan(heads[..., 0]), axis=1)
     if not counts.max():
         return LARGEST_HEAD
@@ -178,7 +202,7 @@ def _head_radius(heads: Floats, pitch: float) -> float:
 def _moved(rib: NDArray[np.float64], onto: NDArray[np.float64]) -> NDArray[np.float64]:
     """A rib at the layer of another one: x without the shear tells the layer."""
     by = (onto[0, 0] - SHEAR * onto[0, 2]) - (rib[0, 0] - SHEAR * rib[0, 2])
-    return rib + np.array([by, 0.0, 0.0])
+    return np.asarray(rib + np.array([by, 0.0, 0.0]), np.float64)
 
 
 def _discs(x: NDArray[Any], pitch: float) -> Floats:
@@ -205,31 +229,41 @@ def _spine(x: NDArray[Any], pitch: float) -> Floats:
     return _placed(ahead, zero, zero)
 
 
-def _cells(x: NDArray[Any], pitch: float, cells: int) -> Floats:
-    edge = np.linspace(*CARPET_Z, cells + 1)
+def _cells(x: NDArray[Any], pitch: float, cells: int, *, below_shelf: bool) -> Floats:
+    edge = np.linspace(*(SHELF_CARPET_Z if below_shelf else CARPET_Z), cells + 1)
+    floor = SHELF_FLOOR_Y if below_shelf else FLOOR_Y
     z = np.stack([edge[1:], edge[1:], edge[:-1], edge[:-1]], axis=-1)  # (C, 4)
     side = np.array([-0.36, 0.36, 0.36, -0.36]) * pitch
-    return _placed(x[:, None, None] + 0.25 * pitch + side, np.full_like(z, FLOOR_Y), z)
+    return _placed(x[:, None, None] + 0.25 * pitch + side, np.full_like(z, floor), z)
 
 
-def _labels(layout: Layout, x: NDArray[Any], topology: Topology) -> tuple[Label, ...]:
+def _labels(layout: Layout, topology: Topology) -> tuple[Label, ...]:
     step = 1 if topology.layers <= 16 else max(1, topology.layers // 8)
     front = layout.cells[:, -1, :2].mean(axis=1)
     labels = [
-        Label(f"layer {i}" if i == 0 else str(i), (float(p[0]), float(p[1]), float(p[2]) + 0.16), "layer")
+        Label(f"layer {i}" if i == 0 else str(i), (float(p[0]), float(p[1]), float(p[2]) + 0.24), "layer")
         for i, p in enumerate(front)
         if i % step == 0
     ]
     back = layout.cells[0, 0, 3]
-    first = layout.plates[0, -1].mean(axis=0)
-    labels.append(Label("KV cache", (float(back[0]) - 0.12, FLOOR_Y, float(back[2]) + 0.35), "kv", -1))
+    corner = layout.plates[0, -1, 0]
+    labels.append(Label("KV cache", (float(back[0]) - 0.12, float(back[1]), float(back[2]) + 0.35), "kv", -1))
     name = "experts" if topology.experts else "FFN"
     if layout.ffn_kind == "shelf":
-        labels.append(Label(name, (float(first[0]) - 0.5 * layout.pitch - 0.1, float(first[1]), float(first[2])), "ffn", -1))
+        labels.append(
+            Label(
+                name,
+                (float(corner[0]) - 0.12, float(corner[1]) - 0.04, float(corner[2])),
+                "ffn",
+                -1,
+            )
+        )
     end = layout.spine[-1]
-    labels.append(Label("residual stream", (float(end[0]) + 0.30, -0.52, 0.0), "residual", -1))
+    labels.append(Label("residual stream", (float(end[0]) + 0.14, 0.0, 0.0), "residual", 1))
     present = layout.heads[0][~np.isnan(layout.heads[0, :, 0])]
     if len(present):
         top = present[np.argmax(present[:, 1])]
-        labels.append(Label("attention heads", (float(top[0]) - 0.2, float(top[1]) + 0.28, float(top[2])), "heads", -1))
+        labels.append(
+            Label("attention heads", (float(top[0]) - 0.2, float(top[1]) + 0.28, float(top[2])), "heads", -1)
+        )
     return tuple(labels)

@@ -1,4 +1,4 @@
-"""Paints words with the fonts of this package: crisp, and the same on every machine. The only file that uses Pillow.
+"""Paints words with the fonts of this package: crisp, and the same on every machine.
 
 Pictures are bytes RGBA with *premultiplied* alpha, shape (height, width, 4), the first row on top.
 """
@@ -55,15 +55,15 @@ def font(pixels: int, weight: Weight = "regular") -> Any:
 
 @lru_cache(maxsize=4096)
 def word(text: str, pixels: int, weight: Weight = "regular") -> Bytes:
-    """The coverage of a text, one line: bytes, shape (height, width), the baseline at the same row for one size."""
+    """The coverage of a line of text: bytes (height, width), the baseline at one row for one size."""
     from PIL import Image, ImageDraw, features
 
     face = font(pixels, weight)
-    style = {"features": ["tnum"]} if features.check("raqm") else {}
-    width = max(1, int(np.ceil(face.getlength(text, **style))))
+    digits = ["tnum"] if features.check("raqm") else None  # figures of one width: nothing jumps
+    width = max(1, int(np.ceil(face.getlength(text, features=digits))))
     ascent, descent = face.getmetrics()
     image = Image.new("L", (width, ascent + descent), 0)
-    ImageDraw.Draw(image).text((0, 0), text, fill=255, font=face, **style)
+    ImageDraw.Draw(image).text((0, 0), text, fill=255, font=face, features=digits)
     return np.asarray(image)
 
 
@@ -90,7 +90,7 @@ class Canvas:
         weight: Weight = "regular",
         align: int = -1,
     ) -> float:
-        """Write one line with its top at `y`; `align` -1 from `x` on, 0 around it, 1 up to it. Returns its width."""
+        """Write one line with its top at `y`; `align` -1 from `x` on, 0 around it, 1 up to it; its width."""
         if not text:
             return 0.0
         mask = word(text, max(6, round(pixels)), weight)
@@ -110,7 +110,9 @@ class Canvas:
         ink = np.array([*color, 255], np.uint16)
         self.pixels[y0:y1, x0:x1] = (ink * cover + under * (255 - cover)) // 255
 
-    def box(self, x: float, y: float, width: float, height: float, color: Color, opacity: float = 1.0) -> None:
+    def box(
+        self, x: float, y: float, width: float, height: float, color: Color, opacity: float = 1.0
+    ) -> None:
         """A filled rectangle."""
         w, h = max(1, round(width)), max(1, round(height))
         self.stamp(round(x), round(y), np.full((h, w), round(255 * opacity), np.uint8), color)
@@ -135,7 +137,9 @@ def fitted(text: str, room: float, pixels: float, weight: Weight = "regular") ->
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if width_of(text[:middle] + "…", pixels, weight) <= room else (low, middle - 1)
+        low, high = (
+            (middle, high) if width_of(text[:middle] + "…", pixels, weight) <= room else (low, middle - 1)
+        )
     return text[:low] + "…" if low else ""
 
 
@@ -151,11 +155,14 @@ class Atlas:
         Corners of each word around its anchor, in pixels, y up.
     places : ndarray of float32, shape (n, 4, 2)
         Where those corners lie in `pixels`.
+    spans : ndarray of float32, shape (n, 4, 2)
+        How far the word of each corner reaches to the left and right of its anchor, in pixels.
     """
 
     pixels: Bytes
     offsets: NDArray[np.float32]
     places: NDArray[np.float32]
+    spans: NDArray[np.float32]
 
 
 def paint_labels(labels: Sequence[Label], scale: float) -> Atlas:
@@ -164,16 +171,20 @@ def paint_labels(labels: Sequence[Label], scale: float) -> Atlas:
     masks = [word(label.text, max(8, round(size[label.kind]))) for label in labels]
     height, width = sum(mask.shape[0] + 1 for mask in masks), max(mask.shape[1] for mask in masks)
     canvas = Canvas(width, height)
-    offsets, places = [], []
+    offsets, places, spans = [], [], []
     top = 0
     for label, mask in zip(labels, masks, strict=True):
         canvas.stamp(0, top, mask, LABEL_COLORS[label.kind])
         h, w = mask.shape
         left, low = round(-w * (1 - label.align) / 2) if label.align else -(w // 2), -(h // 2)
         offsets.append([(left, low), (left + w, low), (left + w, low + h), (left, low + h)])
+        spans.append([(left, left + w)] * 4)
         bottom = height - top - h
         places.append([(0, bottom), (w, bottom), (w, bottom + h), (0, bottom + h)])
         top += h + 1
     return Atlas(
-        np.ascontiguousarray(canvas.pixels[::-1]), np.array(offsets, np.float32), np.array(places, np.float32)
+        np.ascontiguousarray(canvas.pixels[::-1]),
+        np.array(offsets, np.float32),
+        np.array(places, np.float32),
+        np.array(spans, np.float32),
     )

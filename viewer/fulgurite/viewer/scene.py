@@ -1,26 +1,29 @@
-"""The scene as plain arrays: what of each replica is lit now, and the storm of all of them. No VTK, no clock, no network.
+"""The scene as plain arrays: what of each replica is lit now, and the storm of all of them.
+
+No VTK, no clock, no network.
 
 The use of it::
 
     scene = ReplicaScene(topology, key=key, title="stories-5m", tokens_shown="text")
     scene.set_scale(scale)                 # without a scale nothing can be drawn to scale: nodes stay hatched
-    scene.apply(segment.block, segment.at_s)   # tokens that are due, each at its time on the viewer's time axis
+    scene.apply(segment.block, segment.at_s)  # tokens that are due, each at its time on the time axis
     scene.set_hud(Hud(...)); scene.mark("live")
     storm = Storm(); storm.add(scene)
-    storm.camera.show(0)                   # presets: camera.PRESETS; storm.camera.orbit(dx, dy), .zoom(f), .pan(dx, dy)
-    storm.show(None)                       # every replica; storm.show([key]) some of them
-    storm.advance(playhead_s)              # once per picture; after a seek: scene.clear() first, then apply the past
+    storm.camera.show(0)                   # camera.PRESETS; also camera.orbit(dx, dy), .zoom(f), .pan(dx, dy)
+    storm.show(None)                       # every replica; storm.show([key]): some of them
+    storm.advance(playhead_s)              # once per picture; after a seek clear, then apply the past
     pixels = renderer.render(playhead_s, clock_s)   # calls storm.advance itself
 
-The picture is a function of the applied blocks and of the time that `advance` is given: the same stream at the same
-times gives the same picture. Layers light up one after the other over `SPREAD_S`, a display of the order of computation
-(the real pass takes milliseconds).
+The picture is a function of the applied blocks and of the time that `advance` is given: the same stream at
+the same times gives the same picture. Layers light up one after the other over `SPREAD_S`, a display of the
+order of computation (the real pass takes milliseconds).
 
 Shape letters: L layers, H heads, n frames.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterable
@@ -82,6 +85,7 @@ class _Pulse:
     """The display values of one step on their way along the layers."""
 
     at_s: float
+    spread_s: float
     heads: Floats  # (L, H)
     plates: Floats  # (L, E)
     next_heads: int = 0
@@ -172,11 +176,9 @@ class ReplicaScene:
             self.set_hud(replace(self.hud, state=state))
 
     def set_slots(self, slots: int) -> None:
-        """How many arcs may live. What lives now goes out."""
+        """How many arcs may live from now on."""
         if slots != len(self.bolts):
-            revision = self.bolts.revision
-            self.bolts = Bolts(slots)
-            self.bolts.revision = revision + 1
+            self.bolts.resize(slots)
 
     def clear(self) -> None:
         """Nothing was applied: for a seek, before the past of the new place is applied."""
@@ -187,6 +189,7 @@ class ReplicaScene:
         self._last_chain_s.clear()
         self._colors = RequestColors()
         self._refused_until_s = -math.inf
+        self._reads_seen = False
         self.strip_revision += 1
 
     def event(self, event: RequestEvent, at_s: float) -> None:  # noqa: ARG002
@@ -194,8 +197,10 @@ class ReplicaScene:
         if event.kind in ("finished", "aborted"):
             self._end(event.request_id)
 
-    def apply(self, block: FrameBlock, at_s: float | NDArray[np.float64], *, spread_s: float = SPREAD_S) -> None:
-        """Frames that become due at `at_s`: one time for all, or one per frame, never decreasing, shape (n,)."""
+    def apply(
+        self, block: FrameBlock, at_s: float | NDArray[np.float64], *, spread_s: float = SPREAD_S
+    ) -> None:
+        """Frames that become due at `at_s`: one time for all, or one per frame (n,), never decreasing."""
         n = len(block)
         if not n:
             return
@@ -204,7 +209,7 @@ class ReplicaScene:
         for low, high in _steps(times):
             # one forward pass: the nodes show the largest value of its rows
             self._pulses.append(
-                _Pulse(float(times[low]), _largest(heads[low:high]), _largest(plates[low:high]))
+                _Pulse(float(times[low]), spread_s, _largest(heads[low:high]), _largest(plates[low:high]))
             )
             self._tokens(block, range(low, high), times, heads, ffn, spread_s)
         self._remember(block)
@@ -212,10 +217,10 @@ class ReplicaScene:
 
     # what follows from it
 
-    def advance(self, now_s: float, origin_s: float = 0.0, *, spread_s: float = SPREAD_S) -> None:
+    def advance(self, now_s: float, origin_s: float = 0.0) -> None:
         """Light what is due by `now_s`."""
         for pulse in self._pulses:
-            self._travel(pulse, now_s, spread_s)
+            self._travel(pulse, now_s)
         while self._pulses and self._pulses[0].next_plates >= self.topology.layers:
             self._pulses.popleft()
         self.carpet.expire(now_s)
@@ -276,9 +281,15 @@ class ReplicaScene:
         return plates
 
     def _tokens(
-        self, block: FrameBlock, rows: range, times: NDArray[np.float64], heads: Floats, ffn: Floats, spread_s: float
+        self,
+        block: FrameBlock,
+        rows: range,
+        times: NDArray[np.float64],
+        heads: Floats,
+        ffn: Floats,
+        spread_s: float,
     ) -> None:
-        """The tokens of one step: cache, chain and strip of each; who waited longest for a chain goes first."""
+        """The tokens of one step: cache, chain, strip; who waited longest for a chain goes first."""
         names = [block.requests[int(block.columns["request_index"][row])].request_id for row in rows]
         drawn: set[int] = set()
         order = sorted(rows, key=lambda row: (self._last_chain_s.get(names[row - rows[0]], -math.inf), row))
@@ -291,7 +302,9 @@ class ReplicaScene:
                 drawn.add(row)
         for row in rows:
             self._drawn.append((float(times[row]), row in drawn))
-            self.strip.append(self._strip_token(block, row, names[row - rows[0]], float(times[row]), row in drawn))
+            self.strip.append(
+                self._strip_token(block, row, names[row - rows[0]], float(times[row]), row in drawn)
+            )
 
     def _cache(self, block: FrameBlock, row: int, request_id: str, at_s: float) -> None:
         if "kv_tokens" not in block.columns:
@@ -322,11 +335,14 @@ class ReplicaScene:
             ffn,
             top=heads_per_group(self.topology.layers, len(self.bolts)),
             reads=self._reads(block, row),
+            lane=color,
         )
         if not self.bolts.admits(arcs, at_s, spread_s):
             self._refused_until_s = at_s + REFUSED_FOR_S
             return False
-        seed = frame_seed(request_id, int(block.columns["sequence"][row]), int(block.columns["position"][row]))
+        seed = frame_seed(
+            request_id, int(block.columns["sequence"][row]), int(block.columns["position"][row])
+        )
         self.bolts.add(arcs, at_s, spread_s, color=REQUESTS[color][1], seed=seed)
         for index in np.flatnonzero(arcs.kind == Kind.READ).tolist():
             layer, cell = arcs.node[index].tolist()
@@ -341,7 +357,9 @@ class ReplicaScene:
         self._reads_seen = True
         return self.carpet.cell_of(block.columns["attended_positions"][row][..., 0])
 
-    def _strip_token(self, block: FrameBlock, row: int, request_id: str, at_s: float, has_chain: bool) -> StripToken:
+    def _strip_token(
+        self, block: FrameBlock, row: int, request_id: str, at_s: float, has_chain: bool
+    ) -> StripToken:
         columns = block.columns
         logprob = float(columns["logprob"][row]) if "logprob" in columns else math.nan
         return StripToken(
@@ -363,16 +381,25 @@ class ReplicaScene:
         if "ffn_write" in block.columns:
             self.ffn_values = block.columns["ffn_write"][-1].astype(np.float32)
 
-    def _travel(self, pulse: _Pulse, now_s: float, spread_s: float) -> None:
-        layers = self.topology.layers
+    def _travel(self, pulse: _Pulse, now_s: float) -> None:
+        layers, spread_s = self.topology.layers, pulse.spread_s
         progress = (now_s - pulse.at_s) / spread_s * layers if spread_s > 0.0 else math.inf
-        pulse.next_heads = self._light(self.heads, pulse.heads, pulse, pulse.next_heads, progress, 0.25, spread_s)
+        pulse.next_heads = self._light(
+            self.heads, pulse.heads, pulse, pulse.next_heads, progress, 0.25, spread_s
+        )
         pulse.next_plates = self._light(
             self.plates, pulse.plates, pulse, pulse.next_plates, progress, 0.60, spread_s
         )
 
     def _light(
-        self, glow: Glow, values: Floats, pulse: _Pulse, begin: int, progress: float, offset: float, spread_s: float
+        self,
+        glow: Glow,
+        values: Floats,
+        pulse: _Pulse,
+        begin: int,
+        progress: float,
+        offset: float,
+        spread_s: float,
     ) -> int:
         """Hit the layers that the pulse has reached; returns the first that it has not."""
         layers = len(values)
@@ -472,7 +499,7 @@ class Storm:
             scene.set_slots(slots)
 
     def advance(self, now_s: float, clock_s: float | None = None) -> None:
-        """Bring every replica to `now_s` (the playhead), and the camera to `clock_s` (which runs on in a pause)."""
+        """Bring every replica to `now_s`, the playhead; the camera to `clock_s`, which runs on in a pause."""
         self.now_s = now_s
         self.clock_s = now_s if clock_s is None else clock_s
         for scene in self._scenes.values():
@@ -482,7 +509,7 @@ class Storm:
 def _steps(times: NDArray[np.float64]) -> list[tuple[int, int]]:
     """Runs of equal times."""
     edges = [0, *(np.flatnonzero(np.diff(times)) + 1).tolist(), len(times)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def _largest(rows: Floats) -> Floats:

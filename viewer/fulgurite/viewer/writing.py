@@ -1,15 +1,18 @@
 """The writings over a replica's picture: title and figures above, legend, requests and token strip below.
 
-Pure: what is painted follows from the scene. Two sheets per viewport, each painted again only when what it says changed.
+Pure: what is painted follows from the scene. Two sheets per viewport, each painted again only when what it
+says changed.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fulgurite.viewer.colors import REQUESTS, bar_colors
+from fulgurite.viewer.colors import REQUESTS, Display, bar_colors
 from fulgurite.viewer.glow import FADES_OVER_S
 from fulgurite.viewer.hud import account_line, badge, memory_line, model_line, speed_line
 from fulgurite.viewer.lettering import Canvas, Color, fitted, width_of
@@ -18,7 +21,6 @@ from fulgurite.wire.channels import BY_NAME
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from fulgurite.viewer.colors import Display
     from fulgurite.viewer.lettering import Bytes
     from fulgurite.viewer.scene import ReplicaScene, StripToken
 
@@ -27,6 +29,7 @@ TEXT: Color = (168, 184, 226)
 DIM: Color = (112, 126, 168)
 WARN: Color = (240, 176, 80)
 FIELD: Color = (58, 66, 96)
+VERIFIED: Color = (112, 200, 160)
 
 TOP_LINES, LEGEND_LINES, STRIP_LINES = 84.0, 62.0, 46.0
 MARGIN = 20.0
@@ -47,24 +50,31 @@ def paint_top(scene: ReplicaScene, width: int, scale: float) -> Bytes:
     used = canvas.text(margin, 11 * scale, title, 21 * scale, WHITE, weight="bold")
     if hud.replica and hud.replica != scene.title:
         room = right - margin - used - speed_width - 40 * scale
-        canvas.text(margin + used + 12 * scale, 17 * scale, fitted(hud.replica, room, 14 * scale), 14 * scale, TEXT)
+        canvas.text(
+            margin + used + 12 * scale, 17 * scale, fitted(hud.replica, room, 14 * scale), 14 * scale, TEXT
+        )
     alert = hud.state in ("lost", "gap", "waiting")
     canvas.text(right, 15 * scale, speed, 15 * scale, WARN if alert else WHITE, align=1)
-    chain = scene.tokens_per_chain
-    lines = (
-        (model_line(scene.topology), memory_line(hud, chain), TEXT),
-        (badge(hud), account_line(hud), DIM),
-    )
-    for row, (left_text, right_text, color) in enumerate(lines):
-        y = (39 + 19 * row) * scale
-        pixels = (13 - row) * scale
-        taken = canvas.text(right, y, right_text, pixels, color, align=1)
-        room = right - margin - taken - 16 * scale
-        canvas.text(margin, y, fitted(left_text, room, pixels), pixels, color)
-    if hud.gap_frames:
-        text = account_line(hud)
-        canvas.text(right, 58 * scale, text, 12 * scale, WARN, align=1)
+    memory = memory_line(hud, scene.tokens_per_chain)
+    taken = canvas.text(right, 39 * scale, memory, 13 * scale, TEXT, align=1)
+    room = right - margin - taken - 16 * scale
+    canvas.text(margin, 39 * scale, fitted(model_line(scene.topology), room, 13 * scale), 13 * scale, TEXT)
+    canvas.text(right, 58 * scale, account_line(hud), 12 * scale, WARN if hud.gap_frames else DIM, align=1)
+    _badge(canvas, badge(hud), margin, 58 * scale, scale, VERIFIED if hud.faithfulness else WARN)
     return canvas.pixels
+
+
+def _badge(canvas: Canvas, text: str, x: float, y: float, scale: float, color: Color) -> None:
+    """A word in a frame."""
+    width, height, line = width_of(text, 11 * scale) + 14 * scale, 17 * scale, max(1.0, scale)
+    for left, top, w, h in (
+        (x, y, width, line),
+        (x, y + height - line, width, line),
+        (x, y, line, height),
+        (x + width - line, y, line, height),
+    ):
+        canvas.box(left, top, w, h, color, 0.45)
+    canvas.text(x + 7 * scale, y + 2 * scale, text, 11 * scale, color)
 
 
 def bottom_key(scene: ReplicaScene, tokens: bool) -> Hashable:
@@ -81,37 +91,60 @@ def bottom_lines(tokens: bool) -> float:
 def paint_bottom(scene: ReplicaScene, width: int, scale: float, *, tokens: bool) -> Bytes:
     """Legend, requests and, where wanted, the token strip: RGBA."""
     canvas = Canvas(width, round(bottom_lines(tokens) * scale))
-    left = _requests(canvas, scene, width, scale)
-    _legend(canvas, scene, width, scale, left)
+    used = _requests(canvas, scene, width, scale)
+    _legend(canvas, scene, width, scale, used)
     if tokens:
         _strip(canvas, scene, width, LEGEND_LINES * scale, scale)
     return canvas.pixels
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the light of one node kind means.
+
+    Attributes
+    ----------
+    name : of the node kind.
+    channel : the quantity that is drawn.
+    display : the two ends of its scale; None while the stream has none.
+    """
+
+    name: str
+    channel: str
+    display: Display | None
+
+    @property
+    def text(self) -> str:
+        """The line beside the colour bar: node kind, channel, formula and unit."""
+        return f"{self.name}:  {self.channel} = {formula(self.channel)}  [{BY_NAME[self.channel].unit}]"
+
+
+def legend(scene: ReplicaScene) -> tuple[Entry, Entry]:
+    """The node kinds of a replica."""
+    heads = Entry("heads", "head_write", scene.display("head"))
+    if scene.topology.experts:
+        return heads, Entry("experts", "expert_weights", Display(0.0, 1.0))
+    return heads, Entry("FFN", "ffn_write", scene.display("ffn"))
+
+
 def _legend(canvas: Canvas, scene: ReplicaScene, width: int, scale: float, left: float) -> None:
-    """One colour bar per node kind, with the formula and the ends of its scale."""
+    """One colour bar per node kind: the channel with its formula and unit, and the ends of its scale."""
     bar = 118 * scale
     end = width - MARGIN * scale
-    kinds = [("heads", "head", "head_write"), ("FFN", "ffn", "ffn_write")]
-    if scene.topology.experts:
-        kinds[1] = ("experts", "gate", "expert_weights")
-    for row, (name, kind, channel) in enumerate(kinds):
+    for row, entry in enumerate(legend(scene)):
         y = (6 + 18 * row) * scale
-        _bar(canvas, _display(scene, kind), end, y, bar, scale)
-        label = f"{name}  {formula(channel)}"
-        canvas.text(end - bar - 52 * scale, y, label, 12 * scale, TEXT, align=1)
-    note = f"relative write norm; light fades over {FADES_OVER_S:g} s"
-    reads = "" if scene.reads_captured else "KV reads not measured at this level"
-    text = "  ·  ".join(part for part in (note, reads) if part)
-    canvas.text(end, 43 * scale, fitted(text, end - MARGIN * scale, 11 * scale), 11 * scale, DIM, align=1)
-    del left
+        _bar(canvas, entry.display, end, y, bar, scale)
+        at = end - bar - 52 * scale
+        canvas.text(at, y, fitted(entry.text, at - left - 12 * scale, 12 * scale), 12 * scale, TEXT, align=1)
+    text = fitted(note(scene), end - left - 12 * scale, 11 * scale)
+    canvas.text(end, 43 * scale, text, 11 * scale, DIM, align=1)
 
 
 def _bar(canvas: Canvas, display: Display | None, end: float, y: float, bar: float, scale: float) -> None:
     """The colour bar, its ends written at both sides; hatched where there is no scale yet."""
     from_x, height = end - bar - 4 * scale, 8 * scale
     if display is None:
-        canvas.picture(from_x - 36 * scale, y + 4 * scale, _hatch(round(bar), round(height)))
+        canvas.picture(from_x - 36 * scale, y + 4 * scale, _hatch(round(bar - 20 * scale), round(height)))
         canvas.text(end, y, "no scale", 11 * scale, DIM, align=1)
         return
     colors = (bar_colors() * 255.0 + 0.5).astype(np.uint8)
@@ -122,14 +155,20 @@ def _bar(canvas: Canvas, display: Display | None, end: float, y: float, bar: flo
 
 
 def _requests(canvas: Canvas, scene: ReplicaScene, width: int, scale: float) -> float:
-    """The colours of the requests under way."""
-    x, y = MARGIN * scale, 6 * scale
-    for request_id, color in scene.requests[-3:]:
-        name = fitted(short(request_id), 92 * scale, 12 * scale)
+    """The colours of the requests under way, as many as there is room for; where they end."""
+    column, rows = 118 * scale, 3
+    places = rows * max(1, int((0.34 * width - MARGIN * scale) // column))
+    requests = scene.requests
+    named = requests if len(requests) <= places else requests[-(places - 1) :]
+    for place, (request_id, color) in enumerate(named):
+        x, y = MARGIN * scale + place // rows * column, (6 + 18 * (place % rows)) * scale
         canvas.box(x, y + 7 * scale, 14 * scale, 3 * scale, _rgb(color))
+        name = fitted(short(request_id), column - 28 * scale, 12 * scale)
         canvas.text(x + 20 * scale, y, name, 12 * scale, TEXT)
-        y += 18 * scale
-    return x
+    if len(named) < len(requests):
+        x, y = MARGIN * scale + (places - 1) // rows * column, (6 + 18 * (rows - 1)) * scale
+        canvas.text(x + 20 * scale, y, f"+ {len(requests) - len(named)} more", 12 * scale, DIM)
+    return MARGIN * scale + math.ceil(min(len(requests), places) / rows) * column
 
 
 def _strip(canvas: Canvas, scene: ReplicaScene, width: int, top: float, scale: float) -> None:
@@ -176,6 +215,14 @@ def formula(channel: str) -> str:
     return "gate weight" if channel == "expert_weights" else text
 
 
+def note(scene: ReplicaScene) -> str:
+    """What else must be said of the picture."""
+    parts = [f"light fades over {FADES_OVER_S:g} s", "a bolt's shape is decoration"]
+    if not scene.reads_captured:
+        parts.insert(0, "KV reads not captured")
+    return "  ·  ".join(parts)
+
+
 def short(request_id: str) -> str:
     """The end of a request's name, where names of one run differ."""
     return request_id if len(request_id) <= 12 else "…" + request_id[-8:]
@@ -186,12 +233,6 @@ def figure(value: float) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e3:
         return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
     return f"{value:.0e}"
-
-
-def _display(scene: ReplicaScene, kind: str) -> Display | None:
-    from fulgurite.viewer.colors import Display
-
-    return Display(0.0, 1.0) if kind == "gate" else scene.display(kind)
 
 
 def _hatch(width: int, height: int) -> Bytes:
@@ -209,4 +250,4 @@ def _rounded(value: float | None) -> int | None:
     return None if value is None else max(1, round(value))
 
 
-__all__ = ["bottom_key", "bottom_lines", "paint_bottom", "paint_top", "top_key"]
+__all__ = ["Entry", "bottom_key", "bottom_lines", "legend", "note", "paint_bottom", "paint_top", "top_key"]

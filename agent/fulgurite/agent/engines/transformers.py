@@ -5,17 +5,14 @@ wrapper marks the pass as belonging to a request, and adds a stopping criterion,
 with the tokens that were committed and stops nothing. In a plain loop the tokens are those that the next call
 is fed.
 
-Shape letters: b rows, t positions of a pass.
+Shape letters: b rows, t positions of a pass, n tokens that one pass gave.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import time
-import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -26,9 +23,15 @@ from torch import nn
 from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
+from fulgurite.agent.anatomy import linear_shape
+from fulgurite.agent.beams import Beams
 from fulgurite.agent.capture import Capture
+from fulgurite.agent.engines import arguments
+from fulgurite.agent.engines.generate import GenerateWrapper, criterion, unwrap, with_criterion
+from fulgurite.agent.engines.search import Search
 from fulgurite.agent.identity import Request, new_ref, new_request
 from fulgurite.agent.probes import Pass
+from fulgurite.agent.shelf import Place
 from fulgurite.wire.frame import RequestRef
 
 Array = np.ndarray[Any, Any]
@@ -39,22 +42,43 @@ class Call:
 
     Attributes
     ----------
+    width : positions of the prompt, where it was given as ids.
+    search : of a beam search, else None.
+    assisted : one pass may commit several tokens.
+    draft : made by `generate` itself to propose tokens: nothing of it is a request.
     passing : the last forward pass, until its tokens are known.
-    beams : rows are beams whose order changes; no frames are made of them.
+    cache, since : of the last pass; when its tokens were handed over.
+    seen, counted : length of the text at the last step, and up to where its tokens were counted.
     """
 
-    __slots__ = ("beams", "criterion_rows", "length", "mask", "passing", "ref", "request", "stops")
+    __slots__ = (
+        "assisted", "cache", "counted", "draft", "mask", "passing", "ref", "request", "search", "seen",
+        "since", "stops", "width",
+    )  # fmt: skip
 
     def __init__(
-        self, ref: RequestRef, mask: torch.Tensor | None, stops: frozenset[int], *, beams: bool
+        self,
+        ref: RequestRef,
+        *,
+        mask: torch.Tensor | None = None,
+        stops: frozenset[int] = frozenset(),
+        width: int = 0,
+        beams: int = 1,
+        assisted: bool = False,
+        draft: bool = False,
     ) -> None:
         self.ref = ref
         self.mask = mask
         self.stops = stops
-        self.beams = beams
+        self.width = width
+        self.search = Search(beams) if beams > 1 else None
+        self.assisted = assisted
+        self.draft = draft
         self.passing: Pass | None = None
         self.request: Request | None = None
-        self.length = 0
+        self.seen = self.counted = width
+        self.cache: Any = None
+        self.since = 0
 
 
 class Loop:
@@ -74,10 +98,14 @@ class Engine:
     ----------
     model : the model, held weakly.
     capture : what opens, closes and reduces passes.
+    outer : the compiled module around it, where that was given: its hooks run outside of the graph.
     """
 
-    def __init__(self, model: nn.Module, capture: Capture) -> None:
+    def __init__(self, model: nn.Module, capture: Capture, outer: nn.Module | None = None) -> None:
         self._model = weakref.ref(model)
+        self._outer = None if outer is None else weakref.ref(outer)
+        self._logits = _logits_place(model, capture)
+        self._compiled_passes = 0
         self.capture = capture
         self.shield = capture.shield
         self._call: ContextVar[Call | None] = ContextVar("fulgurite_call", default=None)
@@ -90,10 +118,12 @@ class Engine:
         model = self._model()
         if model is None or self._handles:
             return
-        self._handles = [
-            model.register_forward_pre_hook(_Opens(self), with_kwargs=True),
-            model.register_forward_hook(_Closes(self), with_kwargs=True),
-        ]
+        for module in (model, self._outer() if self._outer is not None else None):
+            if module is not None:
+                self._handles += [
+                    module.register_forward_pre_hook(_Opens(self), with_kwargs=True),
+                    module.register_forward_hook(_Closes(self), with_kwargs=True),
+                ]
         if callable(getattr(model, "generate", None)) and self._wrapper is None:
             self._wrapper = GenerateWrapper(self, model)
             model.__dict__["generate"] = self._wrapper
@@ -107,96 +137,197 @@ class Engine:
         if wrapper is not None:
             wrapper.engine = None
             if model is not None:
-                _unwrap(model)
+                unwrap(model)
+
+    @property
+    def unopened(self) -> int:
+        """Passes of a compiled model that nothing of ours outside of the graph saw. Asks the device."""
+        return 0 if self._logits is None else max(0, self._logits.written - self._compiled_passes)
+
+    def failed(self, place: str, error: Exception) -> None:
+        """Our own failure at `place`: this pass is not measured, and after the third none is any more."""
+        self.capture.current.passing = None
+        try:
+            self.shield.caught(place, error)
+        finally:
+            if self.shield.is_out(place):
+                self.remove()
+                self.capture.remove()
+                self.shield.say_once(
+                    "given_up", "%s failed three times: this model is observed no more", place
+                )
+
+    @property
+    def logits(self) -> Place | None:
+        """Where a compiled graph leaves the logits."""
+        return self._logits
 
     def orphaned(self) -> list[Request]:
         """Requests of plain loops that are under way."""
         return [loop.request for loop in list(self._loops.values())]
 
+    # --- forward passes
+
     def opens(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A forward pass begins."""
-        shape = _input_shape(args, kwargs)
-        call = self._call.get()
-        cache = kwargs.get("past_key_values")
-        if call is None and cache is not None:
-            self._continue_loop(cache, args, kwargs, shape)
-        passing = (
-            self.capture.open(*shape) if shape is not None and (call is None or not call.beams) else None
-        )
-        if passing is None:
-            self.capture.current.passing = None
+        self.capture.current.passing = None
+        shape, call = arguments.input_shape(args, kwargs), self._call.get()
+        cache = arguments.given_cache(args, kwargs)
+        if shape is None or (call is not None and call.draft):
             return
-        mask = kwargs.get("attention_mask")
-        passing.mask = mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+        if call is None:
+            if arguments.is_paged(cache):
+                self._say_unmeasured("continuous batching")
+                return
+            if cache is not None:
+                self._continue_loop(cache, args, kwargs, shape)
+        elif call.search is not None and call.request is not None:
+            call.search.go_on(arguments.fed_ids(args, kwargs), self._settler(call))
+        passing = self.capture.open(*shape)
+        if passing is not None:
+            self._describe(passing, call, kwargs)
+            passing.own_ns += time.perf_counter_ns() - passing.started_ns
+
+    def _describe(self, passing: Pass, call: Call | None, kwargs: Mapping[str, Any]) -> None:
+        passing.mask = arguments.two_dimensional(kwargs.get("attention_mask"))
         passing.call = call
         passing.position_ids = kwargs.get("position_ids")
-        if call is None and passing.mask is not None and passing.width > 1:
-            passing.last = _last_real(passing.mask, passing.width)
-        passing.own_ns += time.perf_counter_ns() - passing.started_ns
+        if call is None:
+            if passing.mask is not None and passing.width > 1:
+                passing.last = arguments.last_real(passing.mask, passing.width)
+        elif call.assisted:
+            prompt = call.width if call.request is None and call.width else None
+            passing.keep = arguments.verified(kwargs, passing.width, prompt=prompt)
 
-    def closes(self, kwargs: Mapping[str, Any], output: Any) -> None:
-        """A forward pass is over."""
+    def closes(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any, *, is_outer: bool = False
+    ) -> None:
+        """A forward pass is over. Of a compiled module, `is_outer`: the model's own hook is in the graph."""
         passing = self.capture.current.passing
         if passing is None:
             return
+        self.capture.current.passing = None
         logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", None)
-        if not isinstance(logits, torch.Tensor) or logits.dim() != 3:
-            self.capture.current.passing = None
+        if not isinstance(logits, torch.Tensor) or logits.dim() != 3 or logits.shape[1] < passing.keep:
             return
-        cache = kwargs.get("past_key_values")
+        cache = arguments.given_cache(args, kwargs)
         if cache is None:
-            cache = getattr(output, "past_key_values", None)
+            cache = arguments.made_cache(output)
         call: Call | None = passing.call
-        self.capture.close(passing, logits, cache, copies=call is None)
-        if call is not None:
-            call.passing = passing
-        elif cache is not None:
-            self._await_tokens(cache, passing)
+        self._compiled_passes += is_outer
+        # a plain loop may write into its logits, and assisted decoding does
+        self.capture.close(passing, logits, cache, copies=call is None or call.assisted)
+        if call is None:
+            if cache is not None:
+                self._await_tokens(cache, passing)
+        elif call.search is not None:
+            call.search.closed(_follows(call.search.passing, passing), cache)
+        else:
+            call.passing = _follows(call.passing, passing)
+            call.cache = cache
+
+    def _say_unmeasured(self, what: str) -> None:
+        self.shield.say_once(what, "%s is not measured: no frames are made of it", what)
+
+    # --- calls of generate
 
     def begin(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Call, tuple[Any, ...], dict[str, Any]]:
         """A call of `generate` begins: what to call it with."""
-        model = self._model()
-        mask = kwargs.get("attention_mask")
-        mask = mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
-        options = _options(model, args, kwargs)
-        call = Call(_traced_ref(), mask, _stops(options), beams=int(options("num_beams") or 1) > 1)
+        if self._call.get() is not None:  # by `generate` itself, for drafts
+            return Call(new_ref(), draft=True), args, kwargs
+        options = arguments.options_of(self._model(), args, kwargs)
+        call = Call(
+            _traced_ref(),
+            mask=arguments.two_dimensional(kwargs.get("attention_mask")),
+            stops=arguments.stops_of(options),
+            width=arguments.prompt_width(args, kwargs),
+            beams=int(options("num_beams") or 1),
+            assisted=arguments.is_assisted(options, kwargs),
+        )
         self.capture.refresh()
         if options("cache_implementation") == "paged":
-            return call, args, kwargs
-        return call, *_with_criterion(args, kwargs, _criterion(self, call))
+            self._say_unmeasured("continuous batching")
+            return Call(call.ref, draft=True), args, kwargs
+        return call, *with_criterion(args, kwargs, criterion(self, call))
 
     def committed(self, call: Call, input_ids: torch.Tensor) -> None:
         """`generate` chose tokens: `input_ids` (b, so far) has them at its end."""
         now = time.perf_counter_ns()
-        passing, call.passing = call.passing, None
-        length, call.length = call.length, int(input_ids.shape[1])
-        if passing is None or call.beams:
+        if call.search is not None:
+            self._chosen(call, call.search, input_ids, now)
             return
-        grown = call.length - length if call.request is not None else 1
-        if grown != 1 or input_ids.shape[0] != passing.batch or passing.logits is None:
+        passing, call.passing = call.passing, None
+        length, before = int(input_ids.shape[1]), call.seen
+        call.seen = length
+        if passing is None and length == before + 1:
+            passing = self._compiled_pass(call, int(input_ids.shape[0]))
+        if passing is None:  # nothing was observed; what was committed is counted when something is again
+            return
+        n = length - before if call.assisted and before else 1
+        if not 0 < n <= passing.keep or input_ids.shape[0] != passing.batch or passing.logits is None:
             self.shield.note("uncommitted")
             return
         if call.request is None:
-            call.request = self._started(call, passing, input_ids)
-        self.capture.commit(passing, call.request, input_ids[:, -1], call.stops, committed_ns=now)
+            call.request = self._started(call, passing, input_ids[:, :-n])
+            call.counted = length - n
+        request = call.request
+        if call.counted < length - n:
+            request.commit(input_ids[:, call.counted : length - n].cpu().numpy(), call.stops)
+        call.counted = length
+        if call.assisted:
+            request.drafted += passing.keep - 1
+            request.accepted += n - 1
+        self.capture.commit(passing, request, input_ids[:, -n:], call.stops, committed_ns=now)
+        call.since = time.perf_counter_ns()
 
-    def end(self, call: Call, error: BaseException | None) -> None:
+    def _compiled_pass(self, call: Call, rows: int) -> Pass | None:
+        """`generate` compiles the model with its hooks: what the graph left of the pass, if it left it."""
+        if call.request is None or call.assisted or self._logits is None or not self._handles:
+            return None
+        self._compiled_passes += 1
+        return self.capture.recover(rows, self._logits, cache=call.cache, started_ns=call.since)
+
+    def _chosen(self, call: Call, search: Search, candidates: torch.Tensor, now: int) -> None:
+        search.chosen(candidates, now)
+        if call.request is None and search.passing is not None:
+            prompts = search.prompts(search.passing.batch)
+            call.request = self._started(call, search.passing, prompts)
+            search.lines = Beams(call.request, prompts.cpu().numpy().astype(np.int64), search.beams)
+
+    def _settler(self, call: Call) -> Any:
+        def settle(passing: Pass, lines: Any, tokens: Array, chosen_ns: int) -> None:
+            assert call.request is not None
+            chosen = torch.from_numpy(tokens)
+            self.capture.commit(
+                passing, call.request, chosen, call.stops, committed_ns=chosen_ns, lines=lines
+            )
+
+        return settle
+
+    def end(self, call: Call, output: Any, error: BaseException | None) -> None:
         """`generate` is over."""
-        if call.request is None:
+        if call.search is not None:
+            call.search.release()
+        request = call.request
+        if request is None:
             return
         if error is not None:
-            self.capture.event(call.request, "aborted", reason=type(error).__name__)
+            self.capture.event(request, "aborted", reason=type(error).__name__)
+            return
+        if call.search is not None:
+            request.winners = call.search.end(output, self._settler(call))
+            stopped = _all_stopped(output, call.stops)
         else:
-            all_stopped = bool(call.request.finished.all())
-            self.capture.event(call.request, "finished", reason="stop" if all_stopped else "length")
+            stopped = bool(request.finished.all())
+        self.capture.event(request, "finished", reason="stop" if stopped else "length")
 
-    def _started(self, call: Call, passing: Pass, input_ids: torch.Tensor) -> Request:
-        rows, width = int(input_ids.shape[0]), int(input_ids.shape[1]) - 1
-        mask = _prompt_mask(call, passing, rows, width)
+    def _started(self, call: Call, passing: Pass, prompts: torch.Tensor) -> Request:
+        rows, width = int(prompts.shape[0]), int(prompts.shape[1])
+        mask = arguments.prompt_mask(call.mask, passing, rows, width)
         request = new_request(call.ref, rows=rows, width=width, mask=mask)
-        self.capture.event(request, "started", texts=self._prompt_texts(input_ids[:, :-1], mask))
+        self.capture.event(request, "started", texts=self._prompt_texts(prompts, mask))
         return request
 
     def _prompt_texts(self, prompt: torch.Tensor, mask: Array | None) -> tuple[str, ...]:
@@ -209,22 +340,33 @@ class Engine:
             [row[real != 0].tolist() for row, real in zip(ids, mask, strict=True)]
         )
 
+    # --- plain loops
+
     def _continue_loop(
-        self, cache: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], shape: tuple[int, int] | None
+        self, cache: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], shape: tuple[int, int]
     ) -> None:
         """A call with a cache that we know: what it is fed are the tokens of the pass before."""
         loop = self._loops.get(cache)
-        if loop is None or loop.passing is None or shape is None:
+        if loop is None or loop.passing is None:
             return
         passing, loop.passing = loop.passing, None
-        ids = args[0] if args else kwargs.get("input_ids")
+        ids = arguments.fed_ids(args, kwargs)
         if shape[1] != 1 or shape[0] != passing.batch or ids is None:
-            _extend_prompt(loop.request, shape[1])
+            self._new_turn(cache, loop, shape[1])
             return
         if not loop.request.generated.any():
             self.capture.event(loop.request, "started")
         now = time.perf_counter_ns()
         self.capture.commit(passing, loop.request, ids[:, 0], frozenset(), committed_ns=now)
+
+    def _new_turn(self, cache: Any, loop: Loop, width: int) -> None:
+        """A prompt that is fed in pieces goes on; behind generated tokens it is another request."""
+        if loop.request.generated.any():
+            del self._loops[cache]
+            self.loop_ended(loop.request)
+        else:
+            loop.request.prompt += width
+            loop.request.width += width
 
     def _await_tokens(self, cache: Any, passing: Pass) -> None:
         loop = self._loops.get(cache)
@@ -241,7 +383,7 @@ class Engine:
 
     def loop_ended(self, request: Request) -> None:
         """The cache of a plain loop is gone."""
-        if request.generated.any():
+        if request.generated.any() and request.ref.request_id in self.capture.running:
             self.capture.event(request, "finished", reason="cache released")
 
     @property
@@ -250,92 +392,14 @@ class Engine:
         return self._call
 
 
-class GenerateWrapper:
-    """Stands in for ``model.generate`` while a model is observed.
-
-    A copy of the model gets its own plain `generate`.
-    """
-
-    def __init__(self, engine: Engine, model: nn.Module) -> None:
-        self.engine: Engine | None = engine
-        self._model = weakref.ref(model)
-        self.previous: Any = model.__dict__.get("generate")
-        original = self.previous if self.previous is not None else _plain_generate(model)
-        functools.update_wrapper(self, original, updated=())
-        del self.__dict__[
-            "__wrapped__"
-        ]  # whoever looks for the signature finds ours, which is the bound method's
-        bound: Any = model.generate
-        self.__signature__ = inspect.signature(bound)
-
-    def original(self) -> Callable[..., Any]:
-        """What this stands in for."""
-        if self.previous is not None:
-            found: Callable[..., Any] = self.previous
-            return found
-        model = self._model()
-        return types.MethodType(_plain_generate(model), model)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self.previous is not None and not isinstance(self.previous, GenerateWrapper):
-            return _same, (self.previous,)
-        # the copy exists, still without attributes, when this is called for it: so this finds its class's own
-        return getattr, (self._model(), "generate")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        engine, original = self.engine, self.original()
-        if engine is None or engine.capture.demand.level == "off":
-            return original(*args, **kwargs)
-        call: Call | None = None
-        with engine.shield.at("generate"):
-            call, args, kwargs = engine.begin(args, kwargs)
-        if call is None:
-            return original(*args, **kwargs)
-        token = engine.call.set(call)
-        error: BaseException | None = None
-        try:
-            return original(*args, **kwargs)
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            engine.call.reset(token)
-            with engine.shield.at("generate"):
-                engine.end(call, error)
-
-
-def _plain_generate(model: Any) -> Callable[..., Any]:
-    found: Callable[..., Any] = type(model).generate
-    return found
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _unwrap(model: nn.Module) -> None:
-    """Take wrappers that no longer observe anything off, as far as nobody else has wrapped them."""
-    while isinstance(wrapper := model.__dict__.get("generate"), GenerateWrapper) and wrapper.engine is None:
-        if wrapper.previous is None:
-            del model.__dict__["generate"]
-        else:
-            model.__dict__["generate"] = wrapper.previous
-    outer = wrapper
-    while isinstance(outer, GenerateWrapper):
-        inner = outer.previous
-        if isinstance(inner, GenerateWrapper) and inner.engine is None:
-            outer.previous = inner.previous
-        else:
-            outer = inner
-
-
 class _ModelHook:
     """A hook on the model itself; a copy of the model carries a function that does nothing in its place."""
 
-    __slots__ = ("engine",)
+    __slots__ = ("engine", "place")
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.place = engine.logits
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")
@@ -350,89 +414,55 @@ class _Opens(_ModelHook):
         try:
             self.engine.opens(args, kwargs)
         except Exception as error:
-            self.engine.capture.current.passing = None
-            self.engine.shield.caught("open", error)
+            self.engine.failed("open", error)
 
 
 class _Closes(_ModelHook):
     __slots__ = ()
 
-    def __call__(self, _: nn.Module, __: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __call__(self, of: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if is_compiling():
+            if self.place is not None:
+                _leave_logits(output, self.place)
             return
         try:
-            self.engine.closes(kwargs, output)
+            self.engine.closes(args, kwargs, output, is_outer=hasattr(of, "_orig_mod"))
         except Exception as error:
-            self.engine.capture.current.passing = None
-            self.engine.shield.caught("close", error)
+            self.engine.failed("close", error)
 
 
-@functools.cache
-def _criterion_class() -> type[Any]:
-    from transformers import StoppingCriteria  # the agent is importable without transformers
-
-    class CommitPoint(StoppingCriteria):
-        """Sees every step's committed tokens and never stops anything."""
-
-        def __init__(self, engine: Engine, call: Call) -> None:
-            self.engine = engine
-            self.call = call
-            self.never: torch.Tensor | None = None
-
-        def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
-            try:
-                self.engine.committed(self.call, input_ids)
-            except Exception as error:
-                self.engine.shield.caught("commit", error)
-            if self.never is None or self.never.shape[0] != input_ids.shape[0]:
-                self.never = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-            return self.never
-
-    return CommitPoint
+def _leave_logits(output: Any, place: Place) -> None:
+    """In a graph that is traced. Anything but plain code breaks it."""
+    logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", None)
+    if isinstance(logits, torch.Tensor):
+        torch.ops.fulgurite.leave(logits.detach(), place.buffer, place.clock)
 
 
-def _criterion(engine: Engine, call: Call) -> Any:
-    return _criterion_class()(engine, call)
+def _logits_place(model: nn.Module, capture: Capture) -> Place | None:
+    unembedding = capture.anatomy.unembedding
+    shape = None if unembedding is None else linear_shape(unembedding)
+    parameter = next(unembedding.parameters(), None) if unembedding is not None else None
+    if shape is None or parameter is None:
+        return None
+    key = (id(model), "logits")
+    capture.kept_places.add(key)
+    return capture.shelf.place(key, shape[1], parameter.device)
 
 
-def _with_criterion(
-    args: tuple[Any, ...], kwargs: dict[str, Any], criterion: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of `generate` with `criterion` added; the caller's own list stays as it is."""
-    from transformers import StoppingCriteriaList
-
-    place = 3  # of `stopping_criteria` among the positional arguments
-    given = args[place] if len(args) > place else kwargs.get("stopping_criteria")
-    extended = StoppingCriteriaList([*(given or ()), criterion])
-    if len(args) > place:
-        return (*args[:place], extended, *args[place + 1 :]), kwargs
-    return args, {**kwargs, "stopping_criteria": extended}
+def _follows(before: Pass | None, passing: Pass) -> Pass:
+    """`passing`, which took up what `before`, a piece of the same prompt, had spent."""
+    if before is not None:
+        passing.started_ns = before.started_ns
+        passing.own_ns += before.own_ns
+    return passing
 
 
-def _options(
-    model: nn.Module | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Callable[[str], Any]:
-    """Looks an option of `generate` up where `generate` does: argument, given configuration, the model's
-    own."""
-    given = args[1] if len(args) > 1 else kwargs.get("generation_config")
-    sources = [given, getattr(model, "generation_config", None)]
-
-    def look_up(name: str) -> Any:
-        if kwargs.get(name) is not None:
-            return kwargs[name]
-        found = (getattr(source, name, None) for source in sources if source is not None)
-        return next((value for value in found if value is not None), None)
-
-    return look_up
-
-
-def _stops(options: Callable[[str], Any]) -> frozenset[int]:
-    found = options("eos_token_id")
-    if found is None:
-        return frozenset()
-    if isinstance(found, torch.Tensor):
-        found = found.reshape(-1).tolist()
-    return frozenset(int(token) for token in (found if isinstance(found, Iterable) else (found,)))
+def _all_stopped(output: Any, stops: frozenset[int]) -> bool:
+    """Whether every returned line has an end in it."""
+    ids = getattr(output, "sequences", output)
+    if not stops or not isinstance(ids, torch.Tensor):
+        return False
+    return bool(np.isin(ids.cpu().numpy(), np.fromiter(stops, np.int64)).any(-1).all())
 
 
 def _traced_ref() -> RequestRef:
@@ -443,49 +473,6 @@ def _traced_ref() -> RequestRef:
     if not context.is_valid:
         return new_ref()
     return new_ref(trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id))
-
-
-def _input_shape(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, int] | None:
-    ids = args[0] if args else kwargs.get("input_ids")
-    if ids is None:
-        ids = kwargs.get("inputs_embeds")
-    return (
-        (int(ids.shape[0]), int(ids.shape[1])) if isinstance(ids, torch.Tensor) and ids.dim() >= 2 else None
-    )
-
-
-def _last_real(mask: torch.Tensor, width: int) -> torch.Tensor | None:
-    """Where each row's last real position is in a pass of `width` positions; None where it is the last for
-    all."""
-    recent = mask[:, -width:]
-    if recent.shape[1] != width or bool((recent[:, -1] != 0).all()):
-        return None
-    order = torch.arange(1, width + 1, device=mask.device)
-    return ((recent != 0) * order).argmax(-1)
-
-
-def _prompt_mask(call: Call, passing: Pass, rows: int, width: int) -> Array | None:
-    """Which positions of the prompts are real, (b, width): from the pass's own mask, else from what was
-    given."""
-    for mask in (passing.mask, call.mask):
-        if mask is not None and mask.shape[1] >= width:
-            found: Array = mask.cpu().numpy()
-            return np.repeat(found, rows // len(found), axis=0) if len(found) != rows else found
-    positions = passing.position_ids
-    if not isinstance(positions, torch.Tensor) or positions.dim() != 2 or width == 0:
-        return None
-    real = positions[:, -1].cpu().numpy().astype(np.int64) + 1
-    real = np.broadcast_to(real, (rows,))
-    if (real > width).any():
-        return None
-    return (np.arange(width)[None, :] >= width - real[:, None]).astype(np.int64)
-
-
-def _extend_prompt(request: Request, width: int) -> None:
-    """A prompt that is fed in pieces: nothing was generated in between."""
-    if not request.generated.any():
-        request.prompt += width
-        request.width += width
 
 
 def _logical_length(cache: Any) -> int:

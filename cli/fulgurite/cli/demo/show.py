@@ -122,9 +122,7 @@ class Show:
                 self._say(f"{name}: {line}")
 
     def _obituary(self, end: End) -> str:
-        lines = self._processes.last_lines(end.name)
-        said = f"; its last lines:\n{_indented(lines)}" if lines else " and said nothing"
-        return f"{end.name} ended with {exit_text(end.status)}{said}"
+        return obituary(end, self._processes.last_lines(end.name))
 
     def _close(self, signal_number: int | None) -> int:
         counts = ", ".join(f"{name} {count}" for name, count in sorted(self._stage.tokens.items()))
@@ -141,6 +139,14 @@ class Show:
 
     def _say(self, text: str) -> None:
         print(f"[{time.monotonic() - self._began_s:5.1f} s] {text}", flush=True)
+
+
+def obituary(end: End, lines: list[str]) -> str:
+    """What is said of a process that ended too early; one line where it had said no more than one."""
+    how = f"{end.name} ended with {exit_text(end.status)}"
+    if len(lines) > 1:
+        return f"{how}; its last lines:\n{_indented(lines)}"
+    return f"{how}: {lines[0]}" if lines else f"{how} and said nothing"
 
 
 def has_display() -> bool:

@@ -1,7 +1,8 @@
 """The shader texts, read from the `.glsl` files beside this one.
 
-A file has four sections, each begun by a line ``//# vertex declarations``, ``//# vertex main``, ``//# fragment
-declarations``, ``//# fragment main``; `common.glsl` has none and goes before the declarations of every stage.
+A file has four sections, each begun by a line ``//# vertex declarations``, ``//# vertex main``, ``//#
+fragment declarations``, ``//# fragment main``; `common.glsl` has none and goes before the declarations of
+every stage.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ float seam = clamp(0.5 - from.y / soft.y + 0.25, 0.0, 1.0) * clamp(0.9 / soft.y,
 vec3 color = vec3(0.011, 0.015, 0.034) + vec3(0.020, 0.032, 0.085) * max(side, 0.55 * seam);
 float alpha = 0.92;
 if (vNode.x < -0.5) {
-  color = mix(vec3(0.02, 0.021, 0.025), vec3(0.20, 0.205, 0.22), stripe(gl_FragCoord.xy, 7.0));
+  color = mix(vec3(0.02, 0.021, 0.025), vec3(0.155, 0.16, 0.175), stripe(gl_FragCoord.xy, 7.0));
 } else {
   float across = 1.0 - 0.55 * vAt.x * vAt.x;
   vec3 lit = vec3(0.018, 0.120, 0.215) * vNode.x;

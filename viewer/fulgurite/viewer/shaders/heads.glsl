@@ -22,7 +22,7 @@ float rim = pow(1.0 - z, 2.2);
 vec3 color;
 if (vNode.z > 0.5) {
   float ink = stripe(gl_FragCoord.xy, 5.0);
-  color = mix(vec3(0.055, 0.058, 0.066), vec3(0.40, 0.41, 0.44), ink) * (0.55 + 0.45 * z) + 0.10 * rim;
+  color = mix(vec3(0.055, 0.058, 0.066), vec3(0.31, 0.32, 0.35), ink) * (0.55 + 0.45 * z) + 0.10 * rim;
 } else {
   vec4 lit = texture(uColors, vec2((vNode.x * 255.0 + 0.5) / 256.0, 0.5));
   vec3 glass = vec3(0.022, 0.040, 0.100) * (0.30 + 0.70 * z) + vec3(0.15, 0.26, 0.62) * rim * 0.80;
@@ -33,4 +33,5 @@ if (vNode.z > 0.5) {
   float shine = pow(max(0.0, dot(vec3(p, z), normalize(vec3(-0.45, 0.62, 0.64)))), 30.0);
   color += shine * mix(vec3(0.17, 0.23, 0.38), vec3(0.26), lit.a * vNode.x);
 }
-fragOutput0 = vec4(color, 1.0);
+float edge = clamp((1.0 - sqrt(r2)) / max(1e-4, fwidth(p.x)), 0.0, 1.0);  // no stairs against the dark
+fragOutput0 = vec4(color * (0.45 + 0.55 * edge), 1.0);

@@ -41,7 +41,7 @@ vec3 color;
 float alpha;
 if (vNode.z > 0.5) {
   float ink = stripe(gl_FragCoord.xy, 7.0);
-  color = mix(vec3(0.05, 0.052, 0.06), vec3(0.40, 0.41, 0.44), ink);
+  color = mix(vec3(0.05, 0.052, 0.06), vec3(0.31, 0.32, 0.35), ink);
   alpha = max(0.9 * edge, cover * 0.75);
 } else {
   vec3 glass = vec3(0.035, 0.060, 0.150) * cover + vec3(0.13, 0.22, 0.55) * edge;

@@ -1,4 +1,4 @@
-"""The drawings of one replica: a handful of actors, however large the model, fed by data textures and one time."""
+"""The drawings of one replica: a handful of actors, however large the model, fed by textures and one time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     from fulgurite.viewer.scene import ReplicaScene
 
-SEGMENTS = 16  # of a bolt's ribbon; fewer is the lever where drawing is slow
+SEGMENTS = 13  # of a bolt's ribbon; fewer is the lever where drawing is slow
 RIB_COLOR = (0.055, 0.085, 0.21)
-BOLT_PIXELS = 11.0  # half the width of the brightest ribbon with its glow, in a viewport 720 pixels high
+BOLT_PIXELS = 8.5  # half the width of the brightest ribbon with its glow, in a viewport 720 pixels high
 SPINE_PIXELS = 12.0
+WALL_HALOS_FROM = 0.45  # in a wall of heads only those of such a display value have a halo
 
 _CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float32)
 
@@ -88,7 +89,7 @@ class ReplicaActors:
             drawing.set_vertex(uPixels=frame.pixels)
         viewport = (float(frame.width), float(frame.height))
         lines = min(frame.height, 0.75 * frame.width) / 720.0
-        self._bolts.set_vertex(uViewport=viewport, uWidth=max(3.5, BOLT_PIXELS * lines**0.6))
+        self._bolts.set_vertex(uViewport=viewport, uWidth=max(3.0, BOLT_PIXELS * lines**0.6))
         self._spine.set_vertex(uViewport=viewport, uWidth=max(4.0, SPINE_PIXELS * lines**0.6))
         self._labels.set_vertex(uViewport=viewport)
 
@@ -110,6 +111,19 @@ class ReplicaActors:
         self._ribs: Drawing | None = None
         if not len(places):
             return []
+        textures = {"uNodes": self._heads, "uColors": self._colors}
+        uniforms = {"uTime": 0.0, "uPixels": 1.0, "uRadius": layout.head_radius}
+        halos = Drawing(
+            "halos",
+            places,
+            primitive="points",
+            blend="screen",
+            attributes={"nodeAt": here},
+            textures=textures,
+            vertex_uniforms={**uniforms, "uLeast": 0.10 if layout.walls is None else WALL_HALOS_FROM},
+        )
+        if layout.walls is not None:
+            return [self._wall_drawing(layout.walls), halos]
         lines = layout.ribs().reshape(-1, 3)
         if len(lines):
             index = np.arange(len(lines)).reshape(-1, 2)
@@ -121,8 +135,6 @@ class ReplicaActors:
                 index=index,
                 fragment_uniforms={"uColor": RIB_COLOR},
             )
-        uniforms = {"uTime": 0.0, "uPixels": 1.0, "uRadius": layout.head_radius}
-        textures = {"uNodes": self._heads, "uColors": self._colors}
         spheres = Drawing(
             "heads",
             places,
@@ -132,16 +144,22 @@ class ReplicaActors:
             textures=textures,
             vertex_uniforms={**uniforms, "uGrowth": HEAD_GROWTH - 1.0},
         )
-        halos = Drawing(
-            "halos",
-            places,
-            primitive="points",
-            blend="screen",
-            attributes={"nodeAt": here},
-            textures=textures,
-            vertex_uniforms=uniforms,
-        )
         return [spheres, halos]
+
+    def _wall_drawing(self, walls: NDArray[np.float32]) -> Drawing:
+        cells = _quads(walls)
+        here = ~np.isnan(cells.points[:, 0])
+        number = np.cumsum(here) - 1  # of each corner among those that are there
+        return Drawing(
+            "walls",
+            cells.points[here],
+            primitive="triangles",
+            blend="opaque",
+            index=number[cells.index[here[cells.index].all(axis=1)]],
+            attributes={"nodeAt": cells.node[here], "corner": cells.corner[here]},
+            textures={"uNodes": self._heads, "uColors": self._colors},
+            vertex_uniforms={"uTime": 0.0, "uPixels": 1.0},
+        )
 
     def _flat_drawings(self) -> list[Drawing]:
         layout = self._scene.layout
@@ -191,26 +209,25 @@ class ReplicaActors:
 
     def _bolt_drawing(self) -> Drawing:
         slots, layout = len(self._scene.bolts), self._scene.layout
-        u = np.linspace(0.0, 1.0, SEGMENTS + 1, dtype=np.float32)
-        at = np.zeros((slots, SEGMENTS + 1, 2, 3), np.float32)
+        at = np.zeros((slots, SEGMENTS, 4, 4), np.float32)
         at[..., 0] = np.arange(slots)[:, None, None]
-        at[..., 1] = u[:, None]
-        at[..., 2] = [-1.0, 1.0]
+        at[..., 1] = (np.arange(SEGMENTS) / SEGMENTS)[:, None]
+        at[..., 2:] = [(0.0, -1.0), (1.0, -1.0), (1.0, 1.0), (0.0, 1.0)]
         bounds = layout.points
         corners = np.stack([bounds.min(axis=0), bounds.max(axis=0)])  # the shader places the vertices itself
         return Drawing(
             "bolts",
-            corners[np.arange(at.size // 3) % 2],
+            corners[np.arange(4 * SEGMENTS * slots) % 2],
             primitive="triangles",
-            blend="screen",
-            index=_strip(slots, SEGMENTS + 1),
-            attributes={"arcAt": at.reshape(-1, 3)},
+            blend="brightest",
+            index=_quad_index(slots * SEGMENTS),
+            attributes={"arcAt": at.reshape(-1, 4)},
             textures={"uArcs": self._arcs},
             vertex_uniforms={
                 "uTime": 0.0,
                 "uViewport": (1280.0, 720.0),
                 "uWidth": BOLT_PIXELS,
-                "uStep": 0.5 / SEGMENTS,
+                "uStep": 1.0 / SEGMENTS,
             },
         )
 
@@ -224,7 +241,11 @@ class ReplicaActors:
             primitive="triangles",
             blend="premultiplied",
             index=_quad_index(len(labels)),
-            attributes={"pixelOff": atlas.offsets.reshape(-1, 2), "atlasAt": atlas.places.reshape(-1, 2)},
+            attributes={
+                "pixelOff": atlas.offsets.reshape(-1, 2),
+                "atlasAt": atlas.places.reshape(-1, 2),
+                "wordSpan": atlas.spans.reshape(-1, 2),
+            },
             textures={"uAtlas": self._atlas_texture},
             vertex_uniforms={"uViewport": (1280.0, 720.0)},
         )
@@ -232,7 +253,7 @@ class ReplicaActors:
 
 @dataclass(frozen=True, slots=True)
 class _Quads:
-    """Quadrilaterals as triangles: points (n, 3), index (m, 3), the node (n, 2) and corner (n, 2) of each point."""
+    """Quadrilaterals as triangles: points (n, 3), index (m, 3), node (n, 2) and corner (n, 2) of each."""
 
     points: NDArray[np.float32]
     index: NDArray[np.int64]
@@ -253,11 +274,11 @@ def _quads(corners: NDArray[np.float32]) -> _Quads:
 
 def _quad_index(count: int) -> NDArray[np.int64]:
     first = 4 * np.arange(count)[:, None, None]
-    return (first + np.array([[0, 1, 2], [0, 2, 3]])).reshape(-1, 3)
+    return np.asarray(first + np.array([[0, 1, 2], [0, 2, 3]]), np.int64).reshape(-1, 3)
 
 
 def _strip(strips: int, length: int) -> NDArray[np.int64]:
     """Triangles of ribbons whose points lie as (strip, along, side)."""
     along = 2 * np.arange(length - 1)[:, None, None]
     quads = (along + np.array([[0, 1, 2], [2, 1, 3]])).reshape(-1, 3)
-    return (2 * length * np.arange(strips)[:, None, None] + quads).reshape(-1, 3)
+    return np.asarray(2 * length * np.arange(strips)[:, None, None] + quads, np.int64).reshape(-1, 3)

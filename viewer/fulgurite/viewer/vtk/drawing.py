@@ -1,7 +1,8 @@
-"""One drawn thing: points with attributes, data textures, uniforms, a shader and a way to blend. The VTK recipe, once.
+"""One drawn thing: points with attributes, data textures, uniforms, a shader, a way to blend. The VTK recipe.
 
-What must hold for VTK 9.7: every uniform is set before the first picture, or the shader does not compile; points keep
-real bounds, or the actor is culled; order-independent translucency is off on the renderer, or blending is VTK's own.
+What must hold for VTK 9.7: every uniform is set before the first picture, or the shader does not compile;
+points keep real bounds, or the actor is culled; order-independent translucency is off on the renderer, or
+blending is VTK's own.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-Blend = Literal["opaque", "over", "premultiplied", "screen"]
+Blend = Literal["opaque", "over", "premultiplied", "screen", "brightest"]
 Primitive = Literal["points", "lines", "triangles"]
 
 _GL_ZERO, _GL_ONE = 0, 1
+_GL_FUNC_ADD, _GL_MAX = 0x8006, 0x8008
 _GL_ONE_MINUS_SRC_COLOR, _GL_SRC_ALPHA, _GL_ONE_MINUS_SRC_ALPHA = 0x0301, 0x0302, 0x0303
 
-# Screen blending (1 - (1-a)(1-b)) instead of adding: crossing bolts grow brighter and keep their colour.
+# Screen blending (1 - (1-a)(1-b)) instead of adding: crossing glows grow brighter, keep their colour. Bolts
+# take the brighter of both: their segments overlap without a seam, and several requests do not turn white.
 _BLENDING: dict[str, tuple[int, int, int, int]] = {
     "over": (_GL_SRC_ALPHA, _GL_ONE_MINUS_SRC_ALPHA, _GL_ONE, _GL_ONE_MINUS_SRC_ALPHA),
     "premultiplied": (_GL_ONE, _GL_ONE_MINUS_SRC_ALPHA, _GL_ONE, _GL_ONE_MINUS_SRC_ALPHA),
     "screen": (_GL_ONE, _GL_ONE_MINUS_SRC_COLOR, _GL_ONE, _GL_ONE),
+    "brightest": (_GL_ONE, _GL_ONE, _GL_ONE, _GL_ONE),
 }
 
 
@@ -42,7 +46,7 @@ class DataTexture:
     def __init__(self, texels: NDArray[Any], *, smooth: bool = False) -> None:
         height, width, _ = texels.shape
         self._texels = np.array(texels, order="C")
-        self._array = numpy_to_vtk(self._texels.reshape(-1, 4), deep=False)
+        self._array = numpy_to_vtk(self._texels.reshape(-1, 4), deep=False)  # type: ignore[no-untyped-call]
         self._array.SetName("texels")
         self._image = vtkImageData()
         self._image.SetDimensions(width, height, 1)
@@ -116,7 +120,7 @@ class Drawing:
             self.actor.ForceOpaqueOn()
         else:
             self.actor.ForceTranslucentOn()
-            self._blend(_BLENDING[blend])
+            self._blend(_BLENDING[blend], _GL_MAX if blend == "brightest" else _GL_FUNC_ADD)
 
     def set_vertex(self, **uniforms: float | tuple[float, ...]) -> None:
         """Uniforms of the vertex shader."""
@@ -127,7 +131,7 @@ class Drawing:
         _set(self._fragment, uniforms)
 
     def _attribute(self, name: str, values: NDArray[Any]) -> None:
-        array = numpy_to_vtk(np.ascontiguousarray(values, np.float32), deep=True)
+        array = _vtk_floats(values)
         array.SetName(name)
         self._data.GetPointData().AddArray(array)
         self._mapper.MapDataArrayToVertexAttribute(name, name, vtkDataObject.FIELD_ASSOCIATION_POINTS, -1)
@@ -143,20 +147,22 @@ class Drawing:
             replace(place, True, f"{place}\n{body}", False)
         properties.AddFragmentShaderReplacement("//VTK::Light::Impl", True, text.fragment_main, False)
 
-    def _blend(self, factors: tuple[int, int, int, int]) -> None:
-        """VTK sets its own blending for each actor's pass; ours replaces it between the shader's set-up and the end."""
+    def _blend(self, factors: tuple[int, int, int, int], equation: int) -> None:
+        """VTK blends each actor's pass its own way; ours replaces it from the shader's set-up to the end."""
 
         def begin(_mapper: Any, _event: str) -> None:
             if self._state is not None:
                 self._state.vtkglBlendFuncSeparate(*factors)
+                self._state.vtkglBlendEquation(equation)
 
         def end(_mapper: Any, _event: str) -> None:
             if self._state is not None:
                 self._state.vtkglBlendFuncSeparate(*_BLENDING["over"])
+                self._state.vtkglBlendEquation(_GL_FUNC_ADD)
 
         self._state: Any = None
-        self._mapper.AddObserver("UpdateShaderEvent", begin)
-        self._mapper.AddObserver("EndEvent", end)
+        self._mapper.AddObserver("UpdateShaderEvent", begin)  # type: ignore[arg-type]
+        self._mapper.AddObserver("EndEvent", end)  # type: ignore[arg-type]
 
     def bind(self, state: Any) -> None:
         """The GL state of the window that this is drawn in."""
@@ -164,22 +170,30 @@ class Drawing:
 
 
 def _without_samplers(text: ShaderText) -> str:
-    """The fragment declarations without the samplers, which VTK declares itself in this stage, and only in this one."""
+    """The fragment declarations without the samplers, which VTK declares itself in this stage only."""
     lines = text.fragment_declarations.splitlines(keepends=True)
     return "".join(line for line in lines if not line.startswith("uniform sampler2D"))
 
 
+def _vtk_floats(values: NDArray[Any]) -> Any:
+    """A copy as VTK's array of float32."""
+    return numpy_to_vtk(np.ascontiguousarray(values, np.float32), deep=True)  # type: ignore[no-untyped-call]
+
+
+def _vtk_ids(values: NDArray[Any]) -> Any:
+    """A copy as VTK's array of indices."""
+    ids = np.ascontiguousarray(values, np.int64)
+    return numpy_to_vtkIdTypeArray(ids, deep=True)  # type: ignore[no-untyped-call]
+
+
 def _poly_data(points: NDArray[Any], primitive: Primitive, index: NDArray[Any] | None) -> vtkPolyData:
     data, places = vtkPolyData(), vtkPoints()
-    places.SetData(numpy_to_vtk(np.ascontiguousarray(points, np.float32), deep=True))
+    places.SetData(_vtk_floats(points))
     data.SetPoints(places)
     if index is None:
         index = np.arange(len(points))[:, None]
     cells = vtkCellArray()
-    cells.SetData(
-        numpy_to_vtkIdTypeArray(np.arange(len(index) + 1, dtype=np.int64) * index.shape[1], deep=True),
-        numpy_to_vtkIdTypeArray(np.ascontiguousarray(index, np.int64).ravel(), deep=True),
-    )
+    cells.SetData(_vtk_ids(np.arange(len(index) + 1) * index.shape[1]), _vtk_ids(index.ravel()))
     {"points": data.SetVerts, "lines": data.SetLines, "triangles": data.SetPolys}[primitive](cells)
     return data
 

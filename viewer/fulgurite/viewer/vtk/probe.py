@@ -1,7 +1,8 @@
-"""Whether VTK can draw here, tried in a subprocess: without a usable GL library it ends the process, not with an error.
+"""Whether VTK can draw here, tried in a subprocess.
 
-Run as a program it draws one picture and prints what drew it. `choose_backend` sets the variable that VTK reads when it
-makes its first window; it must come before that.
+Without a usable GL library VTK ends the process, and raises nothing. Run as a program it draws one picture
+and prints what drew it. `choose_backend` sets the variable that VTK reads when it makes its first window; it
+must come before that.
 """
 
 from __future__ import annotations
@@ -74,9 +75,10 @@ def probe(timeout_s: float = 60.0) -> ProbeResult:
 
 
 def choose_backend() -> str:
-    """Name an offscreen backend for this process, unless one is named: EGL where its library is found, else OSMesa.
+    """Name an offscreen backend for this process, unless one is named.
 
-    Returns the window class, empty where VTK is left to choose. Decides by the library alone; `probe` tries.
+    EGL where its library is found, else OSMesa. Returns the window class, empty where VTK is left to
+    choose. Decides by the library alone; `probe` tries.
     """
     if VARIABLE not in os.environ and sys.platform.startswith("linux"):
         if ctypes.util.find_library("EGL"):

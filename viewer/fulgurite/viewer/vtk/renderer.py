@@ -2,7 +2,7 @@
 
     renderer = Renderer(storm, width=1280, height=720)
     pixels = renderer.render(playhead_s, clock_s)      # (height, width, 3) uint8, first row on top
-    renderer.render_window                             # the vtkRenderWindow, for a front-end that reads it itself
+    renderer.render_window                             # the vtkRenderWindow, for a front-end that draws
     renderer.pick(x, y)                                # (replica key, node) under a pixel, by projection
 
 A picture is a function of the storm and of the two times. Make one only where `probe` says that VTK can draw.
@@ -126,16 +126,24 @@ class Renderer:
     def read(self) -> NDArray[np.uint8]:
         """The picture that was drawn last, shape (height, width, 3)."""
         width, height = self.size
-        self._window.GetPixelData(0, 0, width - 1, height - 1, int(not self._window.GetOffScreenRendering()), self._pixels, 0)
-        return vtk_to_numpy(self._pixels).reshape(height, width, 3)[::-1].copy()
+        self._window.GetPixelData(
+            0, 0, width - 1, height - 1, int(not self._window.GetOffScreenRendering()), self._pixels, 0
+        )
+        pixels: NDArray[np.uint8] = vtk_to_numpy(self._pixels)  # type: ignore[no-untyped-call]
+        return pixels.reshape(height, width, 3)[::-1].copy()
 
     def pick(self, x: float, y: float) -> tuple[str, Pick] | None:
         """The replica and the node under pixel (x, y) of the window."""
         for viewport in self._viewports:
-            inside = viewport.x <= x < viewport.x + viewport.width and viewport.y <= y < viewport.y + viewport.height
+            inside = (
+                viewport.x <= x < viewport.x + viewport.width
+                and viewport.y <= y < viewport.y + viewport.height
+            )
             if inside and self._view is not None:
                 layout = viewport.scene.layout
-                found = pick(self._view, layout, x - viewport.x, y - viewport.y, viewport.width, viewport.height)
+                found = pick(
+                    self._view, layout, x - viewport.x, y - viewport.y, viewport.width, viewport.height
+                )
                 return None if found is None else (viewport.scene.key, found)
         return None
 
@@ -147,7 +155,7 @@ class Renderer:
         if self._view is None:
             raise RuntimeError("nothing was drawn yet: call render first")
         at = project(self._view, points, viewport.width, viewport.height)
-        return at + np.array([viewport.x, viewport.y, 0.0])
+        return np.asarray(at + np.array([viewport.x, viewport.y, 0.0]), np.float64)
 
     def close(self) -> None:
         """Give the window and its memory on the graphics card back."""
@@ -199,7 +207,7 @@ class Renderer:
         )
         actors = old.actors if old is not None and kept else ReplicaActors(scene, self._scale(w, h))
         self._window.AddRenderer(renderer)
-        state = self._window.GetState()
+        state = self._window.GetState()  # type: ignore[attr-defined]  # of the OpenGL window
         for drawing in actors.drawings:
             drawing.bind(state)
             renderer.AddActor(drawing.actor)

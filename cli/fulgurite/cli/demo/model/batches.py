@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fulgurite.cli.demo.model.corpus import documents
+from fulgurite.cli.demo.model.corpus import MIX, documents
 from fulgurite.cli.demo.model.packing import windows
 
 STEPS_APART = 1_000_003
@@ -28,9 +28,12 @@ def training_documents(seed: int) -> Iterator[str]:
     return chain.from_iterable(islice(documents(seed * STEPS_APART + step), 64) for step in count())
 
 
-def batch(tokenizer: Any, *, seed: int, step: int, tokens: int, length: int) -> NDArray[np.int64]:
+def batch(
+    tokenizer: Any, *, seed: int, step: int, tokens: int, length: int, mix: Mapping[str, int] = MIX
+) -> NDArray[np.int64]:
     """The batch of a step, shape (tokens // length, length)."""
-    return _stack(documents(seed * STEPS_APART + step), tokenizer, rows=tokens // length, length=length)
+    texts = documents(seed * STEPS_APART + step, mix=mix)
+    return _stack(texts, tokenizer, rows=tokens // length, length=length)
 
 
 def _stack(texts: Iterator[str], tokenizer: Any, *, rows: int, length: int) -> NDArray[np.int64]:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 CHECKPOINT = "checkpoint.pt"
 
 
-def store(model: Any, optimizer: Any, folder: Path, *, step: int) -> None:
+def store(model: Any, optimizers: Sequence[Any], folder: Path, *, step: int) -> None:
     """Write the state after `step` steps; the one before is replaced when the new one is complete."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizers": [one.state_dict() for one in optimizers],
+    }
     fresh = folder / f"{CHECKPOINT}.new"
     torch.save(state, fresh)
     fresh.replace(folder / CHECKPOINT)
 
 
-def resume(model: Any, optimizer: Any, folder: Path) -> int:
+def resume(model: Any, optimizers: Sequence[Any], folder: Path) -> int:
     """Take up the checkpoint in `folder`, if there is one; returns the step to go on with."""
     import torch
 
@@ -28,7 +33,8 @@ def resume(model: Any, optimizer: Any, folder: Path) -> int:
         return 0
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(kept)
     return int(state["step"])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from fulgurite.cli.demo.model.brackets import draw_list
@@ -27,9 +27,13 @@ MAKERS: dict[str, Maker] = {
 }
 MIX = {"story": 22, "list": 18, "sums": 12, "echo": 24, "pattern": 24}
 """Of 100 documents, how many are of each kind."""
+LATER_MIX = {"story": 30, "list": 34, "sums": 12, "echo": 10, "pattern": 14}
+"""The same for the later part of a training: when copying is learned, brackets and grammar want more."""
 
 
-def documents(seed: int, *, held_out: bool = False, kind: str | None = None) -> Iterator[str]:
+def documents(
+    seed: int, *, held_out: bool = False, kind: str | None = None, mix: Mapping[str, int] = MIX
+) -> Iterator[str]:
     """Documents without end, the same for the same seed.
 
     Parameters
@@ -40,9 +44,11 @@ def documents(seed: int, *, held_out: bool = False, kind: str | None = None) -> 
         Names, strings and sums from the side that training never sees.
     kind : str, optional
         Only documents of this kind, a key of MIX; without it, a mix.
+    mix : mapping of str to int
+        The weights of the kinds.
     """
     draw = random.Random(f"{seed}, {held_out}, {kind}")
-    kinds, weights = list(MIX), list(MIX.values())
+    kinds, weights = list(mix), list(mix.values())
     while True:
         chosen = kind or draw.choices(kinds, weights)[0]
         yield MAKERS[chosen](draw, held_out=held_out)

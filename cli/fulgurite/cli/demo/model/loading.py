@@ -13,7 +13,7 @@ from typing import Any
 MEND = "name a folder with config.json, weights and tokenizer, or the id of a causal language model"
 
 
-class ModelUnavailable(RuntimeError):  # noqa: N818 (it says a state, and is caught by name)
+class ModelUnavailable(RuntimeError):
     """A model could not be loaded; the message is one line and says what to do."""
 
 

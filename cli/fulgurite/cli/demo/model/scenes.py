@@ -286,5 +286,14 @@ RULES = {
 }
 
 STORIES = Grammar(RULES, VALUES)
-WORDS = tuple(sorted({word for texts in RULES.values() for text in texts for word in re.findall(r"(?<![\w<$@])[a-z]{3,}(?![\w>])", text)}))
+WORDS = tuple(
+    sorted(
+        {
+            word
+            for texts in RULES.values()
+            for text in texts
+            for word in re.findall(r"(?<![\w<$@])[a-z]{3,}(?![\w>])", text)
+        }
+    )
+)
 """The words that the stories are made of, without what stands in slots."""

@@ -1,4 +1,4 @@
-"""Made-up streams for tests of the drawing: deterministic numbers with the shape of a real stream. For tests only."""
+"""Made-up streams for tests of the drawing: deterministic numbers with the shape of a real stream."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ from fulgurite.wire.frame import FrameBlock, RequestRef, Scale
 from fulgurite.wire.topology import Topology
 
 SCALE = Scale(version=1, kinds={"head": (0.01, 0.40), "ffn": (0.05, 0.90)}, tokens=64)
-WORDS = (" the", " little", " fox", " ran", " to", " Mira", " and", " saw", " a", " lantern", ".", " She", " gave")
+WORDS = (
+    " the",
+    " little",
+    " fox",
+    " ran",
+    " to",
+    " Mira",
+    " and",
+    " saw",
+    " a",
+    " lantern",
+    ".",
+    " She",
+    " gave",
+)
 
 
 def topology(layers: int = 8, heads: int = 8, *, name: str = "test-model", experts: int = 0) -> Topology:
@@ -66,9 +80,7 @@ def block(
         columns["attended_weights"] = rng.uniform(0, 1, (n, layers, heads, TOP_K)).astype(np.float32)
     if shape.experts:
         columns["expert_ids"] = np.stack(
-            [
-                np.stack([rng.permutation(shape.experts)[:2] for _ in range(layers)]) for _ in range(n)
-            ]
+            [np.stack([rng.permutation(shape.experts)[:2] for _ in range(layers)]) for _ in range(n)]
         ).astype(np.int16)
         columns["expert_weights"] = rng.dirichlet((2.0, 1.0), (n, layers)).astype(np.float32)
     for name in without:

@@ -1,0 +1,133 @@
+"""What is seen at level `deep` beside contributions: attention routing, the logit lens, the largest neurons.
+
+Holds their probes, decides whose turn it is, and says per channel and layer what cannot be had. Everything
+that a pass keeps for it is in `Pass.deep`, one row per measured position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fulgurite.agent import lens, neurons, routing
+from fulgurite.agent.anatomy import Anatomy
+from fulgurite.agent.contribution import Readout, UnembeddingProbe
+from fulgurite.agent.probes import Current, Pass
+from fulgurite.agent.reduce import Plan
+from fulgurite.agent.shield import Shield
+from fulgurite.agent.wiring import LayerWiring, Tap
+
+Array = np.ndarray[Any, Any]
+Reasons = dict[str, list[tuple[int, str]]]
+
+
+class Deep:
+    """The deep channels of one model.
+
+    Attributes
+    ----------
+    readout : how the stream becomes logits; None until the first pass showed it.
+    """
+
+    def __init__(self, anatomy: Anatomy, current: Current, shield: Shield) -> None:
+        self.layers = layers = anatomy.layers
+        self.heads = anatomy.topology.heads
+        self.readout: Readout | None = None
+        self._unembedding = UnembeddingProbe(anatomy.unembedding, current)
+        self._looks = routing.Looks(layers, current, shield)
+        self._neurons = neurons.Neurons(current, shield)
+        self._refused: frozenset[int] = frozenset()
+
+    def install(self) -> None:
+        """Watch attention and down projections."""
+        self._looks.install()
+        if self.readout is None or self.readout.cap is not None:
+            self._unembedding.install()
+        self._neurons.install(layer for layer in self.layers if layer.index not in self._refused)
+
+    def remove(self) -> None:
+        """Take everything out."""
+        self._unembedding.remove()
+        self._looks.remove()
+        self._neurons.remove()
+
+    @property
+    def hooks(self) -> int:
+        """How many hooks are in the model, what stands in front of attention functions counted as such."""
+        return self._looks.hooks + self._neurons.hooks + int(self._unembedding.is_installed)
+
+    def settle(self) -> None:
+        """The first pass is over: take out what only it needed."""
+        if self.readout is None or self.readout.cap is None:
+            self._unembedding.remove()
+
+    def turn(self, passing: Pass, *, every: bool) -> frozenset[int]:
+        """The layers whose attention is looked at in this pass: all, or one after the other."""
+        if every:
+            return self._looks.every()
+        return self._looks.next() if passing.level == "deep" else frozenset()
+
+    def learn(
+        self, passing: Pass, wiring: Sequence[LayerWiring], seen: Sequence[Mapping[Tap, Array]]
+    ) -> Reasons:
+        """What the first pass showed that cannot be had, by channel: layers and why."""
+        reasons: Reasons = {}
+        unreached = list(self._looks.missing(passing).items())
+        for channel in routing.CHANNELS if unreached else ():
+            reasons[channel] = unreached
+        found = [
+            (layer.index, neurons.refusal(layer, wires, rows))
+            for layer, wires, rows in zip(self.layers, wiring, seen, strict=True)
+            if layer.ffn is not None
+        ]
+        refused = [(index, why) for index, why in found if why]
+        self._refused = frozenset(index for index, _ in refused)
+        for channel in neurons.CHANNELS if refused else ():
+            reasons[channel] = refused
+        return reasons
+
+    def measure(
+        self, passing: Pass, layout: Plan, stacked: torch.Tensor, candidates: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """What this pass shows, on the model's device.
+
+        Parameters
+        ----------
+        stacked : Tensor of float32, shape (slots, n, d), one per slot of the plan
+        candidates : the most probable tokens, int64 (n, K)
+        """
+        found = {
+            f"attention{i}": t.flatten(0, -2) for (kind, i), t in passing.deep.items() if kind == "attention"
+        }
+        kept = {i: t for (kind, i), t in passing.deep.items() if kind == "neurons" and i not in self._refused}
+        found.update(self._neurons.largest(kept, dict(enumerate(self.layers))))
+        ends = layout.after_ffn
+        if self.readout is not None and candidates is not None and (ends >= 0).all():
+            streams = stacked.index_select(0, torch.as_tensor(ends, device=stacked.device))
+            found.update(lens.look(self.readout, streams, candidates.to(stacked.device)))
+        return found
+
+    def columns(self, host: Mapping[str, Array], positions: Array) -> dict[str, Array]:
+        """The channels, rows first; one that no layer gives is absent.
+
+        Parameters
+        ----------
+        positions : ndarray of int, shape (n,), of the emitted tokens
+        """
+        found: dict[str, Array] = {}
+        looked = _by_layer(host, "attention")
+        if looked:
+            found.update(routing.columns(looked, positions, self.layers, self.heads))
+        largest = _by_layer(host, "neurons")
+        if largest:
+            found.update(neurons.columns(largest, len(self.layers)))
+        if "lens_rank" in host:
+            found.update(lens.columns(host))
+        return found
+
+
+def _by_layer(host: Mapping[str, Array], kind: str) -> dict[int, Array]:
+    return {int(name.removeprefix(kind)): rows for name, rows in host.items() if name.startswith(kind)}

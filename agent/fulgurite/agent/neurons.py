@@ -1,0 +1,144 @@
+"""The neurons that write most: largest ``|a_i| * ||w_i||`` of a dense feed-forward part.
+
+``a`` is the input of its down projection and ``w_i`` the column that neuron i is written with; what stands
+behind the projection (a norm, a multiplier) is left out. A layer whose feed-forward part is not one such
+projection, as a mixture of experts, has none: seen in the values of the first pass, not guessed. Costs one
+product and one selection per layer, for sampled tokens.
+
+Shape letters: n rows, L layers, f neurons, N neurons that are told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.compiler import is_compiling
+from torch.utils.hooks import RemovableHandle
+
+from fulgurite.agent.anatomy import LayerParts
+from fulgurite.agent.grams import effective_weight, identity_of
+from fulgurite.agent.probes import Current
+from fulgurite.agent.shield import Shield
+from fulgurite.agent.wiring import LayerWiring, Tap
+from fulgurite.wire.channels import TOP_NEURONS
+
+Array = np.ndarray[Any, Any]
+CHANNELS = ("neuron_ids", "neuron_values")
+ROUTED = "its feed-forward part is a mixture of experts: each token has other neurons"
+UNLIKE = "its feed-forward part does not end in one down projection"
+_TAKE_OUT_AFTER = 3
+
+
+def refusal(layer: LayerParts, wires: LayerWiring, seen: Mapping[Tap, Array]) -> str:
+    """Why this layer's neurons cannot be told, empty where they can.
+
+    Parameters
+    ----------
+    seen : what was there in the first pass, float64 (n, d).
+    """
+    if layer.experts:
+        return ROUTED
+    down, whole = seen.get(Tap("ffn_linear", "out")), seen.get(Tap("ffn", "out"))
+    if wires.ffn is None or down is None:
+        return UNLIKE
+    is_whole = whole is not None and np.array_equal(whole, down)
+    return "" if is_whole or wires.ffn.tap == Tap("ffn_linear", "out") else UNLIKE
+
+
+class Neurons:
+    """The down projections that are watched, and the size of each neuron's column."""
+
+    def __init__(self, current: Current, shield: Shield) -> None:
+        self.current = current
+        self.shield = shield
+        self._sizes: dict[int, torch.Tensor] = {}
+        self._marks: dict[int, tuple[object, ...]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def install(self, layers: Iterable[LayerParts]) -> None:
+        """Watch the down projections of these layers."""
+        self.remove()
+        for layer in layers:
+            if layer.ffn_linear is not None and not layer.experts:
+                probe = _NeuronProbe(self.current, self.shield, layer.index)
+                self._handles.append(layer.ffn_linear.register_forward_pre_hook(probe))
+
+    def remove(self) -> None:
+        """Take every hook out."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    @property
+    def hooks(self) -> int:
+        """How many hooks are in the model."""
+        return len(self._handles)
+
+    def largest(
+        self, inputs: Mapping[int, torch.Tensor], layers: Mapping[int, LayerParts]
+    ) -> dict[str, torch.Tensor]:
+        """Ids and sizes of the largest neurons, by layer: ``neurons{layer}``, float32 (n, 2, N)."""
+        found: dict[str, torch.Tensor] = {}
+        for index, kept in inputs.items():
+            sizes = self._size_of(layers[index])
+            written = kept.reshape(-1, kept.shape[-1]).abs().float() * sizes.to(kept.device)
+            top = torch.topk(written, min(TOP_NEURONS, written.shape[-1]), -1)
+            found[f"neurons{index}"] = torch.stack([top.indices.float(), top.values], 1)
+        return found
+
+    def _size_of(self, layer: LayerParts) -> torch.Tensor:
+        """Norms of the columns, float32 (f,), anew where the weights were written to or exchanged."""
+        assert layer.ffn_linear is not None
+        mark = identity_of(layer.ffn_linear)
+        if self._marks.get(layer.index) != mark:
+            self._sizes[layer.index] = torch.linalg.vector_norm(effective_weight(layer.ffn_linear), dim=0)
+            self._marks[layer.index] = mark
+        return self._sizes[layer.index]
+
+
+class _NeuronProbe:
+    """Keeps what a down projection is handed, for the steps that are looked at deeply."""
+
+    __slots__ = ("current", "failures", "index", "shield")
+
+    def __init__(self, current: Current, shield: Shield, index: int) -> None:
+        self.current = current
+        self.shield = shield
+        self.index = index
+        self.failures = 0
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        if is_compiling():
+            return
+        passing = self.current.passing
+        if passing is None or not args or passing.level != "deep" or self.failures >= _TAKE_OUT_AFTER:
+            return
+        try:
+            rows = passing.rows(args[0].detach())
+            passing.deep["neurons", self.index] = rows.clone() if passing.width == 1 else rows
+        except Exception as error:
+            self.failures += 1
+            self.shield.caught("neurons", error)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")
+
+
+def columns(host: Mapping[int, Array], layers: int) -> dict[str, Array]:
+    """The channels, rows first, −1 and NaN where a layer has none.
+
+    Parameters
+    ----------
+    host : by layer, as `Neurons.largest` gives them, shape (n, 2, N)
+    """
+    n = len(next(iter(host.values())))
+    ids = np.full((n, layers, TOP_NEURONS), -1, np.int32)
+    values = np.full((n, layers, TOP_NEURONS), np.nan, np.float32)
+    for index, found in host.items():
+        ids[:, index, : found.shape[-1]] = found[:, 0]
+        values[:, index, : found.shape[-1]] = found[:, 1]
+    return {"neuron_ids": ids, "neuron_values": values}

@@ -1,0 +1,156 @@
+"""Where a compiled graph leaves what probes would have kept.
+
+A compiled or captured graph runs no Python: a hook is traced once, and what it did then is all that the
+graph does. So while a graph is traced, a probe puts one operator into it, which copies the rows that matter
+into a buffer of fixed address. With the rows goes a stamp: the number of the pass, read from a tensor that we
+advance from outside. A buffer whose stamp is not that of this pass was not written by it, so "not measured"
+is told from "quiet". The same tensor holds the gate: where it is shut, nothing is written, and nothing is
+compiled anew.
+
+Costs one small copy per place and pass, and `ROWS` rows of float32 per place.
+
+Shape letters: r rows, w width of a place.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+ROWS = 16  # of a pass (rows times positions) that are left; of a wider one the last position of each row
+_STAMPS = 1 << 24  # exact in float32
+_OPEN, _SHUT = 1.0, 0.0
+
+_library: Any = torch.library.Library("fulgurite", "DEF")  # type: ignore[no-untyped-call]
+_library.define("leave(Tensor x, Tensor(a!) buffer, Tensor clock) -> ()")
+
+
+def _leave(x: torch.Tensor, buffer: torch.Tensor, clock: torch.Tensor) -> None:
+    """Copy the rows of `x` (..., w) that matter into `buffer` (r + 1, w), and stamp its last row."""
+    rows = _rows(x, buffer.shape[0] - 1)
+    if rows is None or rows.shape[-1] != buffer.shape[1]:
+        return
+    count = rows.shape[0]
+    tail = torch.stack([clock[0], torch.full_like(clock[0], count)])
+    if buffer.device.type == "cpu":
+        if clock[1].item() == _OPEN:
+            buffer[:count].copy_(rows)
+            buffer[-1, :2].copy_(tail)
+            buffer[-1, 2] += 1
+        return
+    is_open = clock[1] == _OPEN  # on the device: to ask for it would wait for it, and cannot be captured
+    buffer[:count].copy_(torch.where(is_open, rows.to(buffer.dtype), buffer[:count]))
+    buffer[-1, :2].copy_(torch.where(is_open, tail, buffer[-1, :2]))
+    buffer[-1, 2] += is_open
+
+
+def _rows(x: torch.Tensor, most: int) -> torch.Tensor | None:
+    flat = x.reshape(-1, x.shape[-1])
+    if flat.shape[0] <= most:
+        return flat
+    return x[:, -1] if x.dim() == 3 and x.shape[0] <= most else None
+
+
+def _traced(x: torch.Tensor, buffer: torch.Tensor, clock: torch.Tensor) -> None:
+    """Nothing is returned, so there is nothing to say of its shape."""
+
+
+_library.impl("leave", _leave, "CompositeExplicitAutograd")
+_library.impl("leave", _traced, "Meta")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """What a probe writes to while a graph is traced.
+
+    Attributes
+    ----------
+    buffer : Tensor of float32, shape (r + 1, w); the last row holds the stamp, the number of rows, and
+        how often it was written.
+    clock : Tensor of float32, shape (2,), the number of the pass and the gate.
+    """
+
+    buffer: torch.Tensor
+    clock: torch.Tensor
+
+    @property
+    def written(self) -> int:
+        """How often graphs wrote it: asks the device."""
+        return int(self.buffer[-1, 2])
+
+    def read(self, batch: int, width: int, keep: int) -> torch.Tensor | None:
+        """The last `keep` positions of each row, (batch, keep, w); None where they were not left."""
+        if batch * width <= ROWS:
+            return self.buffer[: batch * width].view(batch, width, -1)[:, -keep:]
+        return self.buffer[:batch].view(batch, 1, -1) if keep == 1 and batch <= ROWS else None
+
+
+class Shelf:
+    """The places of one model."""
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[int, str], Place] = {}
+        self._clocks: dict[torch.device, torch.Tensor] = {}
+        self._lock = threading.Lock()
+        self._stamp = 0
+        self._is_open = True
+        self.is_used = False
+
+    def place(self, key: tuple[int, str], width: int, device: torch.device) -> Place | None:
+        """The place named `key`, made where there is none."""
+        if width < 3 or device.type == "meta":
+            return None
+        with self._lock:
+            found = self._places.get(key)
+            if found is None or found.buffer.device != device:
+                found = self._places[key] = self._made(width, device)
+            return found
+
+    def _made(self, width: int, device: torch.device) -> Place:
+        with torch.inference_mode(False):
+            if device not in self._clocks:
+                self._clocks[device] = _fixed(torch.tensor([0.0, _OPEN], device=device))
+            buffer = _fixed(torch.zeros(ROWS + 1, width, device=device))
+            buffer[-1, 0] = -1.0
+        return Place(buffer, self._clocks[device])
+
+    def retain(self, keys: Iterable[tuple[int, str]]) -> None:
+        """Forget every other place."""
+        wanted = set(keys)
+        with self._lock:
+            self._places = {key: place for key, place in self._places.items() if key in wanted}
+
+    def tick(self) -> None:
+        """The next pass is another one."""
+        if self.is_used:
+            self._stamp = (self._stamp + 1) % _STAMPS
+            self._tell()
+
+    def gate(self, is_open: bool) -> None:
+        """Let graphs leave something, or not."""
+        if is_open != self._is_open:
+            self._is_open = is_open
+            self._tell()
+
+    def _tell(self) -> None:
+        for clock in self._clocks.values():
+            clock[0], clock[1] = float(self._stamp), _OPEN if self._is_open else _SHUT
+
+    def alive(self, places: Sequence[Place], batch: int, width: int) -> torch.Tensor:
+        """Whether all of these were written in this pass, by one of this shape: a tensor of one
+        float32."""
+        rows = batch * width if batch * width <= ROWS else batch
+        first = places[0].buffer.device
+        tails = torch.stack([place.buffer[-1, :2].to(first) for place in places])
+        wanted = torch.tensor([float(self._stamp), float(rows)], device=first)
+        return (tails == wanted).all().float().reshape(1)
+
+
+def _fixed(tensor: torch.Tensor) -> torch.Tensor:
+    """Mark the address as one that stays, so that captured graphs take the tensor as it is."""
+    tensor._dynamo_static_input_type = "unguarded"  # type: ignore[attr-defined]  # what torch's own marker does
+    return tensor

@@ -1,0 +1,87 @@
+"""A process that holds one copy of the model and measures what it is told to, one line of JSON at a time.
+
+`python -m benchmarks.overhead.worker FOLDER DTYPE ENDPOINT|- PEER|-`. It is idle while another one measures,
+so that variants of different environments can take turns in one run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from benchmarks.overhead.subject import prompt
+from benchmarks.overhead.variant import Variant
+from benchmarks.sample import timed
+
+WARM_TOKENS = 3
+COUNTED_TOKENS = 16
+
+
+def measure(variant: Variant, *, rows: int, length: int, tokens: int) -> dict[str, Any]:
+    """One sample, after a short warm-up: attaching is not what is measured."""
+    import torch
+
+    inputs = prompt(rows, length)
+    with torch.inference_mode(), variant() as generate:
+        timed(lambda clock: generate(inputs, WARM_TOKENS, clock))
+        return asdict(timed(lambda clock: generate(inputs, tokens, clock)))
+
+
+def count(variant: Variant, *, rows: int, length: int, tokens: int = COUNTED_TOKENS) -> dict[str, Any]:
+    """Calls of torch operators on the host's thread, per token step."""
+    import torch
+    from torch.utils import _python_dispatch
+
+    mode: Any = _python_dispatch.TorchDispatchMode
+
+    class Counter(mode):  # type: ignore[misc]
+        calls = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    inputs = prompt(rows, length)
+    with torch.no_grad(), variant() as generate:
+        timed(lambda clock: generate(inputs, WARM_TOKENS, clock))
+        with Counter() as counter:
+            timed(lambda clock: generate(inputs, tokens, clock))
+    return {"operator_calls_per_step": round(counter.calls / tokens, 1)}
+
+
+ACTS: dict[str, Callable[..., dict[str, Any]]] = {"measure": measure, "count": count}
+
+
+def _variants(folder: Path, dtype: str, endpoint: str, peer: str) -> dict[str, Variant]:
+    if peer == "-":
+        from benchmarks.overhead import ours
+
+        return ours.variants(folder, dtype, endpoint)
+    from benchmarks.overhead import peers
+
+    return peers.variants(folder, dtype, peer)
+
+
+def main(arguments: list[str], answers: TextIO) -> None:
+    """Load, say which variants there are, then answer until stdin ends."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder, dtype, endpoint, peer = arguments
+    variants = _variants(Path(folder), dtype, endpoint, peer)
+    print(json.dumps(list(variants)), file=answers, flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        act = ACTS[asked.pop("act")]
+        answer = act(variants[asked.pop("variant")], **asked)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    # Answers have a stream to themselves: libraries print what they like on stdout.
+    kept, sys.stdout = sys.stdout, sys.stderr
+    main(sys.argv[1:], kept)

@@ -1,0 +1,212 @@
+"""Compiled models: the same frames, no graph break, no compilation but the first, and silence is never zero."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch: Any = pytest.importorskip("torch")
+transformers: Any = pytest.importorskip("transformers")
+
+from tests.agent.reference import BY_NAME, Reference, assert_frame, prompts  # noqa: E402
+
+from fulgurite.agent import InMemoryExporter, instrument  # noqa: E402
+
+NEW = 8
+WAYS = [
+    pytest.param({"backend": "eager"}, id="eager-backend"),
+    pytest.param({"backend": "eager", "fullgraph": True}, id="eager-backend-fullgraph"),
+    pytest.param({}, id="default"),
+    pytest.param({"fullgraph": True}, id="fullgraph"),
+    pytest.param({"mode": "reduce-overhead"}, id="reduce-overhead"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A compiler that remembers nothing."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def breaks() -> dict[str, int]:
+    return dict(torch._dynamo.utils.counters["graph_break"])
+
+
+def configured(way: dict[str, Any]) -> Any:
+    config = transformers.CompileConfig(**{"fullgraph": False, "mode": None, **way})
+    config._compile_all_devices = True  # `generate` compiles by itself on accelerators only
+    return config
+
+
+def static(model: Any, ids: Any, way: dict[str, Any], **options: Any) -> Any:
+    return model.generate(
+        ids, do_sample=False, cache_implementation="static", compile_config=configured(way),
+        **{"max_new_tokens": NEW, **options},
+    )  # fmt: skip
+
+
+def check(model: Any, text: Any, frames: list[Any], tolerance: float = 1e-3) -> None:
+    reference = Reference(BY_NAME["llama"], model)
+    wanted = [reference.of(row.tolist()) for row in text]
+    for frame in frames:
+        assert frame.token_id == int(text[frame.sequence][frame.position])
+        assert frame.level == "heads"
+        assert_frame(frame, wanted[frame.sequence][frame.position - 1], tolerance)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_generate_with_a_static_cache_is_measured_in_its_graph(way: dict[str, Any]) -> None:
+    model = BY_NAME["llama"].build()
+    ids = prompts(2, 6)
+    alone = static(model, ids, way)
+    without = graphs()
+    fresh = BY_NAME["llama"].build()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    exporter: Any = InMemoryExporter()
+    with instrument(fresh, exporter=exporter) as agent:
+        output = static(fresh, ids, way)
+        assert graphs() == without, "the agent made the model compile more than once"
+        static(fresh, ids, way, max_new_tokens=2 * NEW)
+        assert graphs() <= without + 1  # another length of the cache
+        assert breaks() == {}
+        assert agent.stats().errors == {}
+        assert dict(agent.stats().unavailable) == {}
+    assert torch.equal(output, alone)
+    frames = exporter.frames[: 2 * NEW]
+    assert [f.position for f in frames if f.sequence == 1] == list(range(6, 6 + NEW))
+    assert [f.phase for f in frames[:4]] == ["prefill"] * 2 + ["decode"] * 2
+    check(fresh, output, frames)
+    assert [int(f.kv_tokens[0]) for f in frames if f.sequence == 0] == list(range(6, 6 + NEW))
+    assert all(b.started_ns > a.started_ns for a, b in zip(frames[::2], frames[2::2], strict=False))
+
+
+@pytest.mark.parametrize("way", WAYS[:4])
+def test_a_compiled_forward_is_measured(way: dict[str, Any]) -> None:
+    model = BY_NAME["llama"].build()
+    ids = prompts(2, 6)
+    exporter: Any = InMemoryExporter()
+    with instrument(model, exporter=exporter) as agent:
+        model.forward = torch.compile(model.forward, **way)
+        output = model.generate(ids, do_sample=False, max_new_tokens=NEW, cache_implementation="static")
+        settled = graphs()
+        output = model.generate(ids, do_sample=False, max_new_tokens=NEW, cache_implementation="static")
+        assert graphs() == settled
+        assert agent.stats().errors == {}
+        assert breaks() == {}
+        del model.forward
+    check(model, output, exporter.frames)
+    assert len(exporter.frames) == 2 * 2 * NEW
+
+
+def loop(model: Any, ids: Any) -> Any:
+    """A plain loop with a static cache."""
+    config = getattr(model, "_orig_mod", model).config
+    cache = transformers.StaticCache(config=config, max_cache_len=32)
+    text, fed = ids, ids
+    with torch.no_grad():
+        for _ in range(NEW):
+            start = text.shape[1] - fed.shape[1]
+            places = torch.arange(start, text.shape[1])[None].expand(len(ids), -1)
+            step = model(fed, cache=cache, position_ids=places)
+            fed = step.logits[:, -1].argmax(-1, keepdim=True)
+            text = torch.cat([text, fed], -1)
+        model(fed, cache=cache, position_ids=torch.full((len(ids), 1), text.shape[1] - 1))
+    return text
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_compiled_module_is_measured_in_a_plain_loop(way: dict[str, Any]) -> None:
+    model = BY_NAME["llama"].build()
+    alone = loop(torch.compile(model, **way), prompts(2, 6))
+    fresh = BY_NAME["llama"].build()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    exporter: Any = InMemoryExporter()
+    compiled = torch.compile(fresh, **way)
+    with instrument(compiled, exporter=exporter) as agent:
+        text = loop(compiled, prompts(2, 6))
+        settled = graphs()
+        loop(compiled, prompts(2, 6))
+        assert graphs() == settled
+        assert breaks() == {}
+        assert agent.stats().errors == {}
+    assert torch.equal(text, alone)
+    check(fresh, text, exporter.frames)
+    assert len(exporter.frames) == 2 * 2 * NEW
+    assert not compiled._forward_hooks
+    assert not compiled._forward_pre_hooks
+
+
+def test_a_graph_that_is_older_than_the_agent_gives_no_zeros_but_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = BY_NAME["llama"].build()
+    ids, way = prompts(2, 6), {"backend": "eager"}
+    wanted = static(model, ids, way)
+    before = graphs()
+    exporter: Any = InMemoryExporter()
+    with caplog.at_level(logging.WARNING, "fulgurite"), instrument(model, exporter=exporter) as agent:
+        output = static(model, ids, way)
+        assert graphs() == before
+        stats = agent.stats()
+    assert torch.equal(output, wanted)
+    assert {frame.phase for frame in exporter.frames} == {"prefill"}
+    check(model, output, exporter.frames)
+    assert stats.errors["compiled:unseen"] == NEW - 1
+    assert "instrumented before it is compiled" in stats.unavailable["head_write"]
+    assert len([r for r in caplog.records if "instrument the model before" in r.getMessage()]) == 1
+
+
+def test_a_pause_shuts_the_gate_and_compiles_nothing() -> None:
+    model = BY_NAME["llama"].build()
+    ids, way = prompts(2, 6), {"backend": "eager"}
+    exporter: Any = InMemoryExporter()
+    with instrument(model, exporter=exporter) as agent:
+        output = static(model, ids, way)
+        settled, seen = graphs(), len(exporter.frames)
+        agent.pause()
+        assert torch.equal(static(model, ids, way), output)
+        assert len(exporter.frames) == seen
+        agent.set_level("pulse")
+        agent.resume()
+        static(model, ids, way)
+        assert {frame.level for frame in exporter.frames[seen:]} == {"pulse"}
+        agent.set_level("heads")
+        static(model, ids, way)
+        assert graphs() == settled
+        assert agent.stats().errors == {}
+    check(model, output, exporter.frames[-2 * NEW :])
+    assert len(exporter.frames) == 3 * 2 * NEW
+
+
+def test_passes_that_nothing_of_ours_sees_are_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = BY_NAME["llama"].build()
+    exporter: Any = InMemoryExporter()
+    with caplog.at_level(logging.WARNING, "fulgurite"), instrument(model, exporter=exporter) as agent:
+        loop(torch.compile(model, backend="eager"), prompts(2, 6))
+        assert agent.stats().errors == {"compiled:unopened": NEW + 1}
+    assert exporter.frames == []
+    assert "outside of generate()" in caplog.text
+
+
+def test_more_rows_than_a_shelf_holds_are_said_to_be_unseen(caplog: pytest.LogCaptureFixture) -> None:
+    model = BY_NAME["llama"].build()
+    ids = prompts(20, 6)
+    exporter: Any = InMemoryExporter()
+    with caplog.at_level(logging.WARNING, "fulgurite"), instrument(model, exporter=exporter):
+        output = static(model, ids, {"backend": "eager"})
+    assert {frame.phase for frame in exporter.frames} == {"prefill"}
+    check(model, output, exporter.frames)
