@@ -1,4 +1,4 @@
-"""Compiled models: the same frames, no graph break, no compilation but the first, and silence is never zero."""
+"""Compiled models: the same frames, no graph break, one compilation, and silence is never zero."""
 
 from __future__ import annotations
 

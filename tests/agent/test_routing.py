@@ -21,7 +21,7 @@ from tests.reference.oracle import Oracle  # noqa: E402
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask  # noqa: E402
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: E402
 
-from fulgurite.agent import InMemoryExporter, instrument, routing  # noqa: E402
+from fulgurite.agent import InMemoryExporter, instrument, neurons, routing  # noqa: E402
 from fulgurite.agent.interface import INTERCEPTION  # noqa: E402
 from fulgurite.agent.probes import Pass  # noqa: E402
 from fulgurite.wire.channels import KV_HEAT_BUCKETS, KV_HEAT_RECENT  # noqa: E402
@@ -390,3 +390,18 @@ class _Holder:
 
     def called(self, call: Any, output: Any) -> None:
         self.function(call, output)
+
+
+def test_compiled_code_hides_attention_and_neurons_and_says_so() -> None:
+    model: Any = build("llama", attn_implementation="sdpa")
+    alone = model.generate(tokens(6), max_new_tokens=3, do_sample=False)
+    exporter: Any = InMemoryExporter()
+    with instrument(model, level="deep", exporter=exporter) as agent:
+        model.forward = torch.compile(model.forward, backend="eager", fullgraph=True)
+        out = model.generate(tokens(6), max_new_tokens=3, do_sample=False)
+        missing, errors = agent.stats().unavailable, agent.stats().errors
+    assert torch.equal(out, alone)
+    assert errors == {}
+    for channel in (*routing.CHANNELS, *neurons.CHANNELS):
+        assert all(getattr(frame, channel) is None for frame in exporter.frames), channel
+        assert "compiled" in missing[channel]

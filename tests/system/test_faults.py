@@ -116,6 +116,9 @@ def test_a_store_that_is_killed_and_restarted_stops_nobody(
     redis.wait()
     host.generates()
     assert collector.process.poll() is None, collector.err
+    asked = stage.fulgurite("replicas", "--collector", endpoint)
+    assert asked.wait() == 1
+    assert any("waits for its store: the store is away" in line for line in asked.err), asked.err
     stage.start(*server).says("Ready to accept connections")
     host.is_acknowledged(50)
     final = host.leaves()

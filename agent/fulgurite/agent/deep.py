@@ -83,11 +83,16 @@ class Deep:
             for layer, wires, rows in zip(self.layers, wiring, seen, strict=True)
             if layer.ffn is not None
         ]
+        if passing.level == "deep" or passing.looks:
+            found = [(i, why or self._unseen(passing, i)) for i, why in found]
         refused = [(index, why) for index, why in found if why]
         self._refused = frozenset(index for index, _ in refused)
         for channel in neurons.CHANNELS if refused else ():
             reasons[channel] = refused
         return reasons
+
+    def _unseen(self, passing: Pass, index: int) -> str:
+        return "" if ("neurons", index) in passing.deep else neurons.UNSEEN
 
     def measure(
         self, passing: Pass, layout: Plan, stacked: torch.Tensor, candidates: torch.Tensor | None

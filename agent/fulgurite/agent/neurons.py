@@ -30,6 +30,7 @@ from fulgurite.wire.channels import TOP_NEURONS
 Array = np.ndarray[Any, Any]
 CHANNELS = ("neuron_ids", "neuron_values")
 ROUTED = "its feed-forward part is a mixture of experts: each token has other neurons"
+UNSEEN = "the input of its down projection was not seen: compiled code runs no Python"
 UNLIKE = "its feed-forward part does not end in one down projection"
 _TAKE_OUT_AFTER = 3
 
@@ -115,7 +116,9 @@ class _NeuronProbe:
         if is_compiling():
             return
         passing = self.current.passing
-        if passing is None or not args or passing.level != "deep" or self.failures >= _TAKE_OUT_AFTER:
+        if passing is None or not args or self.failures >= _TAKE_OUT_AFTER:
+            return
+        if passing.level != "deep" and not passing.looks:
             return
         try:
             rows = passing.rows(args[0].detach())

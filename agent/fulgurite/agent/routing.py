@@ -43,8 +43,8 @@ CHANNELS = (
 )
 LEARNED = "learned_sink_mass"
 UNREACHED = (
-    "its attention neither hands out its weights nor runs through transformers' attention interface "
-    '(attn_implementation="eager" may give them)'
+    "Python sees neither the weights nor the queries and keys of its attention: it is compiled, or calls its "
+    'kernel itself (attn_implementation="eager" without compilation may give them)'
 )
 UNCONFIRMED = "what its attention gave was not confirmed by the recomputed weights"
 _TAKE_OUT_AFTER = 3

@@ -12,6 +12,7 @@ import grpc
 from fulgurite.cli.address import Address
 from fulgurite.cli.errors import CommandError
 from fulgurite.v1 import viewer_pb2, viewer_pb2_grpc
+from fulgurite.wire.refusals import STORE_AWAY
 
 if TYPE_CHECKING:
     from fulgurite.v1.viewer_pb2 import ListReplicasResponse, WatchResponse
@@ -99,6 +100,8 @@ class Collector:
         # What a stub raises is a grpc.Call as well; the stubs do not say so.
         call: Any = error
         code, details = call.code(), call.details()
+        if code is grpc.StatusCode.UNAVAILABLE and details.startswith(STORE_AWAY):
+            return CommandError(f"the collector at {self._address} waits for its store: {details}")
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             return CommandError(_not_there(self._address))
         if code is grpc.StatusCode.UNIMPLEMENTED:

@@ -25,6 +25,7 @@ from fulgurite.collector.refusal import Refused
 from fulgurite.collector.replicas import Replicas
 from fulgurite.collector.store import Store, StoreError
 from fulgurite.v1 import agent_pb2
+from fulgurite.wire.refusals import STORE_AWAY
 from fulgurite.wire.replica import ReplicaKey
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ ORPHAN_S: Final = 10.0
 """How long what a vanished agent had sent waits for a store that is away."""
 DAY_MS: Final = 86_400_000
 """An epoch so far ahead is none that a collector gave; who asks for one gets a new one."""
-AWAY: Final = "the store is away: "
+AWAY: Final = f"{STORE_AWAY}: "
 
 
 class AgentService:

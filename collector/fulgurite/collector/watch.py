@@ -19,6 +19,7 @@ from fulgurite.collector.replicas import Replicas
 from fulgurite.collector.store import EntryId, Store, StoreError
 from fulgurite.collector.watcher import Response, Watcher, Wish
 from fulgurite.v1 import viewer_pb2
+from fulgurite.wire.refusals import STORE_AWAY
 from fulgurite.wire.replica import ReplicaKey
 
 MAX_SELECTORS: Final = 64
@@ -71,7 +72,7 @@ class ViewerService:
             rows = await self._fleet.rows()
         except StoreError as error:
             self._outage.failed("read", error)
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the store is away: {error}")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{STORE_AWAY}: {error}")
         self._outage.succeeded("read")
         now_ns = time.time_ns()
         response = viewer_pb2.ListReplicasResponse(store=self._store.name)

@@ -20,6 +20,7 @@ from fulgurite.viewer.config import parse_address
 from fulgurite.viewer.events import FeedDown, FeedTrouble, FeedUp
 from fulgurite.viewer.inbox import Inbox
 from fulgurite.viewer.reading import Reading
+from fulgurite.wire.refusals import STORE_AWAY
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ def _refusal(address: str, error: grpc.RpcError) -> Probe:
         return Probe("refused", f"the collector at {address} does not let this viewer in: {detail}")
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return Probe("refused", f"the collector at {address} does not accept what was asked: {detail}")
+    if code is grpc.StatusCode.UNAVAILABLE and detail.startswith(STORE_AWAY):
+        return Probe("ready")  # the collector is there; it answers again when its store does
     return Probe(
         "foreign",
         f"what listens at {address} is not a Fulgurite collector ({code.name}): "

@@ -286,7 +286,7 @@ RULES = {
 }
 
 STORIES = Grammar(RULES, VALUES)
-WORDS = tuple(
+WORDS: tuple[str, ...] = tuple(
     sorted(
         {
             word
