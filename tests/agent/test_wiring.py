@@ -12,6 +12,7 @@ from tests.agent.reference import BY_NAME  # noqa: E402
 from torch import nn  # noqa: E402
 
 from fulgurite.agent.anatomy import LayerParts, dissect  # noqa: E402
+from fulgurite.agent.contribution import find_readout  # noqa: E402
 from fulgurite.agent.grams import effective_weight  # noqa: E402
 from fulgurite.agent.norms import fit_norm  # noqa: E402
 from fulgurite.agent.wiring import Tap, wire  # noqa: E402
@@ -135,6 +136,45 @@ def test_what_a_norm_computes_is_found_from_its_values(
     np.testing.assert_allclose(found.gain, gain)
     np.testing.assert_allclose(found(x), out)
     assert fit_norm(module, x, out * x, 1e-2) is None
+
+
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+def test_a_row_that_does_not_tell_whether_its_mean_is_subtracted_is_not_guessed_from(
+    random: np.random.Generator, kind: Any
+) -> None:
+    """One row in bfloat16 with a mean of nearly nothing fits both formulas: the module is asked."""
+    module = kind(WIDTH, eps=1e-5).to(torch.bfloat16)
+    x = random.normal(size=(1, WIDTH))
+    x = torch.tensor(x - x.mean() + 0.01, dtype=torch.bfloat16)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor(random.normal(size=WIDTH)))
+        out = module(x).double().numpy()
+    for swapped in (out, out * (1.0 + 0.002 * random.normal(size=WIDTH))):
+        found = fit_norm(module, x.double().numpy(), swapped, 3e-2)
+        assert found is not None
+        assert found.centred == (kind is nn.LayerNorm)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cap", [None, 30.0])
+def test_a_soft_cap_that_hardly_shows_is_seen_and_one_that_is_not_there_is_not(
+    dtype: Any, cap: float | None
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    unembedding, norm = nn.Linear(WIDTH, 50, bias=False).to(dtype), nn.LayerNorm(WIDTH).to(dtype)
+    with torch.no_grad():
+        unembedding.weight.copy_(torch.randn(50, WIDTH, generator=generator))
+        x = torch.randn(2, WIDTH, generator=generator).to(dtype)
+        out = norm(x)
+        raw = unembedding(out)
+        logits = raw if cap is None else torch.tanh(raw / cap) * cap
+        found = find_readout(
+            norm, unembedding,
+            {"into": x.double().numpy(), "out": out.double().numpy(), "end": x.double().numpy()},
+            logits, unembedded=raw, constants=(30.0, 50.0, 4.0), tolerance=3e-2,
+        )  # fmt: skip
+    assert not isinstance(found, str)
+    assert (found.scale, found.cap) == (1.0, cap)
 
 
 def test_widths_that_do_not_follow_from_the_hidden_size_are_found() -> None:

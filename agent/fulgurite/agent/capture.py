@@ -484,6 +484,7 @@ class Capture:
             self.anatomy.unembedding,
             {name: rows for name, rows in seen.items() if rows is not None},
             passing.logits,
+            unembedded=passing.deep.get(("unembedded", 0)),
             constants=self.anatomy.constants,
             tolerance=max(1e-4, 4 * _epsilon(passing, self._candidates)),
         )

@@ -82,6 +82,7 @@ def find_readout(
     seen: Mapping[str, Array],
     logits: torch.Tensor,
     *,
+    unembedded: torch.Tensor | None = None,
     constants: Sequence[float],
     tolerance: float,
 ) -> Readout | str:
@@ -91,6 +92,7 @@ def find_readout(
     ----------
     seen : ``into`` and ``out`` of the final norm and ``end``, the last layer's output, each float64 (n, d)
     logits : Tensor, shape (n, V)
+    unembedded : what the unembedding gave, (n, V), where it was seen; else it is computed.
     constants : multipliers and caps that the model declares.
     """
     weight = getattr(unembedding, "weight", None)
@@ -102,8 +104,10 @@ def find_readout(
     if norm is None:
         return "what the final norm computes was not recognised"
     bias = getattr(unembedding, "bias", None)
-    out = torch.as_tensor(seen["out"][:2], dtype=weight.dtype, device=weight.device)
-    plain = functional.linear(out, weight, bias).double()
+    if unembedded is None:
+        out = torch.as_tensor(seen["out"][:2], dtype=weight.dtype, device=weight.device)
+        unembedded = functional.linear(out, weight, bias)
+    plain = unembedded[:2].double()
     behind = _behind(plain, logits[:2].double().to(plain.device), constants, max(tolerance, 1e-3))
     if behind is None:
         return "what stands between the unembedding and the logits was not confirmed by its values"
@@ -122,18 +126,23 @@ def _mean_row(weight: torch.Tensor, chunk: int = 16384) -> torch.Tensor:
 def _behind(
     plain: torch.Tensor, logits: torch.Tensor, constants: Sequence[float], tolerance: float
 ) -> tuple[float, float | None] | None:
-    """(scale, cap) that turn the unembedding's output into the logits."""
+    """(scale, cap) that turn the unembedding's output into the logits.
+
+    The closest way is taken, not the first that is close: a cap hardly shows in small logits.
+    """
     if plain.shape != logits.shape:
         return None
     scales = [1.0, *constants, *(1 / c for c in constants)]
     ways: list[tuple[float, float | None]] = [(scale, None) for scale in scales]
     ways += [(1.0, cap) for cap in constants if cap > 1]
-    size = float(torch.linalg.vector_norm(logits))
-    for scale, cap in ways:
+
+    def error(way: tuple[float, float | None]) -> float:
+        scale, cap = way
         made = plain * scale if cap is None else torch.tanh(plain * scale / cap) * cap
-        if float(torch.linalg.vector_norm(made - logits)) <= tolerance * size:
-            return scale, cap
-    return None
+        return float(torch.linalg.vector_norm(made - logits))
+
+    best = min(ways, key=error)
+    return best if error(best) <= tolerance * float(torch.linalg.vector_norm(logits)) else None
 
 
 class UnembeddingProbe:

@@ -139,7 +139,7 @@ class Page:
         self._table = panel.commands(cameras)
         self._commands = {command.name: command for command in self._table}
         self._keys = panel.by_shortcut(self._table)
-        self._secret = secrets.token_urlsafe(24)
+        self._secret = secrets.token_hex(24)  # never begins with "-": it is an argument of a command line
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._studio: Studio | None = None
