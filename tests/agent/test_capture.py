@@ -205,6 +205,33 @@ def test_a_plain_loop_with_right_padding_reads_each_rows_last_real_position() ->
 
 
 @pytest.mark.parametrize("name", EXACT)
+def test_rows_that_are_padded_on_the_right_are_right_in_prefill_and_decode(name: str) -> None:
+    family = BY_NAME[name]
+    model = family.build()
+    ids, mask = prompts(3, 9, seed=4), torch.ones(3, 9, dtype=torch.long)
+    for row, padding in ((0, 4), (1, 1)):
+        ids[row, -padding:], mask[row, -padding:] = 0, 0
+    lengths, texts = mask.sum(-1), [row[one.bool()].tolist() for row, one in zip(ids, mask, strict=True)]
+    exporter: Any = InMemoryExporter()
+    with instrument(model, exporter=exporter), torch.no_grad():
+        step = model(ids, attention_mask=mask, use_cache=True)
+        token = step.logits[torch.arange(3), lengths - 1].argmax(-1, keepdim=True)
+        for i in range(5):
+            for text, one in zip(texts, token[:, 0].tolist(), strict=True):
+                text.append(one)
+            mask = torch.cat([mask, torch.ones_like(token)], -1)
+            step = model(token, attention_mask=mask, position_ids=(lengths + i)[:, None], cache=step.cache)
+            token = step.logits[:, -1].argmax(-1, keepdim=True)
+    reference = Reference(family, model)
+    wanted = [reference.of(text) for text in texts]
+    assert len(exporter.frames) == 15
+    for frame in exporter.frames:
+        assert texts[frame.sequence][frame.position] == frame.token_id
+        assert_frame(frame, wanted[frame.sequence][frame.position - 1])
+        assert frame.kv_tokens.tolist() == [frame.position] * LAYERS
+
+
+@pytest.mark.parametrize("name", EXACT)
 def test_swapping_two_heads_swaps_their_values_and_no_others(name: str) -> None:
     """The head axis: permuting the heads' weights permutes the lights."""
     family = BY_NAME[name]

@@ -15,8 +15,8 @@ from tests.reference import gate  # noqa: E402
 from tests.reference.families import build  # noqa: E402
 
 from fulgurite.agent import InMemoryExporter, instrument, lens  # noqa: E402
-from fulgurite.agent.contribution import Readout  # noqa: E402
 from fulgurite.agent.norms import NormSpec  # noqa: E402
+from fulgurite.agent.readout import Readout  # noqa: E402
 from fulgurite.wire.channels import TOP_K  # noqa: E402
 
 LAYERS, ROWS, WIDTH, VOCABULARY = 3, 2, 6, 20

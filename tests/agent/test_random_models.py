@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 from tests.reference import gate  # noqa: E402
 from tests.reference.families import FAMILIES, VOCABULARY, build  # noqa: E402
 
-BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
+BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 SHAPED = sorted(
     name
     for name, family in FAMILIES.items()
@@ -86,7 +86,7 @@ def test_what_is_captured_is_what_the_reference_finds(
     ids, mask = batch
     if way.get("do_sample"):
         way = {**way, "num_return_sequences": copies}
-    if not model._can_compile_fullgraph:
+    if not model._can_compile_fullgraph or name == "falcon_alibi":
         way.pop("cache_implementation", None)  # a cache of fixed size is not for every family
     found = gate.compare(model, ids, mask, **way)
     assert found.same_tokens

@@ -23,7 +23,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: E402
 
 from fulgurite.agent import InMemoryExporter, instrument, neurons, routing  # noqa: E402
 from fulgurite.agent.interface import INTERCEPTION  # noqa: E402
+from fulgurite.agent.looks import UNCONFIRMED  # noqa: E402
 from fulgurite.agent.probes import Pass  # noqa: E402
+from fulgurite.agent.softmax_row import recomputed  # noqa: E402
 from fulgurite.wire.channels import KV_HEAT_BUCKETS, KV_HEAT_RECENT  # noqa: E402
 
 KERNEL = "kernel_of_the_tests"
@@ -111,7 +113,7 @@ def test_a_kernel_that_gives_something_else_is_not_believed() -> None:
         model = switched("llama", KERNEL)
         with instrument(model, level="deep", exporter=exporter):
             model.generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False, pad_token_id=0)
-    assert routing.UNCONFIRMED in dict(exporter.topology.unavailable)["sink_mass"]
+    assert UNCONFIRMED in dict(exporter.topology.unavailable)["sink_mass"]
     assert all(frame.attention_entropy is None for frame in exporter.frames)
     assert all(frame.head_write is not None for frame in exporter.frames)
 
@@ -268,7 +270,7 @@ def test_a_row_is_the_softmax_of_its_own_heads_keys(grouped: int) -> None:
     passing = Pass(b, t, 0)
     mask = torch.ones(t, s, dtype=torch.bool).tril(s - t).expand(b, 1, t, s).clone()
     mask[1, :, :, :2] = False
-    weights, visible = routing.recomputed(
+    weights, visible = recomputed(
         passing, {"query": query, "key": key, "attention_mask": mask, "scaling": 0.7}
     )
     for row in range(b):

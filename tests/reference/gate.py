@@ -170,10 +170,12 @@ def agreements(run: Run) -> dict[str, Agreement]:
 
 
 def _other(run: Run) -> Agreement:
-    """The rest that has a formula, the rounding of the residual additions included, in the logits' own
-    spread: it is as good as 0 where there are no biases, so that its order means nothing."""
-    wanted = run.reference("other_contribution") + run.reference("rounding_contribution")
+    """The rest that has a formula, rounding included (of the residual additions, and of what reads the
+    stream), in the logits' own spread: it is as good as 0 where there are no biases, so that its order means
+    nothing."""
     spread = run.reference("logit_spread")
+    rounding = run.reference("rounding_contribution") + run.reference("residue") * spread
+    wanted = run.reference("other_contribution") + rounding
     found = agreement(run.captured("other_contribution") / spread, wanted / spread, grouped=0, magnitude=1.0)
     return replace(found, correlation=float("nan"))
 

@@ -41,8 +41,31 @@ def topology(layers: int = 8, heads: int = 8, *, name: str = "test-model", exper
         experts=experts,
         experts_per_token=2 if experts else 0,
         parameters=4_200_000,
+        dtype="float32",
         context_length=512,
     )
+
+
+def _deep(rng: np.random.Generator, n: int, layers: int, heads: int, position: int) -> dict[str, np.ndarray]:
+    """Routing and contributions; the parts make up the logit."""
+    weights = -np.sort(-rng.dirichlet(np.full(TOP_K, 0.4), (n, layers, heads)), axis=-1)
+    head = rng.laplace(0.05, 0.4, (n, layers, heads)).astype(np.float32)
+    ffn = rng.laplace(0.6, 1.5, (n, layers)).astype(np.float32)
+    embedding, other = rng.normal(0.1, 0.5, (2, n)).astype(np.float32)
+    total = head.sum(axis=(1, 2), dtype=np.float64) + ffn.sum(axis=1, dtype=np.float64) + embedding + other
+    return {
+        "attended_positions": rng.integers(0, position, (n, layers, heads, TOP_K)).astype(np.int32),
+        "attended_weights": weights.astype(np.float32),
+        "measured_layers": np.ones((n, layers), np.uint8),
+        "attention_entropy": rng.uniform(0, 3, (n, layers, heads)).astype(np.float32),
+        "sink_mass": rng.uniform(0, 0.5, (n, layers, heads)).astype(np.float32),
+        "head_contribution": head,
+        "ffn_contribution": ffn,
+        "embedding_contribution": embedding,
+        "other_contribution": other,
+        "logit_centered": total.astype(np.float32),
+        "residue": np.full(n, 2e-6, np.float32),
+    }
 
 
 def block(
@@ -76,8 +99,7 @@ def block(
         "kv_bytes": np.full(n, position * 4096, np.int64),
     }
     if deep:
-        columns["attended_positions"] = rng.integers(0, position, (n, layers, heads, TOP_K)).astype(np.int32)
-        columns["attended_weights"] = rng.uniform(0, 1, (n, layers, heads, TOP_K)).astype(np.float32)
+        columns |= _deep(rng, n, layers, heads, position)
     if shape.experts:
         columns["expert_ids"] = np.stack(
             [np.stack([rng.permutation(shape.experts)[:2] for _ in range(layers)]) for _ in range(n)]

@@ -12,14 +12,18 @@ from fulgurite.viewer.bolts import (
     DIMMEST,
     GROUPS,
     LIFE_S,
+    READS_PER_HEAD,
     STRAND_RADIUS,
     Arcs,
     Bolts,
     Kind,
+    Pushes,
+    Reads,
     chain,
     frame_seed,
     heads_per_group,
 )
+from fulgurite.viewer.contribution import NO_PUSH, NOT_CAPTURED, hue
 from fulgurite.viewer.layout import Layout
 
 L, H = 8, 6
@@ -90,13 +94,70 @@ def test_what_was_not_measured_does_not_strike() -> None:
 
 def test_strikes_come_from_the_cells_that_a_struck_head_reads_and_from_no_other() -> None:
     heads, ffn = _values(5)
-    reads = np.full((L, H), -1, np.int32)
-    reads[2] = 7
-    arcs = chain(LAYOUT, heads, ffn, top=2, reads=reads)
+    cells, weights = np.full((L, H, 2), -1, np.int32), np.zeros((L, H, 2), np.float32)
+    cells[2], weights[2] = (7, 3), (0.6, 0.25)
+    arcs = chain(LAYOUT, heads, ffn, top=2, reads=Reads(cells, weights))
     which = np.flatnonzero(arcs.kind == Kind.READ)
-    assert {tuple(node) for node in arcs.node[which].tolist()} == {(2, 7)}
-    assert np.allclose(arcs.start[which], LAYOUT.cells[2, 7].mean(axis=0))
+    assert sorted(tuple(node) for node in arcs.node[which].tolist()) == [(2, 3), (2, 3), (2, 7), (2, 7)]
+    for index in which:
+        assert np.allclose(arcs.start[index], LAYOUT.cells[2, arcs.node[index, 1]].mean(axis=0))
     assert not _of(chain(LAYOUT, heads, ffn, top=2), Kind.READ)
+
+
+def test_a_strike_is_as_wide_as_its_attention_weight_and_attention_lights_no_head() -> None:
+    heads, ffn = _values(5)
+    cells = np.full((L, H, 1), 4, np.int32)
+    light, heavy = (
+        chain(LAYOUT, heads, ffn, top=2, reads=Reads(cells, np.full((L, H, 1), weight, np.float32)))
+        for weight in (0.1, 0.9)
+    )
+    strikes = light.kind == Kind.READ
+    assert np.allclose(light.width[strikes], 0.1)
+    assert np.allclose(heavy.width[strikes], 0.9)
+    assert np.array_equal(light.display, heavy.display)
+    assert np.array_equal(light.width[~strikes], light.display[~strikes])
+    assert (light.push[strikes] == NO_PUSH).all()
+
+
+def test_positions_of_one_cell_add_up_and_what_is_hardly_looked_at_has_no_strike() -> None:
+    cells = np.array([[[5, 2, 5, 9, -1]]], np.int32)
+    weights = np.array([[[0.30, 0.35, 0.25, 0.04, 0.9]]], np.float32)
+    reads = Reads.of(cells, weights)
+    assert reads.cells.tolist() == [[[5, 2]]]
+    assert reads.weights[0, 0] == pytest.approx([0.55, 0.35])
+    faint = Reads.of(cells, 0.1 * weights)
+    assert faint.cells[0, 0].tolist() == [5, -1]
+    nothing = Reads.of(cells, np.full_like(weights, np.nan))
+    assert (nothing.cells == -1).all()
+
+
+def test_hues_are_the_pushes_of_the_nodes_and_of_the_trunk_their_sum() -> None:
+    heads, ffn = _values(11)
+    rng = np.random.default_rng(11)
+    pushes = Pushes(rng.normal(0, 2, (L, H)), rng.normal(0, 2, L))
+    arcs = chain(LAYOUT, heads, ffn, top=H, pushes=pushes)
+    for index, (layer, head) in enumerate(arcs.node.tolist()):
+        wanted = {
+            Kind.HEAD: pushes.heads[layer, head],
+            Kind.FFN: pushes.ffn[layer],
+            Kind.TRUNK: pushes.heads[layer].sum() + pushes.ffn[layer],
+        }[Kind(arcs.kind[index])]
+        assert arcs.push[index] == pytest.approx(float(hue(wanted)), abs=1e-6)
+    plain = chain(LAYOUT, heads, ffn, top=H)
+    assert (plain.push == NOT_CAPTURED).all()
+    assert np.array_equal(plain.display, arcs.display)
+    assert np.array_equal(plain.width, arcs.width)
+
+
+def test_one_push_that_is_missing_leaves_its_own_arc_and_the_sum_without_hue() -> None:
+    heads, ffn = _values(11)
+    pushes = Pushes(np.ones((L, H)), np.ones(L))
+    pushes.heads[3, 1] = np.nan
+    heads[3, 1] = 1.0
+    arcs = chain(LAYOUT, heads, ffn, top=H, pushes=pushes)
+    which = np.flatnonzero(arcs.push == NOT_CAPTURED)
+    without = {(Kind(arcs.kind[i]), tuple(arcs.node[i].tolist())) for i in which}
+    assert without == {(Kind.HEAD, (3, 1)), (Kind.TRUNK, (3, 0))}
 
 
 def test_arcs_end_at_the_nodes_that_they_belong_to() -> None:
@@ -134,6 +195,10 @@ def test_about_three_chains_fit(layers: int, slots: int) -> None:
     assert 1 <= top <= 4
     if slots >= 9 * min(layers, GROUPS):
         assert 3 * min(layers, GROUPS) * (top + 2) <= slots
+    struck = heads_per_group(layers, slots, reads=True)
+    assert 1 <= struck <= 4
+    if slots >= 10 * min(layers, GROUPS):
+        assert 2 * min(layers, GROUPS) * (2 + struck * (1 + READS_PER_HEAD)) <= slots
 
 
 def test_a_frame_has_one_seed_in_every_process() -> None:
@@ -168,6 +233,9 @@ def test_the_texture_holds_ends_birth_life_colour_and_value() -> None:
     assert np.allclose(slots[:n, 1, 3], LIFE_S)
     assert np.allclose(slots[:n, 2, :3], COLOR)
     assert np.allclose(slots[:n, 2, 3], arcs.display)
+    assert np.allclose(slots[:n, 3, 1], arcs.kind)
+    assert np.allclose(slots[:n, 3, 2], arcs.width)
+    assert np.allclose(slots[:n, 3, 3], arcs.push)
     assert not slots[n:].any()
 
 

@@ -22,13 +22,16 @@ from fulgurite.viewer.hud import (
 from fulgurite.viewer.lettering import Canvas, fitted, width_of
 from fulgurite.viewer.scene import ReplicaScene, StripToken
 from fulgurite.viewer.writing import (
+    LEGEND_LINES,
     bottom_key,
+    bottom_lines,
     figure,
     legend,
     note,
     paint_bottom,
     paint_top,
     short,
+    strip_rows,
     token_text,
     top_key,
 )
@@ -178,9 +181,10 @@ def test_the_bar_below_a_token_is_as_long_as_it_was_probable() -> None:
         scene = _scene()
         scene.strip.append(StripToken("r", 0, 1, "lantern", 1, 2, probability, 0.0, True))
         sheet = paint_bottom(scene, 640, 1.0, tokens=True)
-        bar = (np.abs(sheet[-14:-8, :, :3].astype(int) - np.array([0, 158, 115])).max(axis=-1) < 3).any(
-            axis=0
-        )
+        below = round(LEGEND_LINES + 26)
+        bar = (
+            np.abs(sheet[below : below + 3, :, :3].astype(int) - np.array([0, 158, 115])).max(axis=-1) < 3
+        ).any(axis=0)
         lengths.append(int(bar.sum()))
     assert lengths[1] > 30
     assert lengths[0] == pytest.approx(lengths[1] / 4, abs=2)
@@ -196,8 +200,18 @@ def test_the_lower_sheet_fits_any_window_and_any_number_of_requests(
     scene = _scene()
     scene.apply(block(SHAPE, requests=tuple(f"request-{i}" for i in range(requests))), 1.0)
     sheet = paint_bottom(scene, width, scale, tokens=True)
-    assert sheet.shape == (round(108 * scale), width, 4)
+    assert sheet.shape == (round(bottom_lines(tokens=True) * scale), width, 4)
     assert sheet.any()
+
+
+def test_sequences_have_rows_of_their_own_and_those_that_spoke_last_are_shown() -> None:
+    scene = _scene()
+    for at_s, sequence in enumerate((0, 1, 0, 2, 1, 2, 1)):
+        scene.strip.append(StripToken("r", sequence, at_s, f"word{at_s}", 1, 0, 0.5, float(at_s), True))
+    assert [[token.text for token in row] for row in strip_rows(scene)] == [
+        ["word1", "word4", "word6"],
+        ["word3", "word5"],
+    ]
 
 
 # letters

@@ -165,6 +165,7 @@ class Agent:
             steps=self._capture.steps,
             overhead_ratio=self._capture.overhead_ratio,
             gram_bytes=self._capture.gram_bytes,
+            shelf_bytes=self._capture.shelf.nbytes,
             unavailable=dict(self.topology.unavailable),
         )
 

@@ -7,8 +7,10 @@ then on only what is needed is kept. Everything runs on the host's thread; nothi
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+import weakref
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch import nn
 from fulgurite.agent import reduce
 from fulgurite.agent.anatomy import Anatomy, LayerParts, declared
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
-from fulgurite.agent.contribution import Attribution, Readout, find_readout
+from fulgurite.agent.contribution import Attribution
 from fulgurite.agent.deep import Deep, Reasons
 from fulgurite.agent.exporter import Exporter
 from fulgurite.agent.grams import effective_weight, gram, identity_of
@@ -27,6 +29,7 @@ from fulgurite.agent.kv import read_cache
 from fulgurite.agent.lens import CHANNELS as LENS
 from fulgurite.agent.norms import NormSpec
 from fulgurite.agent.probes import Current, Pass, Probes
+from fulgurite.agent.readout import Readout, find_readout
 from fulgurite.agent.sampling import Budget, Demand, level_of_step
 from fulgurite.agent.shelf import ROWS, Place, Shelf
 from fulgurite.agent.shield import Shield
@@ -37,6 +40,7 @@ from fulgurite.wire.frame import FrameBlock, RequestEvent
 
 Array = np.ndarray[Any, Any]
 _OF_LAYERS = ("head_write", "ffn_write", "ffn_cosine", "residual_norm")
+_UNROUTED = "not measured in compiled passes, where no Python sees what the experts are handed"
 _UNSEEN = "not seen in compiled passes: the model has to be instrumented before it is compiled"
 
 
@@ -70,11 +74,13 @@ class Capture:
         self.texts = texts
         self.current = Current()
         self.steps = 0
+        self._numbers = itertools.count()
         self.overhead_ratio = float("nan")
         self.running: dict[str, Request] = {}
         self.on_wired: Any = None
         self.kept_places: set[tuple[int, str]] = set()
         self._lock = threading.Lock()
+        self._in_flight: weakref.WeakValueDictionary[int, Pass] = weakref.WeakValueDictionary()
         self._epoch_ns = time.time_ns() - time.perf_counter_ns()
         self.shelf = Shelf()
         self._probes = Probes(self.current, shield, self.shelf)
@@ -225,17 +231,25 @@ class Capture:
             passing.looks = self._deep.turn(passing, every=is_first or is_all)
         passing.started_ns = started
         self.current.passing = passing
+        self._takes_off(passing)
         return passing
+
+    def _takes_off(self, passing: Pass) -> None:
+        """The shelf holds one pass: those that run at the same time, in several threads, leave none."""
+        passing.stamp, mine = self.shelf.stamp, threading.get_ident()
+        for thread, other in list(self._in_flight.items()):
+            if thread != mine:
+                other.crowded = passing.crowded = True
+        self._in_flight[mine] = passing
 
     @property
     def _candidate_slots(self) -> int:
         return len(self._candidates) + len(self._inputs) + (2 if self._final is not None else 0)
 
     def _count_step(self) -> int:
-        with self._lock:
-            step = self.steps
-            self.steps += 1
-            return step
+        step = next(self._numbers)  # no lock: another thread may hold it for as long as it learns the wiring
+        self.steps = step + 1
+        return step
 
     def close(self, passing: Pass, logits: torch.Tensor, cache: Any, *, copies: bool) -> None:
         """The forward pass is over: keep the logits of the rows that matter.
@@ -246,6 +260,7 @@ class Capture:
         """
         entered = time.perf_counter_ns()
         self.current.passing = None
+        self._in_flight.pop(threading.get_ident(), None)
         passing.cache = cache
         rows = _last_logits(passing, logits)
         passing.logits = rows.clone() if copies and rows.data_ptr() == logits.data_ptr() else rows
@@ -266,13 +281,14 @@ class Capture:
         ----------
         logits : where its graph left them, if it did.
         """
-        if self.demand.level == "off" or len(self.running) > 1:
+        if self.demand.level == "off":
             return None
         plan, slots = self._opening
         passing = Pass(batch, 1, slots, plan=plan)
         passing.step = self._count_step()
         passing.level = level_of_step(passing.step, self.demand.level, self.deep_ratio)
         passing.started_ns = started_ns
+        self._takes_off(passing)
         rows = logits.read(batch, 1, 1)
         if rows is None:
             return None
@@ -283,7 +299,7 @@ class Capture:
     def _fetch(self, passing: Pass) -> None:
         """No probe ran, so the pass was compiled: take what its graph left, where it left something."""
         places = self._probes.places(len(passing.kept)) if passing.plan == self._probes.plan else None
-        alone = passing.last is None and len(self.running) < 2  # a shelf holds one pass
+        alone = passing.last is None and not passing.crowded
         found = [place.read(passing.batch, passing.width, passing.keep) for place in places or ()]
         if not found or not alone or any(tensor is None for tensor in found):
             return
@@ -579,14 +595,24 @@ class Capture:
     def _alive(self, passing: Pass, host: dict[str, Array]) -> dict[str, Array]:
         """What was measured, without what a compiled graph did not leave in this pass."""
         logits, layers = host.pop("alive_logits", None), host.pop("alive", None)
+        if (logits is not None or layers is not None) and self.shelf.stamp != passing.stamp:
+            logits, layers = (None if found is None else np.zeros(1) for found in (logits, layers))
         if logits is not None and not logits.all():
             self._went_unseen(passing)
             return {"tokens": host["tokens"]}
         if layers is not None and not layers.all():
             self._went_unseen(passing)
             return {name: host[name] for name in ("tokens", "logprob")}
-        self.shelf.is_used |= logits is not None or layers is not None
+        if logits is not None or layers is not None:
+            self.shelf.is_used = True
+            self._say_routing_is_missing()
         return host
+
+    def _say_routing_is_missing(self) -> None:
+        if any(layer.experts for layer in self.anatomy.layers) and self.shield.say_once(
+            "routing", "expert_ids, expert_weights: not measured in compiled passes"
+        ):
+            self._make_unavailable(dict.fromkeys(("expert_ids", "expert_weights"), _UNROUTED))
 
     @property
     def _layer_count(self) -> int:

@@ -15,21 +15,14 @@ Shape letters: n rows, L layers, H heads, D width of a head, d residual width, V
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.compiler import is_compiling
-from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.grams import effective_weight
-from fulgurite.agent.norms import NormSpec, fit_norm
-from fulgurite.agent.probes import Current
+from fulgurite.agent.readout import Readout
 from fulgurite.agent.reduce import Plan
 from fulgurite.agent.wiring import LayerWiring
 
@@ -42,140 +35,6 @@ CHANNELS = (
     "residue",
     "logit_centered",
 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Readout:
-    """How the residual stream becomes logits.
-
-    Attributes
-    ----------
-    norm : the final norm's formula.
-    weight, bias : of the unembedding, shapes (V, d) and (V,).
-    mean_row, mean_bias : their means over the vocabulary.
-    scale : multiplier behind the unembedding.
-    cap : soft-cap behind that, or None.
-    """
-
-    norm: NormSpec
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    mean_row: torch.Tensor
-    mean_bias: float
-    scale: float
-    cap: float | None
-
-    def uncapped(self, logits: torch.Tensor, unembedded: torch.Tensor | None) -> torch.Tensor:
-        """Logits before the soft-cap, float32: from what the unembedding gave, where the cap cannot be
-        undone."""
-        if self.cap is None:
-            return logits.float()
-        if unembedded is not None:
-            return unembedded.float() * self.scale
-        return (torch.atanh(logits.double() / self.cap) * self.cap).float()
-
-
-@torch.no_grad()
-def find_readout(
-    final_norm: nn.Module | None,
-    unembedding: nn.Module | None,
-    seen: Mapping[str, Array],
-    logits: torch.Tensor,
-    *,
-    unembedded: torch.Tensor | None = None,
-    constants: Sequence[float],
-    tolerance: float,
-) -> Readout | str:
-    """The readout as the values of a forward pass confirm it, or why there is none.
-
-    Parameters
-    ----------
-    seen : ``into`` and ``out`` of the final norm and ``end``, the last layer's output, each float64 (n, d)
-    logits : Tensor, shape (n, V)
-    unembedded : what the unembedding gave, (n, V), where it was seen; else it is computed.
-    constants : multipliers and caps that the model declares.
-    """
-    weight = getattr(unembedding, "weight", None)
-    if final_norm is None or not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
-        return "the model's final norm and unembedding were not found"
-    if set(seen) != {"into", "out", "end"} or not np.array_equal(seen["into"], seen["end"]):
-        return "something that is not known stands between the last layer and the final norm"
-    norm = fit_norm(final_norm, seen["into"], seen["out"], tolerance)
-    if norm is None:
-        return "what the final norm computes was not recognised"
-    bias = getattr(unembedding, "bias", None)
-    if unembedded is None:
-        out = torch.as_tensor(seen["out"][:2], dtype=weight.dtype, device=weight.device)
-        unembedded = functional.linear(out, weight, bias)
-    plain = unembedded[:2].double()
-    behind = _behind(plain, logits[:2].double().to(plain.device), constants, max(tolerance, 1e-3))
-    if behind is None:
-        return "what stands between the unembedding and the logits was not confirmed by its values"
-    scale, cap = behind
-    mean_bias = 0.0 if bias is None else float(bias.double().mean())
-    return Readout(norm, weight.detach(), bias, _mean_row(weight), mean_bias, scale, cap)
-
-
-def _mean_row(weight: torch.Tensor, chunk: int = 16384) -> torch.Tensor:
-    total = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
-    for part in torch.split(weight.detach(), chunk):
-        total += part.double().sum(0)
-    return (total / weight.shape[0]).float()
-
-
-def _behind(
-    plain: torch.Tensor, logits: torch.Tensor, constants: Sequence[float], tolerance: float
-) -> tuple[float, float | None] | None:
-    """(scale, cap) that turn the unembedding's output into the logits.
-
-    The closest way is taken, not the first that is close: a cap hardly shows in small logits.
-    """
-    if plain.shape != logits.shape:
-        return None
-    scales = [1.0, *constants, *(1 / c for c in constants)]
-    ways: list[tuple[float, float | None]] = [(scale, None) for scale in scales]
-    ways += [(1.0, cap) for cap in constants if cap > 1]
-
-    def error(way: tuple[float, float | None]) -> float:
-        scale, cap = way
-        made = plain * scale if cap is None else torch.tanh(plain * scale / cap) * cap
-        return float(torch.linalg.vector_norm(made - logits))
-
-    best = min(ways, key=error)
-    return best if error(best) <= tolerance * float(torch.linalg.vector_norm(logits)) else None
-
-
-class UnembeddingProbe:
-    """Keeps what the unembedding gave in the pass of its thread: under a soft-cap the logits do not tell."""
-
-    def __init__(self, unembedding: nn.Module | None, current: Current) -> None:
-        self._unembedding = unembedding
-        self._current = current
-        self._handle: RemovableHandle | None = None
-
-    @property
-    def is_installed(self) -> bool:
-        """Whether it is watched."""
-        return self._handle is not None
-
-    def install(self) -> None:
-        """Watch it."""
-        if self._handle is None and self._unembedding is not None:
-            self._handle = self._unembedding.register_forward_hook(self)
-
-    def remove(self) -> None:
-        """Watch it no longer."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def __call__(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        passing = None if is_compiling() else self._current.passing
-        if passing is not None and isinstance(output, torch.Tensor) and output.dim() == 3:
-            passing.deep["unembedded", 0] = output.detach()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (nullcontext(), "__exit__")
 
 
 class Attribution:
@@ -238,14 +97,17 @@ class Attribution:
         aim, push = self._direction(end, tokens)
         dots = torch.linalg.vecdot(stacked, push)  # (slots, n)
         scales = self._norm_scales(stacked)  # (L, n)
-        other = (push @ self._bias.T / scales.T).sum(-1) + self._constant(aim, tokens)
+        constant = self._constant(aim, tokens)
+        other = (push @ self._bias.T / scales.T).sum(-1) + constant
         ffn = self._ffn(dots)
         other = other + self._norm_biases(push, ffn) + self._headless(dots)
         other = other + self._rounding(dots, stacked, push)
         head = self._heads(heads, push, scales)
         embedding = dots[layout.embedding]
         values = readout.uncapped(logits, unembedded)
-        left = values.gather(-1, tokens[:, None])[:, 0] - values.mean(-1)
+        chosen = values.gather(-1, tokens[:, None])[:, 0]
+        left = chosen - values.mean(-1)
+        other = other + self._read_rounding(left - constant, chosen, end * push)
         total = head.nansum((-1, -2)) + ffn.nansum(-1) + embedding + other
         return {
             "head_contribution": head,
@@ -308,11 +170,19 @@ class Attribution:
                 found = found + dots[slot] * float(self.layout.mixer_factor[layer.index])
         return found
 
-    def _rounding(self, dots: torch.Tensor, stacked: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
-        """What the rounding of the additions to the stream contributes: where it went less what was added.
+    def _read_rounding(self, left: torch.Tensor, chosen: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+        """What the rounding of the final norm and of the logits themselves contributes, (n,).
 
-        More than rounding can make is not called rounding: it stays in the residue.
+        Parameters
+        ----------
+        left, chosen : the centred logit less what has no part in the stream, and the logit, (n,)
+        read : what each coordinate of the stream gives, (n, d)
         """
+        most = self.epsilon * (2 * torch.linalg.vector_norm(read, dim=-1) + chosen.abs() / 2)
+        return _as_far_as(left - read.sum(-1), most)
+
+    def _rounding(self, dots: torch.Tensor, stacked: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
+        """What the rounding of the additions to the stream contributes: where it went less what was added."""
         layout = self.layout
         gap = dots[layout.after_ffn[-1]] - dots[layout.embedding]
         for slots, factors in ((layout.mixer, layout.mixer_factor), (layout.ffn, layout.ffn_factor)):
@@ -320,9 +190,10 @@ class Attribution:
                 if slot >= 0:
                     gap = gap - dots[slot] * float(factor)
         sums = [slot for slot in (*layout.after_mixer, *layout.after_ffn) if slot >= 0]
-        sizes = torch.linalg.vector_norm(stacked[torch.as_tensor(sums, device=stacked.device)], dim=-1).sum(0)
-        most = 2 * self.epsilon * sizes * torch.linalg.vector_norm(push, dim=-1)
-        return torch.where(gap.abs() <= most, gap, 0.0)
+        shares = (
+            stacked[torch.as_tensor(sums, device=stacked.device)] * push
+        )  # each coordinate rounds by itself
+        return _as_far_as(gap, 2 * self.epsilon * shares.square().sum((0, -1)).sqrt())
 
     def _heads(
         self, inputs: Mapping[int, torch.Tensor], push: torch.Tensor, scales: torch.Tensor
@@ -342,3 +213,8 @@ class Attribution:
             products = (aim @ weight) * kept.reshape(rows, -1).to(aim.device, torch.float32)
             found[:, i, : layer.heads] = products.view(rows, layer.heads, -1).sum(-1)
         return found
+
+
+def _as_far_as(gap: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
+    """`gap` where rounding can make it. What is more is not called rounding: it stays in the residue."""
+    return torch.where(gap.abs() <= most, gap, 0.0)

@@ -14,8 +14,9 @@ import torch
 
 from fulgurite.agent import lens, neurons, routing
 from fulgurite.agent.anatomy import Anatomy
-from fulgurite.agent.contribution import Readout, UnembeddingProbe
+from fulgurite.agent.looks import Looks
 from fulgurite.agent.probes import Current, Pass
+from fulgurite.agent.readout import Readout, UnembeddingProbe
 from fulgurite.agent.reduce import Plan
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.wiring import LayerWiring, Tap
@@ -37,7 +38,7 @@ class Deep:
         self.heads = anatomy.topology.heads
         self.readout: Readout | None = None
         self._unembedding = UnembeddingProbe(anatomy.unembedding, current)
-        self._looks = routing.Looks(layers, current, shield)
+        self._looks = Looks(layers, current, shield)
         self._neurons = neurons.Neurons(current, shield)
         self._refused: frozenset[int] = frozenset()
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fulgurite.agent.contribution import Readout
+from fulgurite.agent.readout import Readout
 from fulgurite.wire.channels import TOP_K
 
 Array = np.ndarray[Any, Any]

@@ -18,7 +18,7 @@ from torch import nn
 from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
-from fulgurite.agent.shelf import Place, Shelf
+from fulgurite.agent.shelf import Place, Shelf, leave
 from fulgurite.agent.shield import STRIKES, Shield
 from fulgurite.wire.channels import Level
 
@@ -31,6 +31,8 @@ class Pass:
     batch, width : rows and positions of the pass.
     plan : which set of probes it was opened for.
     alive, alive_logits : of a compiled pass: whether its graph left what is read, one float32 each.
+    stamp, crowded : number of the pass on the shelf; whether another thread's pass ran at the same time.
+    arrivals : how many calls of `generate` had begun or ended when it was opened.
     keep : how many last positions matter: 1, or several where drafts are verified.
     measured : how many rows are measured: batch * keep, or those that `take` left.
     last : position that matters per row where it is not the last (right padding), shape (batch,), or None.
@@ -42,9 +44,9 @@ class Pass:
     """
 
     __slots__ = (
-        "alive", "alive_logits", "batch", "cache", "call", "deep", "extra", "keep", "kept", "last", "level",
-        "logits", "looks", "mask", "measured", "own_ns", "plan", "position_ids", "references", "started_ns",
-        "step", "width",
+        "__weakref__", "alive", "alive_logits", "arrivals", "batch", "cache", "call", "crowded", "deep",
+        "extra", "keep", "kept", "last", "level", "logits", "looks", "mask", "measured", "own_ns", "plan",
+        "position_ids", "references", "stamp", "started_ns", "step", "width",
     )  # fmt: skip
 
     def __init__(self, batch: int, width: int, slots: int, *, plan: int = 0) -> None:
@@ -55,6 +57,9 @@ class Pass:
         self.measured = batch
         self.alive: torch.Tensor | None = None
         self.alive_logits: torch.Tensor | None = None
+        self.crowded = False
+        self.arrivals = 0
+        self.stamp = 0
         self.last: torch.Tensor | None = None
         self.kept: list[torch.Tensor | None] = [None] * slots
         self.extra: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -139,7 +144,7 @@ class _Probe:
     def leave(self, tensor: torch.Tensor | None) -> None:
         """In a graph that is traced: have `tensor` copied to our place. Anything but plain code breaks it."""
         if self.place is not None and tensor is not None:
-            torch.ops.fulgurite.leave(tensor.detach(), self.place.buffer, self.place.clock)
+            leave(tensor, self.place)
 
     def keep(self, passing: Pass, tensor: torch.Tensor) -> None:
         """Put the rows of `tensor` that matter where they are looked for."""

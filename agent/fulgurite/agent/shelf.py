@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.compiler import is_exporting
 
 ROWS = 16  # of a pass (rows times positions) that are left; of a wider one the last position of each row
 _STAMPS = 1 << 24  # exact in float32
@@ -63,6 +64,15 @@ _library.impl("leave", _leave, "CompositeExplicitAutograd")
 _library.impl("leave", _traced, "Meta")
 
 
+def leave(tensor: torch.Tensor, place: Place) -> None:
+    """In a graph that is traced: have `tensor` copied to `place`. Anything but plain code would break it.
+
+    A graph that is exported goes elsewhere, where there is no agent: it gets nothing of ours.
+    """
+    if not is_exporting():
+        torch.ops.fulgurite.leave(tensor.detach(), place.buffer, place.clock)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
     """What a probe writes to while a graph is traced.
@@ -90,13 +100,13 @@ class Place:
 
 
 class Shelf:
-    """The places of one model."""
+    """The places of one model, and the number of the pass that runs (`stamp`)."""
 
     def __init__(self) -> None:
         self._places: dict[tuple[int, str], Place] = {}
         self._clocks: dict[torch.device, torch.Tensor] = {}
         self._lock = threading.Lock()
-        self._stamp = 0
+        self.stamp = 0
         self._is_open = True
         self.is_used = False
 
@@ -124,10 +134,15 @@ class Shelf:
         with self._lock:
             self._places = {key: place for key, place in self._places.items() if key in wanted}
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of all places."""
+        return sum(place.buffer.nbytes for place in tuple(self._places.values()))
+
     def tick(self) -> None:
         """The next pass is another one."""
         if self.is_used:
-            self._stamp = (self._stamp + 1) % _STAMPS
+            self.stamp = (self.stamp + 1) % _STAMPS
             self._tell()
 
     def gate(self, is_open: bool) -> None:
@@ -138,7 +153,7 @@ class Shelf:
 
     def _tell(self) -> None:
         for clock in self._clocks.values():
-            clock[0], clock[1] = float(self._stamp), _OPEN if self._is_open else _SHUT
+            clock[0], clock[1] = float(self.stamp), _OPEN if self._is_open else _SHUT
 
     def alive(self, places: Sequence[Place], batch: int, width: int) -> torch.Tensor:
         """Whether all of these were written in this pass, by one of this shape: a tensor of one
@@ -146,7 +161,7 @@ class Shelf:
         rows = batch * width if batch * width <= ROWS else batch
         first = places[0].buffer.device
         tails = torch.stack([place.buffer[-1, :2].to(first) for place in places])
-        wanted = torch.tensor([float(self._stamp), float(rows)], device=first)
+        wanted = torch.tensor([float(self.stamp), float(rows)], device=first)
         return (tails == wanted).all().float().reshape(1)
 
 

@@ -26,6 +26,8 @@ class AgentStats:
         Our measured share of step time over the last second; NaN before it was measured.
     gram_bytes : int
         Memory of the precomputed projections' Gram matrices.
+    shelf_bytes : int
+        Memory in which compiled graphs leave what was measured.
     unavailable : mapping of str to str
         Channels that cannot be measured soundly on this model, and why.
     """
@@ -38,6 +40,7 @@ class AgentStats:
     steps: int
     overhead_ratio: float
     gram_bytes: int = 0
+    shelf_bytes: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, int] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)

@@ -127,7 +127,7 @@ CHANNELS: tuple[Channel, ...] = (
     _c("embedding_contribution", "contribution", "", "f4", "f4", "logits", "deep",
        "<e, g*(u_y - u_mean)> / s"),
     _c("other_contribution", "contribution", "", "f4", "f4", "logits", "deep",
-       "biases, the final norm's bias, rounding of the residual additions"),
+       "biases, the final norm's bias, rounding in the model's number format"),
     _c("residue", "contribution", "", "f4", "f4", "1", "deep",
        "(centred logit - all contributions) / standard deviation of the logits"),
     _c("logit_centered", "contribution", "", "f4", "f4", "logits", "deep", "logit_y - mean logit"),

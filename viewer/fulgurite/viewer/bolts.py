@@ -2,12 +2,15 @@
 
 The residual stream is a sum, not a route, and the arcs say so: from every drawn head and FFN block one arc
 leaps to the spine, where that node's write is added; the trunk runs along the spine to the emitted token;
-where attention was captured, thin strikes come from the cells that a drawn head reads. An arc's brightness
-and width are the display value of the node that it belongs to (for the trunk: the largest of the layers that
-the segment passes); its colour is the request's. Only its jagged shape is decoration: hashed from the frame's
-id, so the same frame has the same shape.
+where attention was captured, thin strikes come from the cells that a drawn head attends to most. An arc's
+brightness and width are the display value of the node that it belongs to (for the trunk: the largest of the
+layers that the segment passes); a strike has the brightness of its head, the width of its attention weight:
+where a head looks is routing, and lights nothing. An arc's colour is the request's, or in the contribution
+view the signed push of its node (for the trunk: the sum over the layers that the segment passes). Only its
+jagged shape is decoration: hashed from the frame's id, so the same frame has the same shape.
 
-Pure numpy; times are seconds on the viewer's time axis. Shape letters: L layers, H heads, S slots, n arcs.
+Pure numpy; times are seconds on the viewer's time axis. Shape letters: L layers, H heads, S slots, n arcs, R
+strikes per head.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fulgurite.viewer.contribution import NO_PUSH, hue, texel
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -33,6 +38,8 @@ ARCS = 300
 LIFE_S = 0.42
 GROUPS = 16  # a chain has at most so many stations along the layers
 HEADS_PER_GROUP = 4
+READS_PER_HEAD = 2
+LEAST_WEIGHT = 0.05  # a cell with less of a head's attention has no strike of its own
 DIMMEST = 0.04  # a node below this display value has no arc of its own
 TEXELS = 4  # RGBA texels per slot
 STRANDS = 6  # strands around the axis; one more runs along it
@@ -58,7 +65,11 @@ class Arcs:
     ----------
     start, end : ndarray of float32, shape (n, 3)
     display : ndarray of float32, shape (n,)
-        Brightness and width, 0 … 1.
+        Brightness, 0 … 1.
+    width : ndarray of float32, shape (n,)
+        0 … 1: as `display`, of a read its attention weight.
+    push : ndarray of float32, shape (n,)
+        Hue of the signed push, -1 … 1, or `contribution.NOT_CAPTURED`, or of a read `NO_PUSH`.
     delay : ndarray of float32, shape (n,)
         When each appears, as a share of the time that the chain takes, never decreasing.
     kind : ndarray of int8, shape (n,)
@@ -70,6 +81,8 @@ class Arcs:
     start: Floats
     end: Floats
     display: Floats
+    width: Floats
+    push: Floats
     delay: Floats
     kind: NDArray[np.int8]
     node: NDArray[np.int32]
@@ -78,14 +91,63 @@ class Arcs:
         return len(self.display)
 
 
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Where the heads of one token looked.
+
+    Attributes
+    ----------
+    cells : ndarray of int32, shape (L, H, R)
+        The cells that each head attended to most, the most first; -1: none, or not captured.
+    weights : ndarray of float32, shape (L, H, R)
+        The attention weight that went there, 0 … 1.
+    """
+
+    cells: NDArray[np.int32]
+    weights: Floats
+
+    @classmethod
+    def of(cls, cells: NDArray[np.int32], weights: Floats) -> Reads:
+        """From the cell and weight of each of a head's top positions, (L, H, K): those of one cell add up."""
+        layers, heads, k = cells.shape
+        flat = np.where(np.isfinite(weights) & (cells >= 0), weights, 0.0).reshape(-1, k)
+        place = cells.reshape(-1, k)
+        same = (place[:, :, None] == place[:, None, :]) & (place >= 0)[:, :, None]
+        total = np.where(same, flat[:, None, :], 0.0).sum(axis=-1)
+        total[(np.tril(same, -1)).any(axis=-1)] = 0.0  # said once, where the cell comes first
+        order = np.argsort(-total, axis=-1, kind="stable")[:, :READS_PER_HEAD]
+        weight = np.take_along_axis(total, order, axis=-1)
+        cell = np.where(weight >= LEAST_WEIGHT, np.take_along_axis(place, order, axis=-1), -1)
+        shape = (layers, heads, order.shape[1])
+        return cls(
+            cell.reshape(shape).astype(np.int32), np.minimum(weight, 1.0).reshape(shape).astype(np.float32)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pushes:
+    """The contributions of one token in logits; NaN: not captured.
+
+    Attributes
+    ----------
+    heads : ndarray of float64, shape (L, H)
+    ffn : ndarray of float64, shape (L,)
+    """
+
+    heads: NDArray[np.float64]
+    ffn: NDArray[np.float64]
+
+
 def frame_seed(request_id: str, sequence: int, position: int) -> int:
     """The number that shapes a frame's bolts, in 0 … 65535: a hash of the frame's id. Decoration only."""
     return zlib.crc32(f"{request_id}/{sequence}/{position}".encode()) & 0xFFFF
 
 
-def heads_per_group(layers: int, slots: int) -> int:
-    """How many heads per station get an arc, so that about three chains fit into `slots`."""
+def heads_per_group(layers: int, slots: int, *, reads: bool = False) -> int:
+    """How many heads per station get an arc, so that about three chains fit (two with strikes)."""
     groups = min(layers, GROUPS)
+    if reads:
+        return int(np.clip((slots // (2 * groups) - 2) // (1 + READS_PER_HEAD), 1, HEADS_PER_GROUP))
     return int(np.clip(slots // (3 * groups) - 2, 1, HEADS_PER_GROUP))
 
 
@@ -95,7 +157,8 @@ def chain(
     ffn_display: Floats,
     *,
     top: int,
-    reads: NDArray[np.int32] | None = None,
+    reads: Reads | None = None,
+    pushes: Pushes | None = None,
     lane: int = 0,
 ) -> Arcs:
     """The arcs of one token.
@@ -107,22 +170,26 @@ def chain(
     ffn_display : ndarray of float32, shape (L,)
     top : int
         Arcs per station for its most active heads.
-    reads : ndarray of int32, shape (L, H), optional
-        The cell that each head reads most, -1 where it was not captured.
+    reads : where the heads looked; None: not captured.
+    pushes : the contributions; None: not captured.
     lane : int
         Which strand along the spine: one per request colour, so that requests stay apart. 0 is the axis.
     """
     rows: list[_Row] = []
     layout = replace(layout, spine=layout.spine + _strand(lane))
+    if pushes is None:
+        pushes = Pushes(np.full(head_display.shape, np.nan), np.full(len(ffn_display), np.nan))
     for low, high in _stations(len(ffn_display)):
-        rows += _trunk(layout, head_display, ffn_display, low, high)
-        rows += _heads(layout, head_display, low, high, top, reads)
-        rows += _ffn(layout, ffn_display, low, high)
+        rows += _trunk(layout, head_display, ffn_display, low, high, pushes)
+        rows += _heads(layout, head_display, low, high, top, reads, pushes)
+        rows += _ffn(layout, ffn_display, low, high, pushes)
     rows.sort(key=lambda row: row.delay)
     return Arcs(
         start=np.array([row.start for row in rows], np.float32).reshape(-1, 3),
         end=np.array([row.end for row in rows], np.float32).reshape(-1, 3),
         display=np.array([row.display for row in rows], np.float32),
+        width=np.array([row.width for row in rows], np.float32),
+        push=np.array([row.push for row in rows], np.float32),
         delay=np.array([row.delay for row in rows], np.float32),
         kind=np.array([row.kind for row in rows], np.int8),
         node=np.array([row.node for row in rows], np.int32).reshape(-1, 2),
@@ -138,6 +205,8 @@ class _Row(NamedTuple):
     end: Floats
     display: float
     node: tuple[int, int]
+    push: float
+    width: float
 
 
 def _strand(lane: int) -> Floats:
@@ -152,17 +221,19 @@ def _stations(layers: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges.tolist()))
 
 
-def _trunk(layout: Layout, heads: Floats, ffn: Floats, low: int, high: int) -> list[_Row]:
+def _trunk(layout: Layout, heads: Floats, ffn: Floats, low: int, high: int, pushes: Pushes) -> list[_Row]:
     values = np.concatenate([heads[low:high].ravel(), ffn[low:high]])
-    values = values[np.isfinite(values)]
-    if not len(values):
+    drawn = np.isfinite(values)
+    if not drawn.any():
         return []
     start, end = layout.spine[low], layout.spine[high]
-    return [_Row(low / len(ffn), Kind.TRUNK, start, end, float(values.max()), (low, 0))]
+    display = float(values[drawn].max())
+    pushed = np.concatenate([pushes.heads[low:high].ravel(), pushes.ffn[low:high]])[drawn]
+    return [_Row(low / len(ffn), Kind.TRUNK, start, end, display, (low, 0), _hue(pushed.sum()), display)]
 
 
 def _heads(
-    layout: Layout, heads: Floats, low: int, high: int, top: int, reads: NDArray[np.int32] | None
+    layout: Layout, heads: Floats, low: int, high: int, top: int, reads: Reads | None, pushes: Pushes
 ) -> list[_Row]:
     values = np.where(np.isfinite(heads[low:high]), heads[low:high], -1.0).ravel()
     order = np.argsort(-values, kind="stable")[:top]
@@ -173,24 +244,48 @@ def _heads(
         place, display = layout.heads[layer, head], float(values[flat])
         into = _spine_at(layout, layer, 0.55)
         toward = (into - place) * (0.9 * layout.head_radius / max(1e-6, float(np.linalg.norm(into - place))))
-        rows.append(_Row((layer + 0.25) / layers, Kind.HEAD, place + toward, into, display, (layer, head)))
-        if reads is not None and reads[layer, head] >= 0:
-            cell = int(reads[layer, head])
-            source = layout.cells[layer, cell].mean(axis=0)
-            rows.append(_Row(layer / layers, Kind.READ, source, place, display, (layer, cell)))
+        delay, push = (layer + 0.25) / layers, _hue(pushes.heads[layer, head])
+        rows.append(_Row(delay, Kind.HEAD, place + toward, into, display, (layer, head), push, display))
+        if reads is not None:
+            rows += _reads(layout, reads, layer, head, display)
     return rows
 
 
-def _ffn(layout: Layout, ffn: Floats, low: int, high: int) -> list[_Row]:
+def _reads(layout: Layout, reads: Reads, layer: int, head: int, display: float) -> list[_Row]:
+    """Strikes from the cells that a head attends to most to that head."""
+    place, delay = layout.heads[layer, head], layer / len(layout.heads)
+    return [
+        _Row(
+            delay,
+            Kind.READ,
+            layout.cells[layer, cell].mean(axis=0),
+            place,
+            display,
+            (layer, cell),
+            NO_PUSH,
+            weight,
+        )
+        for cell, weight in zip(
+            reads.cells[layer, head].tolist(), reads.weights[layer, head].tolist(), strict=True
+        )
+        if cell >= 0
+    ]
+
+
+def _ffn(layout: Layout, ffn: Floats, low: int, high: int, pushes: Pushes) -> list[_Row]:
     values = np.where(np.isfinite(ffn[low:high]), ffn[low:high], -1.0)
     layer, display = low + int(np.argmax(values)), float(values.max())
     if display < DIMMEST:
         return []
     # from the upper edge: of the disc's square, or of the first plate
-    start = layout.plates[layer, 0, 2:].mean(axis=0)
-    return [
-        _Row((layer + 0.6) / len(ffn), Kind.FFN, start, _spine_at(layout, layer, 1.0), display, (layer, 0))
-    ]
+    start, end = layout.plates[layer, 0, 2:].mean(axis=0), _spine_at(layout, layer, 1.0)
+    delay = (layer + 0.6) / len(ffn)
+    return [_Row(delay, Kind.FFN, start, end, display, (layer, 0), _hue(pushes.ffn[layer]), display)]
+
+
+def _hue(logits: float) -> float:
+    """The hue of a push as it goes into a slot."""
+    return float(texel(hue(logits)))
 
 
 def _spine_at(layout: Layout, layer: int, share: float) -> Floats:
@@ -209,7 +304,7 @@ class Bolts:
     Attributes
     ----------
     slots : ndarray of float32, shape (S, TEXELS, 4)
-        (start xyz, birth), (end xyz, life), (color rgb, display), (seed, kind, 0, 0). Birth is
+        (start xyz, birth), (end xyz, life), (color rgb, display), (seed, kind, width, push). Birth is
         relative to the origin that `advance` was called with; a slot that was never used has life 0.
     revision : int
         Rises when `slots` changed.
@@ -280,7 +375,7 @@ class Bolts:
         texels[:, 1, 3] = LIFE_S
         texels[:, 2, :3], texels[:, 2, 3] = color, arcs.display
         texels[:, 3, 0] = (seed + 131 * np.arange(n)) % 65536
-        texels[:, 3, 1] = arcs.kind
+        texels[:, 3, 1], texels[:, 3, 2], texels[:, 3, 3] = arcs.kind, arcs.width, arcs.push
         births = at_s + arcs.delay.astype(np.float64) * spread_s
         for i in range(n):
             self._serial += 1

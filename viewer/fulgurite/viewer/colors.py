@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 COLORS = 256
 INFERNO_FROM, INFERNO_TO = 0.25, 0.97
 GLASS = (0.030, 0.052, 0.125)  # an unlit node
+AGAINST, NEUTRAL, TOWARDS = (0.10, 0.46, 1.00), (0.70, 0.70, 0.72), (1.00, 0.52, 0.02)
 
 REQUESTS: tuple[tuple[str, tuple[float, float, float]], ...] = (
     ("sky blue", (86 / 255, 180 / 255, 233 / 255)),
@@ -80,6 +81,19 @@ def bar_colors() -> Floats:
     table = node_colors()
     cover = table[:, 3:]
     return np.asarray(table[:, :3] * cover + np.array(GLASS, np.float32) * (1.0 - cover), np.float32)
+
+
+def push_colors() -> Floats:
+    """The hue of a signed push: blue against the token, light grey at 0, orange towards it, (COLORS, 4) RGBA.
+
+    Index 0 is -1, the last is +1 of `contribution.hue`. Bolts, rings and the legend all read this table.
+    Blue and orange stay apart for colour-blind eyes, and so do both from grey.
+    """
+    t = np.linspace(-1.0, 1.0, COLORS, dtype=np.float32)[:, None]
+    strength = np.sqrt(np.abs(t))  # a weak push is told from none
+    end = np.where(t < 0, np.array(AGAINST, np.float32), np.array(TOWARDS, np.float32))
+    rgb = np.array(NEUTRAL, np.float32) * (1.0 - strength) + end * strength
+    return np.concatenate([rgb, np.ones_like(t)], axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,10 +32,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fulgurite.viewer.bolts import ARCS, Bolts, Kind, chain, frame_seed, heads_per_group
+from fulgurite.viewer.bolts import ARCS, Bolts, Kind, Pushes, Reads, chain, frame_seed, heads_per_group
 from fulgurite.viewer.camera import CameraRig
 from fulgurite.viewer.carpet import Carpet
 from fulgurite.viewer.colors import REQUESTS, Display, RequestColors, display_of
+from fulgurite.viewer.contribution import Shares, hue, pushes, shares_of
 from fulgurite.viewer.glow import Glow
 from fulgurite.viewer.hud import Hud
 from fulgurite.viewer.layout import CELLS, Layout
@@ -88,8 +89,35 @@ class _Pulse:
     spread_s: float
     heads: Floats  # (L, H)
     plates: Floats  # (L, E)
+    head_hues: Floats  # (L, H), NaN: not captured
+    plate_hues: Floats  # (L, E)
     next_heads: int = 0
     next_plates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What one token brought: whether its chain was drawn, and what was captured of it."""
+
+    at_s: float
+    is_drawn: bool
+    layers_read: int
+    has_pushes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """How much of the last seconds' tokens carried a channel of level `deep`.
+
+    Attributes
+    ----------
+    tokens, of : tokens that did, of so many.
+    layers : mean layers per such token in which it was measured.
+    """
+
+    tokens: int
+    of: int
+    layers: float
 
 
 class ReplicaScene:
@@ -120,6 +148,10 @@ class ReplicaScene:
         The last tokens, oldest first.
     strip_revision, hud_revision : int
         Rise when the strip, or a figure or the scale, changed.
+    shares : Shares or None
+        What made up the logit of the newest token whose contributions were captured.
+    latest, latest_deep : (FrameBlock, row, at_s) or None
+        The newest frame, and the newest one of level `deep`: for who points at a node.
     """
 
     def __init__(
@@ -152,9 +184,13 @@ class ReplicaScene:
         self._last_token_s: dict[str, float] = {}
         self._last_chain_s: dict[str, float] = {}
         self._pulses: deque[_Pulse] = deque()
-        self._drawn: deque[tuple[float, bool]] = deque()
+        self._seen: deque[_Seen] = deque()
         self._refused_until_s = -math.inf
-        self._reads_seen = False
+        self.shares: Shares | None = None
+        self.latest: tuple[FrameBlock, int, float] | None = None
+        self.latest_deep: tuple[FrameBlock, int, float] | None = None
+        self._texts: dict[tuple[str, int], dict[int, str]] = {}
+        self._prompts: dict[str, tuple[int, ...]] = {}
 
     # what it is told
 
@@ -182,18 +218,21 @@ class ReplicaScene:
 
     def clear(self) -> None:
         """Nothing was applied: for a seek, before the past of the new place is applied."""
-        for part in (self.heads, self.plates, self.carpet, self.bolts, self.strip, self._pulses, self._drawn):
+        for part in (self.heads, self.plates, self.carpet, self.bolts, self.strip, self._pulses, self._seen):
             part.clear()
+        self._texts.clear()
+        self.shares = self.latest = self.latest_deep = None
         self.head_values[:] = self.ffn_values[:] = np.nan
         self._last_token_s.clear()
         self._last_chain_s.clear()
         self._colors = RequestColors()
         self._refused_until_s = -math.inf
-        self._reads_seen = False
         self.strip_revision += 1
 
     def event(self, event: RequestEvent, at_s: float) -> None:  # noqa: ARG002
         """What happened to a request: one that ended frees its colour and its cache."""
+        if event.kind == "started":
+            self._prompts[event.request_id] = event.prompt_tokens_per_row or (event.prompt_tokens,)
         if event.kind in ("finished", "aborted"):
             self._end(event.request_id)
 
@@ -206,13 +245,18 @@ class ReplicaScene:
             return
         times = np.broadcast_to(np.asarray(at_s, np.float64), (n,))
         heads, ffn, plates = self._displays(block)
+        head_pushes = self._pushes(block, "head_contribution", self.heads.display.shape)
+        ffn_pushes = self._pushes(block, "ffn_contribution", (self.topology.layers,))
+        plate_hues = np.broadcast_to(hue(ffn_pushes)[..., None], plates.shape)
         for low, high in _steps(times):
-            # one forward pass: the nodes show the largest value of its rows
-            self._pulses.append(
-                _Pulse(float(times[low]), spread_s, _largest(heads[low:high]), _largest(plates[low:high]))
+            # one forward pass: the nodes show the largest value of its rows, and the hue of that row
+            lit, lit_hues = _largest(heads[low:high], hue(head_pushes[low:high]))
+            flat, flat_hues = _largest(plates[low:high], plate_hues[low:high])
+            self._pulses.append(_Pulse(float(times[low]), spread_s, lit, flat, lit_hues, flat_hues))
+            self._tokens(
+                block, range(low, high), times, heads, ffn, Pushes(head_pushes, ffn_pushes), spread_s
             )
-            self._tokens(block, range(low, high), times, heads, ffn, spread_s)
-        self._remember(block)
+        self._remember(block, float(times[-1]))
         self.strip_revision += 1
 
     # what follows from it
@@ -229,10 +273,9 @@ class ReplicaScene:
 
     @property
     def tokens_per_chain(self) -> float | None:
-        """How many tokens one drawn chain stands for, over the last seconds; None where no token came."""
-        if not self._drawn:
-            return None
-        return len(self._drawn) / max(1, sum(drawn for _, drawn in self._drawn))
+        """How many tokens one drawn chain stands for, over the last seconds; None where none was drawn."""
+        chains = sum(seen.is_drawn for seen in self._seen)
+        return len(self._seen) / chains if chains else None
 
     @property
     def requests(self) -> list[tuple[str, int]]:
@@ -241,8 +284,31 @@ class ReplicaScene:
 
     @property
     def reads_captured(self) -> bool:
-        """Whether any frame said where a head looked: else no strike comes from the key-value cells."""
-        return self._reads_seen
+        """Whether a frame of the last seconds said where a head looked: else the cells send no strikes."""
+        return any(seen.layers_read for seen in self._seen)
+
+    @property
+    def reads(self) -> Captured:
+        """Of how many tokens of the last seconds is known where heads looked, and in how many layers."""
+        layers = [seen.layers_read for seen in self._seen if seen.layers_read]
+        return Captured(len(layers), len(self._seen), sum(layers) / len(layers) if layers else 0.0)
+
+    @property
+    def contributions(self) -> Captured:
+        """Of how many tokens of the last seconds the contributions were captured and are verified."""
+        tokens = sum(seen.has_pushes for seen in self._seen)
+        return Captured(tokens, len(self._seen), float(self.topology.layers) if tokens else 0.0)
+
+    def text_at(self, request_id: str, sequence: int, position: int) -> str | None:
+        """The token at a position of a sequence, if it was emitted here with its text."""
+        return self._texts.get((request_id, sequence), {}).get(position)
+
+    def prompt_tokens(self, request_id: str, sequence: int) -> int | None:
+        """How long the prompt of a sequence was; None where that was not said."""
+        rows = self._prompts.get(request_id)
+        if not rows:
+            return None
+        return rows[sequence] if sequence < len(rows) else rows[-1]
 
     def display(self, kind: str) -> Display | None:
         """The display function of a node kind (`head`, `ffn`)."""
@@ -287,6 +353,7 @@ class ReplicaScene:
         times: NDArray[np.float64],
         heads: Floats,
         ffn: Floats,
+        pushed: Pushes,
         spread_s: float,
     ) -> None:
         """The tokens of one step: cache, chain, strip; who waited longest for a chain goes first."""
@@ -298,10 +365,15 @@ class ReplicaScene:
             self._last_token_s[request_id] = float(times[row])
             color = self._colors.of(request_id)
             self._cache(block, row, request_id, float(times[row]))
-            if self._strike(block, row, request_id, color, float(times[row]), heads[row], ffn[row], spread_s):
+            one = Pushes(pushed.heads[row], pushed.ffn[row])
+            if self._strike(
+                block, row, request_id, color, float(times[row]), heads[row], ffn[row], one, spread_s
+            ):
                 drawn.add(row)
         for row in rows:
-            self._drawn.append((float(times[row]), row in drawn))
+            read = int(self._layers_read(block, row).sum())
+            has_pushes = bool(np.isfinite(pushed.heads[row]).any())
+            self._seen.append(_Seen(float(times[row]), row in drawn, read, has_pushes))
             self.strip.append(
                 self._strip_token(block, row, names[row - rows[0]], float(times[row]), row in drawn)
             )
@@ -324,17 +396,20 @@ class ReplicaScene:
         at_s: float,
         heads: Floats,
         ffn: Floats,
+        pushed: Pushes,
         spread_s: float,
     ) -> bool:
         """Draw this token's chain, if there is room."""
         if at_s < self._refused_until_s or not (np.isfinite(heads).any() or np.isfinite(ffn).any()):
             return False
+        reads = self._reads(block, row)
         arcs = chain(
             self.layout,
             heads,
             ffn,
-            top=heads_per_group(self.topology.layers, len(self.bolts)),
-            reads=self._reads(block, row),
+            top=heads_per_group(self.topology.layers, len(self.bolts), reads=reads is not None),
+            reads=reads,
+            pushes=pushed,
             lane=color,
         )
         if not self.bolts.admits(arcs, at_s, spread_s):
@@ -350,12 +425,26 @@ class ReplicaScene:
         self._last_chain_s[request_id] = at_s
         return True
 
-    def _reads(self, block: FrameBlock, row: int) -> NDArray[np.int32] | None:
-        """The cell that each head attends to most, (L, H); -1 where it was not captured; None: nowhere."""
-        if "attended_positions" not in block.columns:
+    def _layers_read(self, block: FrameBlock, row: int) -> NDArray[np.bool_]:
+        """In which layers this frame says where heads looked, shape (L,)."""
+        if "attended_positions" not in block.columns or "attended_weights" not in block.columns:
+            return np.zeros(self.topology.layers, np.bool_)
+        known = (block.columns["attended_positions"][row] >= 0).any(axis=(-2, -1))
+        if "measured_layers" in block.columns:
+            known = known & (block.columns["measured_layers"][row] > 0)
+        return np.asarray(known, np.bool_)
+
+    def _reads(self, block: FrameBlock, row: int) -> Reads | None:
+        """Where this token's heads looked; nothing of a layer that was not measured; None: nowhere known."""
+        layers = self._layers_read(block, row)
+        if not layers.any():
             return None
-        self._reads_seen = True
-        return self.carpet.cell_of(block.columns["attended_positions"][row][..., 0])
+        positions = np.where(layers[:, None, None], block.columns["attended_positions"][row], -1)
+        weights = np.asarray(block.columns["attended_weights"][row], np.float32)
+        return Reads.of(self.carpet.cell_of(positions), weights)
+
+    def _pushes(self, block: FrameBlock, channel: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        return pushes(block, channel, shape, self.topology.dtype)
 
     def _strip_token(
         self, block: FrameBlock, row: int, request_id: str, at_s: float, has_chain: bool
@@ -374,8 +463,17 @@ class ReplicaScene:
             has_chain=has_chain,
         )
 
-    def _remember(self, block: FrameBlock) -> None:
+    def _remember(self, block: FrameBlock, at_s: float) -> None:
         """The last measured values, for who points at a node."""
+        row = len(block) - 1
+        self.latest = (block, row, at_s)
+        if "head_contribution" in block.columns or "attended_positions" in block.columns:
+            self.latest_deep = self.latest
+            self.shares = shares_of(block, row, self.topology.dtype)
+        for index, text in enumerate(block.texts or ()):
+            request_id = block.requests[int(block.columns["request_index"][index])].request_id
+            of = (request_id, int(block.columns["sequence"][index]))
+            self._texts.setdefault(of, {})[int(block.columns["position"][index])] = text
         if "head_write" in block.columns:
             self.head_values = block.columns["head_write"][-1].astype(np.float32)
         if "ffn_write" in block.columns:
@@ -385,16 +483,17 @@ class ReplicaScene:
         layers, spread_s = self.topology.layers, pulse.spread_s
         progress = (now_s - pulse.at_s) / spread_s * layers if spread_s > 0.0 else math.inf
         pulse.next_heads = self._light(
-            self.heads, pulse.heads, pulse, pulse.next_heads, progress, 0.25, spread_s
+            self.heads, pulse.heads, pulse.head_hues, pulse, pulse.next_heads, progress, 0.25, spread_s
         )
         pulse.next_plates = self._light(
-            self.plates, pulse.plates, pulse, pulse.next_plates, progress, 0.60, spread_s
+            self.plates, pulse.plates, pulse.plate_hues, pulse, pulse.next_plates, progress, 0.60, spread_s
         )
 
     def _light(
         self,
         glow: Glow,
         values: Floats,
+        hues: Floats,
         pulse: _Pulse,
         begin: int,
         progress: float,
@@ -406,12 +505,12 @@ class ReplicaScene:
         end = min(layers, max(begin, math.floor(min(progress - offset, layers)) + 1))
         if end > begin:
             reached = pulse.at_s + spread_s * (np.arange(begin, end) + offset) / layers
-            glow.hit(slice(begin, end), values[begin:end], reached[:, None])
+            glow.hit(slice(begin, end), values[begin:end], reached[:, None], hues[begin:end])
         return end
 
     def _forget(self, now_s: float) -> None:
-        while self._drawn and self._drawn[0][0] < now_s - RATE_OVER_S:
-            self._drawn.popleft()
+        while self._seen and self._seen[0].at_s < now_s - RATE_OVER_S:
+            self._seen.popleft()
         silent = [name for name, at_s in self._last_token_s.items() if at_s < now_s - RATE_OVER_S]
         for request_id in silent:
             self._end(request_id)
@@ -421,6 +520,9 @@ class ReplicaScene:
         self._last_chain_s.pop(request_id, None)
         self._colors.release(request_id)
         self.carpet.end(request_id)
+        self._prompts.pop(request_id, None)
+        for of in [key for key in self._texts if key[0] == request_id]:
+            del self._texts[of]
 
 
 class Storm:
@@ -437,6 +539,8 @@ class Storm:
         One for all viewports: they turn together.
     hud_visible, tokens_visible : bool
         Titles, figures and legends; the token strip.
+    shows_contribution : bool
+        Whether hue is the signed push on the emitted token; else bolts have the colour of their request.
     revision : int
         Rises when other replicas are shown.
     """
@@ -445,6 +549,7 @@ class Storm:
         self.camera = CameraRig()
         self.hud_visible = True
         self.tokens_visible = True
+        self.shows_contribution = False
         self.revision = 0
         self.now_s = 0.0
         self.clock_s = 0.0
@@ -512,10 +617,17 @@ def _steps(times: NDArray[np.float64]) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def _largest(rows: Floats) -> Floats:
-    """The largest value of each node over the rows; NaN where no row has one."""
-    filled = np.where(np.isfinite(rows), rows, -np.inf).max(axis=0)
-    return np.where(np.isfinite(filled), filled, np.nan).astype(np.float32)
+def _largest(rows: Floats, hues: Floats) -> tuple[Floats, Floats]:
+    """The largest value of each node over the rows, and the hue of the row that has it; NaN: none has."""
+    filled = np.where(np.isfinite(rows), rows, -np.inf)
+    first = filled.argmax(axis=0)[None]
+    value = np.take_along_axis(filled, first, axis=0)[0]
+    hue_of = np.take_along_axis(hues, first, axis=0)[0]
+    known = np.isfinite(value)
+    return (
+        np.where(known, value, np.nan).astype(np.float32),
+        np.where(known, hue_of, np.nan).astype(np.float32),
+    )
 
 
-__all__ = ["SPREAD_S", "ReplicaScene", "Storm", "StripToken"]
+__all__ = ["SPREAD_S", "Captured", "ReplicaScene", "Storm", "StripToken"]

@@ -31,7 +31,8 @@ WARN: Color = (240, 176, 80)
 FIELD: Color = (58, 66, 96)
 VERIFIED: Color = (112, 200, 160)
 
-TOP_LINES, LEGEND_LINES, STRIP_LINES = 84.0, 62.0, 46.0
+TOP_LINES, LEGEND_LINES, STRIP_LINES = 84.0, 62.0, 54.0
+STRIP_ROWS, STRIP_PITCH = 2, 22.0
 MARGIN = 20.0
 
 
@@ -171,34 +172,62 @@ def _requests(canvas: Canvas, scene: ReplicaScene, width: int, scale: float) -> 
     return MARGIN * scale + math.ceil(min(len(requests), places) / rows) * column
 
 
+def strip_rows(scene: ReplicaScene) -> list[list[StripToken]]:
+    """The last tokens by sequence: of the `STRIP_ROWS` that spoke last, in the order in which they began."""
+    rows: dict[tuple[str, int], list[StripToken]] = {}
+    for token in scene.strip:
+        rows.setdefault((token.request_id, token.sequence), []).append(token)
+    speaking = sorted(rows, key=lambda key: rows[key][-1].at_s)[-STRIP_ROWS:]
+    return [row for key, row in rows.items() if key in speaking]
+
+
 def _strip(canvas: Canvas, scene: ReplicaScene, width: int, top: float, scale: float) -> None:
-    """The last tokens, the newest at the right: text in the request's colour, probability as a bar below."""
-    x, size = width - MARGIN * scale, 15 * scale
+    """A row per sequence, the newest token at the right: text in the request's colour, probability below."""
     canvas.box(MARGIN * scale, top + 2 * scale, width - 2 * MARGIN * scale, 1, FIELD, 0.7)
-    newest = True
-    for token in reversed(scene.strip):
+    rows = strip_rows(scene)
+    newest_s = max((row[-1].at_s for row in rows), default=0.0)
+    for index, row in enumerate(rows):
+        y = top + (9 if len(rows) == 1 else 6 + STRIP_PITCH * index) * scale
+        size = (15 if len(rows) == 1 else 13) * scale
+        left = _row(canvas, row, width, y, size, scale, is_newest=row[-1].at_s == newest_s)
+        if index == 0 and scene.tokens_shown != "text":
+            words = "token text is off" if scene.tokens_shown == "off" else "token text is off: ids"
+            if left - MARGIN * scale > width_of(words, 11 * scale):
+                canvas.text(MARGIN * scale, y + 3 * scale, words, 11 * scale, DIM)
+    if not rows:
+        canvas.text(MARGIN * scale, top + 9 * scale, "no token yet", 15 * scale, DIM)
+
+
+def _row(
+    canvas: Canvas,
+    row: list[StripToken],
+    width: int,
+    y: float,
+    size: float,
+    scale: float,
+    *,
+    is_newest: bool,
+) -> float:
+    """One sequence's tokens from the right, as many as fit; where they begin."""
+    x = width - MARGIN * scale
+    for token in reversed(row):
         text, known = token_text(token)
         room = width_of(text, size) + 8 * scale
         if x - room < MARGIN * scale:
             break
         x -= room
         color = _rgb(token.color)
-        ink = color if known else tuple(round(0.6 * c) for c in color)
-        canvas.text(x + 4 * scale, top + 9 * scale, text, size, (WHITE if newest and known else ink))  # type: ignore[arg-type]
-        _probability(canvas, token, x + 3 * scale, top + 32 * scale, room - 6 * scale, scale)
-        newest = False
-    if newest:
-        canvas.text(MARGIN * scale, top + 9 * scale, "no token yet", size, DIM)
-    elif scene.tokens_shown != "text":
-        words = "token text is off" if scene.tokens_shown == "off" else "token text is off: ids"
-        if x - MARGIN * scale > width_of(words, 11 * scale):
-            canvas.text(MARGIN * scale, top + 12 * scale, words, 11 * scale, DIM)
+        ink: Color = color if known else (round(0.6 * color[0]), round(0.6 * color[1]), round(0.6 * color[2]))
+        is_last = is_newest and token is row[-1]
+        canvas.text(x + 4 * scale, y, text, size, WHITE if is_last and known else ink)
+        _probability(canvas, token, x + 3 * scale, y + size + 2 * scale, room - 6 * scale, scale)
+    return x
 
 
 def _probability(canvas: Canvas, token: StripToken, x: float, y: float, room: float, scale: float) -> None:
-    canvas.box(x, y, room, 3 * scale, FIELD, 0.8)
+    canvas.box(x, y, room, 2.5 * scale, FIELD, 0.8)
     if token.probability is not None:
-        canvas.box(x, y, max(1.0, room * token.probability), 3 * scale, _rgb(token.color))
+        canvas.box(x, y, max(1.0, room * token.probability), 2.5 * scale, _rgb(token.color))
 
 
 def token_text(token: StripToken) -> tuple[str, bool]:
@@ -248,6 +277,3 @@ def _rgb(index: int) -> Color:
 
 def _rounded(value: float | None) -> int | None:
     return None if value is None else max(1, round(value))
-
-
-__all__ = ["Entry", "bottom_key", "bottom_lines", "legend", "note", "paint_bottom", "paint_top", "top_key"]

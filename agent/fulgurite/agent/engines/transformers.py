@@ -31,7 +31,7 @@ from fulgurite.agent.engines.generate import GenerateWrapper, criterion, unwrap,
 from fulgurite.agent.engines.search import Search
 from fulgurite.agent.identity import Request, new_ref, new_request
 from fulgurite.agent.probes import Pass
-from fulgurite.agent.shelf import Place
+from fulgurite.agent.shelf import Place, leave
 from fulgurite.wire.frame import RequestRef
 
 Array = np.ndarray[Any, Any]
@@ -47,13 +47,14 @@ class Call:
     assisted : one pass may commit several tokens.
     draft : made by `generate` itself to propose tokens: nothing of it is a request.
     passing : the last forward pass, until its tokens are known.
-    cache, since : of the last pass; when its tokens were handed over.
+    cache : of the last pass.
+    since, arrivals : when its tokens were handed over; how many calls had begun or ended by then.
     seen, counted : length of the text at the last step, and up to where its tokens were counted.
     """
 
     __slots__ = (
-        "assisted", "cache", "counted", "draft", "mask", "passing", "ref", "request", "search", "seen",
-        "since", "stops", "width",
+        "arrivals", "assisted", "cache", "counted", "draft", "mask", "passing", "ref", "request", "search",
+        "seen", "since", "stops", "width",
     )  # fmt: skip
 
     def __init__(
@@ -78,7 +79,7 @@ class Call:
         self.request: Request | None = None
         self.seen = self.counted = width
         self.cache: Any = None
-        self.since = 0
+        self.since = self.arrivals = 0
 
 
 class Loop:
@@ -106,6 +107,8 @@ class Engine:
         self._outer = None if outer is None else weakref.ref(outer)
         self._logits = _logits_place(model, capture)
         self._compiled_passes = 0
+        self._calls: set[Call] = set()
+        self._arrivals = 0
         self.capture = capture
         self.shield = capture.shield
         self._call: ContextVar[Call | None] = ContextVar("fulgurite_call", default=None)
@@ -191,6 +194,7 @@ class Engine:
     def _describe(self, passing: Pass, call: Call | None, kwargs: Mapping[str, Any]) -> None:
         passing.mask = arguments.two_dimensional(kwargs.get("attention_mask"))
         passing.call = call
+        passing.arrivals = self._arrivals
         passing.position_ids = kwargs.get("position_ids")
         if call is None:
             if passing.mask is not None and passing.width > 1:
@@ -215,6 +219,7 @@ class Engine:
             cache = arguments.made_cache(output)
         call: Call | None = passing.call
         self._compiled_passes += is_outer
+        passing.crowded |= self._is_crowded(call, passing.arrivals)
         # a plain loop may write into its logits, and assisted decoding does
         self.capture.close(passing, logits, cache, copies=call is None or call.assisted)
         if call is None:
@@ -250,7 +255,10 @@ class Engine:
         if options("cache_implementation") == "paged":
             self._say_unmeasured("continuous batching")
             return Call(call.ref, draft=True), args, kwargs
-        return call, *with_criterion(args, kwargs, criterion(self, call))
+        given = with_criterion(args, kwargs, criterion(self, call))
+        self._calls.add(call)
+        self._arrivals += 1
+        return call, *given
 
     def committed(self, call: Call, input_ids: torch.Tensor) -> None:
         """`generate` chose tokens: `input_ids` (b, so far) has them at its end."""
@@ -280,14 +288,20 @@ class Engine:
             request.drafted += passing.keep - 1
             request.accepted += n - 1
         self.capture.commit(passing, request, input_ids[:, -n:], call.stops, committed_ns=now)
-        call.since = time.perf_counter_ns()
+        call.since, call.arrivals = time.perf_counter_ns(), self._arrivals
 
     def _compiled_pass(self, call: Call, rows: int) -> Pass | None:
         """`generate` compiles the model with its hooks: what the graph left of the pass, if it left it."""
         if call.request is None or call.assisted or self._logits is None or not self._handles:
             return None
         self._compiled_passes += 1
+        if self._is_crowded(call, call.arrivals):
+            return None
         return self.capture.recover(rows, self._logits, cache=call.cache, started_ns=call.since)
+
+    def _is_crowded(self, call: Call | None, arrivals: int) -> bool:
+        """Whether another call may have run since: the graph leaves room for one pass."""
+        return len(self._calls) > (call is not None) or self._arrivals != arrivals
 
     def _chosen(self, call: Call, search: Search, candidates: torch.Tensor, now: int) -> None:
         search.chosen(candidates, now)
@@ -308,6 +322,9 @@ class Engine:
 
     def end(self, call: Call, output: Any, error: BaseException | None) -> None:
         """`generate` is over."""
+        if call in self._calls:
+            self._calls.discard(call)
+            self._arrivals += 1
         if call.search is not None:
             call.search.release()
         request = call.request
@@ -435,7 +452,7 @@ def _leave_logits(output: Any, place: Place) -> None:
     """In a graph that is traced. Anything but plain code breaks it."""
     logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", None)
     if isinstance(logits, torch.Tensor):
-        torch.ops.fulgurite.leave(logits.detach(), place.buffer, place.clock)
+        leave(logits, place)
 
 
 def _logits_place(model: nn.Module, capture: Capture) -> Place | None:

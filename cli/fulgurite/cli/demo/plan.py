@@ -26,6 +26,9 @@ class Options:
     ----------
     collector, page : where they listen.
     model : id or folder of a `transformers` model; None for the bundled one.
+    level : what is captured.
+    deep_ratio : share of steps captured at `deep`. At 1 every layer's attention is read in every step; below,
+        one layer per deep step. At the demo's pace a core has room for it.
     pace : tokens per second and replica; 0 for as fast as it goes.
     out : film or picture; None for the page.
     """
@@ -34,7 +37,8 @@ class Options:
     page: Address
     model: str | None = None
     replicas: int = 2
-    level: str = "heads"
+    level: str = "deep"
+    deep_ratio: float = 1.0
     pace: float = 30.0
     seconds: float | None = None
     out: Path | None = None
@@ -114,6 +118,7 @@ def _replica(index: int, options: Options) -> ProcessSpec:
         ),
         environment={
             **ONE_THREAD,
+            "FULGURITE_DEEP_RATIO": f"{options.deep_ratio:g}",
             "OTEL_SERVICE_NAME": SERVICE,
             "OTEL_RESOURCE_ATTRIBUTES": f"service.instance.id={name}",
         },

@@ -19,6 +19,17 @@ float flare(float stamp, float now) {
   return exp(-max(0.0, now - stamp) / HIT_S);
 }
 
+// The hue of a signed push, -1 to 1, from the table of `colors.push_colors`; grey where there is none.
+vec3 pushed(sampler2D colors, float push) {
+  if (push < -1.5) return vec3(0.46, 0.47, 0.50);
+  return texture(colors, vec2(((0.5 + 0.5 * push) * 255.0 + 0.5) / 256.0, 0.5)).rgb;
+}
+
+// 1 where the push of a node was not captured (contribution.NOT_CAPTURED), 0 else.
+float unknown(float push) {
+  return step(-2.5, push) * step(push, -1.5);
+}
+
 // 0 or 1: diagonal stripes in pixels.
 float stripe(vec2 pixel, float period) {
   return step(0.62, fract((pixel.x + pixel.y) / period));

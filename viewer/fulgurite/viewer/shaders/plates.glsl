@@ -1,4 +1,5 @@
 // FFN blocks: discs on the axis, or plates on a shelf (uDisc 0). The etching is glass, the light is the display value.
+// In the contribution view (uPush 1) hue and rim are the signed push, the rim hatched where that was not captured.
 //# vertex declarations
 in vec2 nodeAt;
 in vec2 corner;
@@ -8,12 +9,13 @@ out vec2 vAt;
 //# vertex main
 vec4 node = texelFetch(uNodes, ivec2(nodeAt + 0.5), 0);
 float light = faded(node.x, node.y, uTime);
-vNode = vec4(light, flare(node.y, uTime) * node.x, node.z, 0.0);
+vNode = vec4(light, flare(node.y, uTime) * node.x, node.z, node.w);
 vAt = corner;
 //# fragment declarations
 in vec4 vNode;
 in vec2 vAt;
 uniform sampler2D uColors;
+uniform sampler2D uPushColors;
 //# fragment main
 vec4 lit = texture(uColors, vec2((vNode.x * 255.0 + 0.5) / 256.0, 0.5));
 float cover, edge;
@@ -45,8 +47,13 @@ if (vNode.z > 0.5) {
   alpha = max(0.9 * edge, cover * 0.75);
 } else {
   vec3 glass = vec3(0.035, 0.060, 0.150) * cover + vec3(0.13, 0.22, 0.55) * edge;
+  if (uPush > 0.5) lit.rgb = pushed(uPushColors, vNode.w) * (0.30 + 0.70 * vNode.x);
   vec3 body = lit.rgb * (cover * (0.75 + 0.35 * vNode.y) + edge * 1.0);
   color = mix(glass, body, lit.a);
   alpha = max(edge * 0.85, cover * mix(0.55, 0.95, lit.a));
+}
+if (uPush > 0.5 && vNode.z < 0.5) {
+  float ink = 1.0 - 0.85 * unknown(vNode.w) * stripe(gl_FragCoord.xy, 6.0);
+  color = mix(color, pushed(uPushColors, vNode.w) * ink, 0.85 * edge * (0.55 + 0.45 * vNode.x));
 }
 fragOutput0 = vec4(color * uFade, alpha);

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fulgurite.viewer.colors import node_colors
+from fulgurite.viewer.colors import node_colors, push_colors
 from fulgurite.viewer.layout import HEAD_GROWTH
 from fulgurite.viewer.lettering import Atlas, paint_labels
 from fulgurite.viewer.vtk.drawing import DataTexture, Drawing
@@ -35,12 +35,14 @@ class Frame:
     time_s : since the textures' origin.
     width, height : of the viewport, in pixels.
     pixels : per unit of length at unit depth.
+    shows_contribution : whether hue is the signed push.
     """
 
     time_s: float
     width: int
     height: int
     pixels: float
+    shows_contribution: bool = False
 
 
 class ReplicaActors:
@@ -56,6 +58,7 @@ class ReplicaActors:
     def __init__(self, scene: ReplicaScene, scale: float) -> None:
         self._scene = scene
         self._colors = DataTexture(node_colors()[None], smooth=True)
+        self._push_colors = DataTexture(push_colors()[None], smooth=True)
         self._heads = DataTexture(scene.heads.texture(0.0).swapaxes(0, 1))
         self._plates = DataTexture(scene.plates.texture(0.0).swapaxes(0, 1))
         self._cells = DataTexture(scene.carpet.texture(0.0).swapaxes(0, 1))
@@ -64,6 +67,7 @@ class ReplicaActors:
         self._atlas = paint_labels(scene.layout.labels, scale)
         self._sprites = self._head_drawings()
         self._flats = self._flat_drawings()
+        self._pushed = self._flats[1:]  # not the carpet: it has no push
         self._spine = self._spine_drawing()
         self._bolts = self._bolt_drawing()
         self._labels = self._label_drawing(self._atlas)
@@ -85,6 +89,10 @@ class ReplicaActors:
             self._written["arcs"] = (scene.bolts.revision,)
         for drawing in (*self._sprites, *self._flats, self._bolts):
             drawing.set_vertex(uTime=frame.time_s)
+        push = float(frame.shows_contribution)
+        for drawing in (*self._sprites, *self._pushed):
+            drawing.set_fragment(uPush=push)
+        self._bolts.set_vertex(uPush=push)
         for drawing in self._sprites:
             drawing.set_vertex(uPixels=frame.pixels)
         viewport = (float(frame.width), float(frame.height))
@@ -111,7 +119,7 @@ class ReplicaActors:
         self._ribs: Drawing | None = None
         if not len(places):
             return []
-        textures = {"uNodes": self._heads, "uColors": self._colors}
+        textures = {"uNodes": self._heads, "uColors": self._colors, "uPushColors": self._push_colors}
         uniforms = {"uTime": 0.0, "uPixels": 1.0, "uRadius": layout.head_radius}
         halos = Drawing(
             "halos",
@@ -121,6 +129,7 @@ class ReplicaActors:
             attributes={"nodeAt": here},
             textures=textures,
             vertex_uniforms={**uniforms, "uLeast": 0.10 if layout.walls is None else WALL_HALOS_FROM},
+            fragment_uniforms={"uPush": 0.0},
         )
         if layout.walls is not None:
             return [self._wall_drawing(layout.walls), halos]
@@ -143,6 +152,7 @@ class ReplicaActors:
             attributes={"nodeAt": here},
             textures=textures,
             vertex_uniforms={**uniforms, "uGrowth": HEAD_GROWTH - 1.0},
+            fragment_uniforms={"uPush": 0.0},
         )
         return [spheres, halos]
 
@@ -157,8 +167,13 @@ class ReplicaActors:
             blend="opaque",
             index=number[cells.index[here[cells.index].all(axis=1)]],
             attributes={"nodeAt": cells.node[here], "corner": cells.corner[here]},
-            textures={"uNodes": self._heads, "uColors": self._colors},
+            textures={
+                "uNodes": self._heads,
+                "uColors": self._colors,
+                "uPushColors": self._push_colors,
+            },
             vertex_uniforms={"uTime": 0.0, "uPixels": 1.0},
+            fragment_uniforms={"uPush": 0.0},
         )
 
     def _flat_drawings(self) -> list[Drawing]:
@@ -183,9 +198,13 @@ class ReplicaActors:
                 blend="over",
                 index=plates.index,
                 attributes={"nodeAt": plates.node, "corner": plates.corner},
-                textures={"uNodes": self._plates, "uColors": self._colors},
+                textures={
+                    "uNodes": self._plates,
+                    "uColors": self._colors,
+                    "uPushColors": self._push_colors,
+                },
                 vertex_uniforms={"uTime": 0.0},
-                fragment_uniforms={"uDisc": float(layout.ffn_kind == "disc"), "uFade": 1.0},
+                fragment_uniforms={"uDisc": float(layout.ffn_kind == "disc"), "uFade": 1.0, "uPush": 0.0},
             ),
         ]
 
@@ -222,8 +241,9 @@ class ReplicaActors:
             blend="brightest",
             index=_quad_index(slots * SEGMENTS),
             attributes={"arcAt": at.reshape(-1, 4)},
-            textures={"uArcs": self._arcs},
+            textures={"uArcs": self._arcs, "uPushColors": self._push_colors},
             vertex_uniforms={
+                "uPush": 0.0,
                 "uTime": 0.0,
                 "uViewport": (1280.0, 720.0),
                 "uWidth": BOLT_PIXELS,

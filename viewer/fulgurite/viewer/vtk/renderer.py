@@ -270,6 +270,7 @@ class Renderer:
             width=viewport.width,
             height=viewport.height,
             pixels=viewport.height / 2 / float(np.tan(angle / 2)),
+            shows_contribution=storm.shows_contribution,
         )
         viewport.actors.update(frame, storm.origin_s)
         if not storm.hud_visible:

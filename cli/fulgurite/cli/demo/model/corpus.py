@@ -27,8 +27,12 @@ MAKERS: dict[str, Maker] = {
 }
 MIX = {"story": 22, "list": 18, "sums": 12, "echo": 24, "pattern": 24}
 """Of 100 documents, how many are of each kind."""
-LATER_MIX = {"story": 30, "list": 34, "sums": 12, "echo": 10, "pattern": 14}
-"""The same for the later part of a training: when copying is learned, brackets and grammar want more."""
+MIXES: dict[int, Mapping[str, int]] = {
+    0: MIX,
+    700: {"story": 30, "list": 34, "sums": 12, "echo": 10, "pattern": 14},
+    1200: {"story": 50, "list": 40, "sums": 4, "echo": 3, "pattern": 3},
+}
+"""What a training reads from which step on: copying is learned first; brackets and grammar take longer."""
 
 
 def documents(

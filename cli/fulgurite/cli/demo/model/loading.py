@@ -19,7 +19,7 @@ class ModelUnavailable(RuntimeError):
 
 def bundled_path() -> Path:
     """The folder of the bundled model's weights and tokenizer."""
-    return Path(__file__).parent / "weights"
+    return Path(__file__).parent / "stories-3m"
 
 
 def load(path_or_id: str | None = None) -> tuple[Any, Any]:

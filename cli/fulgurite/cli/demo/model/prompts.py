@@ -39,10 +39,12 @@ def _story(draw: random.Random) -> str:
 
 
 def _list(draw: random.Random) -> str:
-    text = draw_list(draw, held_out=draw.random() < 0.5)
-    cuts = [found.end() for found in _ITEM.finditer(text) if open_brackets(text[: found.end()])]
-    deep = max(cuts, key=lambda cut: len(open_brackets(text[:cut]) or ""))
-    return text[:deep]
+    """A list cut where it is deepest; one of brackets alone is no question, and another is drawn."""
+    while True:
+        text = draw_list(draw, held_out=draw.random() < 0.5)
+        cuts = [found.end() for found in _ITEM.finditer(text) if open_brackets(text[: found.end()])]
+        if cuts:
+            return text[: max(cuts, key=lambda cut: len(open_brackets(text[:cut]) or ""))]
 
 
 def _sum(draw: random.Random) -> str:

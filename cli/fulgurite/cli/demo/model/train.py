@@ -2,8 +2,8 @@
 
 Everything is decided by the seed: the tokenizer, the first weights, what is read at each step. A checkpoint
 that lies in the folder is taken up again. The last fifth of the steps reads windows of the whole context, the
-others half; after the first 44 % stories and lists get a larger share (`corpus.LATER_MIX`). Matrices inside
-the layers are trained by Muon, all the rest by AdamW.
+others half; what is read changes as `corpus.MIXES` says. Matrices inside the layers are trained by Muon, all
+the rest by AdamW.
 
 References
 ----------
@@ -23,7 +23,7 @@ from typing import Any
 from fulgurite.cli.demo.model.architecture import new_model
 from fulgurite.cli.demo.model.batches import batch
 from fulgurite.cli.demo.model.checkpoints import resume, save, store
-from fulgurite.cli.demo.model.corpus import LATER_MIX, MIX
+from fulgurite.cli.demo.model.corpus import MIXES
 from fulgurite.cli.demo.model.evaluate import report
 from fulgurite.cli.demo.model.tokens import CONTEXT, train_tokenizer
 
@@ -32,14 +32,12 @@ TOKENS = 4096
 WARM_UP = 50
 PEAK, MATRIX_PEAK = 3e-3, 0.02
 """Learning rates of AdamW and of Muon."""
-DOWN_FROM = 0.75
+DOWN_FROM = 0.7
 """From which share of the steps on the learning rate goes down."""
 LOWEST = 0.02
 """The last learning rate, relative to the peak."""
 WEIGHT_DECAY = 0.05
 LONGEST_GRADIENT = 1.0
-LATER_FROM = 0.4375
-"""From which share of the steps on the later mix is read."""
 LONG_FROM = 0.8
 """From which share of the steps on windows are as long as the context."""
 SHOW_EVERY, STORE_EVERY = 20, 100
@@ -70,7 +68,7 @@ def learning_rate(step: int, *, steps: int) -> float:
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fulgurite.cli.demo.model.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--count", type=int, default=200, help="tasks of each kind in the evaluation")
@@ -108,7 +106,7 @@ def _read(tokenizer: Any, step: int, options: argparse.Namespace) -> Any:
     import torch
 
     length = CONTEXT if step >= LONG_FROM * options.steps else CONTEXT // 2
-    mix = LATER_MIX if step >= LATER_FROM * options.steps else MIX
+    mix = MIXES[max(first for first in MIXES if first <= step)]
     ids = batch(tokenizer, seed=options.seed, step=step, tokens=TOKENS, length=length, mix=mix)
     return torch.from_numpy(ids)
 
