@@ -314,3 +314,16 @@ def test_routing_to_experts_is_said_to_be_missing_where_it_is_compiled() -> None
     assert first.expert_ids is not None
     assert last.expert_ids is None
     assert last.head_write is not None
+
+
+def test_a_model_that_compiles_itself_is_measured_by_what_its_graphs_leave() -> None:
+    model = BY_NAME["llama"].build()
+    exporter: Any = InMemoryExporter()
+    ids = prompts(2, 6)
+    with instrument(model, exporter=exporter) as agent:
+        model.compile(backend="eager")
+        output = model.generate(ids, do_sample=False, max_new_tokens=NEW, cache_implementation="static")
+        assert agent.stats().errors == {}
+    assert [frame.position for frame in exporter.frames if frame.sequence == 0] == list(range(6, 6 + NEW))
+    check(model, output, exporter.frames)
+    assert [event.kind for event in exporter.events] == ["started", "finished"]

@@ -121,11 +121,11 @@ def test_a_strike_is_as_wide_as_its_attention_weight_and_attention_lights_no_hea
 
 def test_positions_of_one_cell_add_up_and_what_is_hardly_looked_at_has_no_strike() -> None:
     cells = np.array([[[5, 2, 5, 9, -1]]], np.int32)
-    weights = np.array([[[0.30, 0.35, 0.25, 0.04, 0.9]]], np.float32)
+    weights = np.array([[[0.30, 0.35, 0.25, 0.09, 0.9]]], np.float32)
     reads = Reads.of(cells, weights)
     assert reads.cells.tolist() == [[[5, 2]]]
     assert reads.weights[0, 0] == pytest.approx([0.55, 0.35])
-    faint = Reads.of(cells, 0.1 * weights)
+    faint = Reads.of(cells, 0.2 * weights)
     assert faint.cells[0, 0].tolist() == [5, -1]
     nothing = Reads.of(cells, np.full_like(weights, np.nan))
     assert (nothing.cells == -1).all()

@@ -14,6 +14,7 @@ from tests.scenes.streams import SCALE, block, topology
 
 from fulgurite.viewer.bolts import Kind
 from fulgurite.viewer.colors import Display
+from fulgurite.viewer.contribution import NOT_CAPTURED, hue
 from fulgurite.viewer.scene import SPREAD_S, ReplicaScene, Storm
 from fulgurite.wire.frame import FrameBlock, RequestEvent
 
@@ -138,6 +139,57 @@ def test_where_attention_was_not_captured_no_strike_comes_from_the_cache() -> No
     assert (deep.bolts.slots[:, 3, 1] == Kind.READ).any()
     assert (flat.reads_captured, deep.reads_captured) == (False, True)
     assert not np.isfinite(flat.carpet.read_s).any()
+
+
+def test_layers_that_were_not_looked_at_send_no_strikes() -> None:
+    scene, frames = _scene(), block(SHAPE, deep=True)
+    turns = np.zeros((1, 4), np.uint8)
+    turns[0, 2] = 1
+    scene.apply(_with(frames, measured_layers=turns), T0)
+    scene.advance(T0 + 0.44)
+    assert np.isfinite(scene.carpet.read_s).any(axis=1).tolist() == [False, False, True, False]
+    assert (scene.reads.tokens, scene.reads.of, scene.reads.layers) == (1, 1, 1.0)
+
+
+def test_attention_lights_no_node_and_strikes_reach_the_cells_of_the_largest_weights() -> None:
+    frames = block(SHAPE, deep=True)
+    other = _with(frames, attended_weights=frames.columns["attended_weights"][..., ::-1].copy())
+    one, two = (_scene(f) for f in (frames, other))
+    assert np.array_equal(one.heads.texture(0.0), two.heads.texture(0.0))
+    assert not np.array_equal(one.carpet.read_s, two.carpet.read_s)
+
+
+# the signed push
+
+
+def test_a_node_has_the_hue_of_its_own_contribution_and_its_light_stays_its_write() -> None:
+    frames = block(SHAPE, deep=True)
+    scene, plain = _scene(frames), _scene(block(SHAPE))
+    assert np.allclose(scene.heads.push, hue(frames.columns["head_contribution"][0]))
+    assert np.allclose(scene.plates.push[:, 0], hue(frames.columns["ffn_contribution"][0]))
+    assert np.array_equal(scene.heads.display, HEAD(frames.columns["head_write"][0]))
+    assert np.isnan(plain.heads.push).all()
+    assert (plain.heads.texture(0.0)[..., 3] == NOT_CAPTURED).all()
+
+
+def test_light_and_hue_of_a_node_are_those_of_one_token() -> None:
+    frames = block(SHAPE, requests=("a", "b", "c"), deep=True)
+    scene = _scene(frames)
+    largest = HEAD(frames.columns["head_write"]).argmax(axis=0)
+    hues = hue(frames.columns["head_contribution"])
+    assert np.allclose(scene.heads.push, np.take_along_axis(hues, largest[None], axis=0)[0])
+    scene.apply(_with(block(SHAPE), head_write=np.full((1, 4, 6), 9.0, np.float32)), T0 + 1.0)
+    scene.advance(T0 + 2.0)
+    assert np.isnan(scene.heads.push).all()  # a brighter hit whose contribution was not captured
+
+
+def test_an_unverified_token_has_no_hue_and_says_so() -> None:
+    frames = _with(block(SHAPE, deep=True), residue=np.array([0.5], np.float32))
+    scene = _scene(frames)
+    assert np.isnan(scene.heads.push).all()
+    assert scene.shares is not None
+    assert not scene.shares.is_verified
+    assert scene.contributions.tokens == 0
 
 
 # time

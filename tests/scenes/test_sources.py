@@ -16,7 +16,20 @@ VIEWER = Path(fulgurite.viewer.scene.__file__).parent
 MODULES = sorted(VIEWER.rglob("*.py"))
 CHANCE = {"random", "secrets", "uuid", "numpy.random"}
 NAMES_OF_PAGES = {"browser": {"secrets"}}  # how one open page is told from another
-PURE = ("scene", "layout", "bolts", "colors", "glow", "carpet", "camera", "hud", "writing", "lettering")
+PURE = (
+    "scene",
+    "layout",
+    "bolts",
+    "colors",
+    "contribution",
+    "inspection",
+    "glow",
+    "carpet",
+    "camera",
+    "hud",
+    "writing",
+    "lettering",
+)
 CLOCKS = {"time", "datetime", "threading", "socket", "os"}
 
 

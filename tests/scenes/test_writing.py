@@ -7,6 +7,7 @@ import pytest
 from tests.scenes.streams import SCALE, block, topology
 
 from fulgurite.viewer.colors import Display
+from fulgurite.viewer.contribution import Shares
 from fulgurite.viewer.hud import (
     STATE_WORDS,
     UNVERIFIED,
@@ -20,7 +21,7 @@ from fulgurite.viewer.hud import (
     speed_line,
 )
 from fulgurite.viewer.lettering import Canvas, fitted, width_of
-from fulgurite.viewer.scene import ReplicaScene, StripToken
+from fulgurite.viewer.scene import Captured, ReplicaScene, StripToken
 from fulgurite.viewer.writing import (
     LEGEND_LINES,
     bottom_key,
@@ -30,7 +31,9 @@ from fulgurite.viewer.writing import (
     note,
     paint_bottom,
     paint_top,
+    shares_text,
     short,
+    spans,
     strip_rows,
     token_text,
     top_key,
@@ -83,7 +86,72 @@ def test_the_legend_says_what_is_decoration_and_what_was_not_captured() -> None:
     scene = _scene()
     assert note(scene) == "KV reads not captured  ·  light fades over 0.8 s  ·  a bolt's shape is decoration"
     scene.apply(block(SHAPE, deep=True), 1.0)
-    assert note(scene) == "light fades over 0.8 s  ·  a bolt's shape is decoration"
+    fixed = "light fades over 0.8 s  ·  a bolt's shape is decoration"
+    strikes = "strike width: attention weight 0 … 1"
+    assert note(scene) == f"KV reads: every token  ·  {strikes}  ·  {fixed}"
+    scene.apply(block(SHAPE, position=41), 1.1)
+    assert note(scene) == f"KV reads: 1 token in 2  ·  {strikes}  ·  {fixed}"
+    scene.advance(10.0)
+    assert note(scene) == fixed  # nothing came: nothing is known to be missing
+
+
+def test_where_layers_take_turns_the_legend_says_how_many_were_looked_at() -> None:
+    scene, frames = _scene(), block(SHAPE, deep=True)
+    frames.columns["measured_layers"][:, 1:] = 0
+    scene.apply(frames, 1.0)
+    assert note(scene).startswith("KV reads: every token, 1 of 8 layers")
+
+
+def test_the_contribution_legend_names_channel_formula_and_unit_and_the_note_what_is_hatched() -> None:
+    scene = _scene()
+    scene.apply(block(SHAPE, deep=True), 1.0)
+    heads, ffn = legend(scene, contribution=True)
+    assert heads.text == "heads:  head_contribution = oₕ · g (u_y − ū) / s  [logits]"
+    assert ffn.text == "FFN:  ffn_contribution = m · g (u_y − ū) / s  [logits]"
+    assert note(scene, contribution=True).startswith("hue: push on the emitted token, logarithmic over 0.1")
+    scene.apply(block(SHAPE, position=41), 1.1)
+    assert note(scene, contribution=True).startswith("contributions: 1 token in 2, the rest hatched")
+
+
+def test_the_shares_of_the_newest_token_are_written_with_their_residue() -> None:
+    parts = (("heads", 3.0), ("FFN", 2.0), ("embedding", -1.0), ("other", 0.0))
+    shares = Shares(parts, 4.0, 2e-6, 1e-3, " fox", 41)
+    texts, is_warning = shares_text(shares, Captured(1, 1, 8.0))
+    assert not is_warning
+    assert texts[0] == (
+        "“fox”: logit − mean +4.00 = 100 %:  heads +75 %  FFN +50 %  embedding −25 %  other +0 %"
+    )
+    scene = _scene()
+    scene.apply(block(SHAPE, deep=True), 1.0)
+    plain = paint_bottom(scene, 1280, 1.0, tokens=False, contribution=True)
+    key = bottom_key(scene, False, True)
+    assert bottom_key(scene, False, False) != key
+    scene.apply(block(SHAPE, position=41, deep=True), 1.1)
+    assert bottom_key(scene, False, True) != key
+    assert (paint_bottom(scene, 1280, 1.0, tokens=False, contribution=True) != plain).any()
+
+
+def test_the_bar_is_as_long_as_the_pushes_and_those_against_lie_left_of_zero() -> None:
+    shares = Shares((("heads", 3.0), ("FFN", -1.0), ("embedding", 4.0)), 6.0, 0.0, 1e-3, None, 1)
+    found = {name: (low, high) for name, low, high, _ in spans(shares)}
+    assert found["FFN"] == pytest.approx((0.0, 0.125))
+    assert found["heads"] == pytest.approx((0.125, 0.5))
+    assert found["embedding"] == pytest.approx((0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("residue", "words"),
+    [
+        (3e-2, "unverified, its residue 3e-02 σ is over 0.001"),
+        (None, "unverified, its residue was not measured"),
+    ],
+)
+def test_shares_that_do_not_add_up_are_unverified(residue: float | None, words: str) -> None:
+    shares = Shares((("heads", 3.0),), 4.0, residue, 1e-3, None, 7)
+    texts, is_warning = shares_text(shares, Captured(0, 1, 0.0))
+    assert is_warning
+    assert texts[0] == f"position 7: {words}"
+    assert shares_text(None, Captured(0, 1, 0.0)) == (("contributions not captured",), True)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def test_names_are_unique_and_every_command_explains_itself() -> None:
         ("3", ("show_camera", 2)),
         ("r", ("show_camera", 0)),
         ("Shift+Tab", ("next_replica", -1)),
+        ("c", ("toggle_contribution",)),
         ("?", ("toggle_help",)),
         ("Escape", ("clear",)),
     ],

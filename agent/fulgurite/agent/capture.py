@@ -274,25 +274,27 @@ class Capture:
                 self._learn(passing)
         passing.own_ns += time.perf_counter_ns() - entered
 
-    def recover(self, batch: int, logits: Place, *, cache: Any, started_ns: int) -> Pass | None:
-        """A pass of one position that no hook saw, because the whole of it was compiled.
+    def recover(
+        self, batch: int, width: int, logits: Place, *, positions: int, cache: Any, started_ns: int
+    ) -> Pass | None:
+        """A pass that no hook saw, because the whole of it was compiled.
 
         Parameters
         ----------
-        logits : where its graph left them, if it did.
+        logits : where its graph left them, if it did: of the last `positions` positions.
         """
         if self.demand.level == "off":
             return None
         plan, slots = self._opening
-        passing = Pass(batch, 1, slots, plan=plan)
+        passing = Pass(batch, width, slots, plan=plan)
         passing.step = self._count_step()
         passing.level = level_of_step(passing.step, self.demand.level, self.deep_ratio)
         passing.started_ns = started_ns
         self._takes_off(passing)
-        rows = logits.read(batch, 1, 1)
+        rows = logits.read(batch, positions, 1)
         if rows is None:
             return None
-        passing.alive_logits = self.shelf.alive([logits], batch, 1)
+        passing.alive_logits = self.shelf.alive([logits], batch, positions)
         self.close(passing, rows, cache, copies=False)
         return passing
 

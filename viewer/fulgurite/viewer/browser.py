@@ -40,6 +40,9 @@ LIGHTS = {
     "head_write": "heads",
     "ffn_write": "feed-forward blocks",
     "kv_tokens": "cache",
+    "head_contribution": "hue of heads (C)",
+    "ffn_contribution": "hue of feed-forward blocks (C)",
+    "attended_weights": "width of a strike from the cache",
     "logprob": "bar under a token",
 }
 
@@ -218,6 +221,10 @@ class Page:
         """The token strip."""
         self._toggle("fg_tokens")
 
+    def toggle_contribution(self) -> None:
+        """Hue: the signed push on the emitted token, or the request."""
+        self._post(Session.toggle_contribution)
+
     def toggle_help(self) -> None:
         """What am I looking at?"""
         self._toggle("fg_help")
@@ -235,6 +242,7 @@ class Page:
         """Close what is open."""
         with self._server.state as state:
             state.fg_help = False
+        self._post(lambda session: session.pin(None))
 
     def _post(self, action: Callable[[Session], None]) -> None:
         if self._studio is not None:
@@ -268,6 +276,8 @@ class Page:
         server.trigger("fg_key")(lambda keys: self._do(self._keys.get(keys)))
         server.trigger("fg_replica")(self._replica)
         server.trigger("fg_scrub")(self._scrub)
+        server.trigger("fg_point")(self._point)
+        server.trigger("fg_click")(self._click)
         with VAppLayout(server, vuetify_config={"theme": {"defaultTheme": "dark"}}):
             widgets.Div((ASSETS / "page.html").read_text(encoding="utf-8"))
 
@@ -281,6 +291,15 @@ class Page:
     def _scrub(self, fraction: float) -> None:
         self._post(lambda session: session.seek_fraction(min(1.0, max(0.0, float(fraction)))))
 
+    def _point(self, x: float | None = None, y: float | None = None) -> None:
+        """Where the pointer is, in shares of the picture; nothing: it left."""
+        if self._studio is not None:
+            self._studio.point(None if x is None or y is None else (float(x), float(y)))
+
+    def _click(self, x: float, y: float) -> None:
+        if self._studio is not None:
+            self._studio.click((float(x), float(y)))
+
     def _fixed(self) -> dict[str, Any]:
         """What never changes while the page is open."""
         groups: dict[str, list[panel.Command]] = {}
@@ -292,6 +311,7 @@ class Page:
             "fg_time_commands": [_button(self._commands[name]) for name in ("step_back", "pause", "step")],
             "fg_live_title": _title(self._commands["live"]),
             "fg_help_title": _title(self._commands["help"]),
+            "fg_contribution_title": _title(self._commands["contribution"]),
             "fg_tokens_title": _title(self._commands["tokens"]),
             "fg_cameras": [_button(command) for command in cameras],
             "fg_keymap": [
@@ -387,6 +407,8 @@ FIRST_STATE: dict[str, Any] = {
     "fg_behind": "",
     "fg_level": "",
     "fg_camera": 0,
+    "fg_contribution": False,
+    "fg_card": None,
     "fg_tokens": True,
     "fg_help": False,
     "fg_waiting": "Looking for a collector",

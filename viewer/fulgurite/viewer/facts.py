@@ -6,6 +6,7 @@ import html
 from typing import Any
 
 from fulgurite.viewer.colors import REQUESTS
+from fulgurite.viewer.inspection import card
 from fulgurite.viewer.session import GAP_SHOWN_S, Replica, Session
 from fulgurite.viewer.strip import Chip, Lane
 from fulgurite.viewer.timeline import SLOT_S, Mode
@@ -28,9 +29,21 @@ def facts(session: Session) -> dict[str, Any]:
         "fg_mode": session.timeline.mode.value,
         "fg_behind": _behind(session),
         "fg_level": _level(session),
+        "fg_card": _card(session),
+        "fg_contribution": session.storm.shows_contribution,
         "fg_camera": session.storm.camera.preset,
         **_connection(session),
     }
+
+
+def _card(session: Session) -> dict[str, Any] | None:
+    """What is said of the node under the pointer, or of the pinned one."""
+    found = session.inspected
+    if found is None:
+        return None
+    key, pick = found
+    said = card(session.storm[key], pick, session.scene_s)
+    return {**said, "pinned": session.pinned is not None, "replica": session.name(key)}
 
 
 def _connection(session: Session) -> dict[str, str]:

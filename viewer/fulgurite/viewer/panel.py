@@ -52,6 +52,9 @@ class Stage(Protocol):
     def toggle_tokens(self) -> None:
         """The token strip."""
 
+    def toggle_contribution(self) -> None:
+        """Hue: the signed push on the emitted token, or the request."""
+
     def toggle_help(self) -> None:
         """The page that says what one is looking at."""
 
@@ -145,6 +148,9 @@ _REST = (
             lambda stage: stage.toggle_hud()),
     Command("tokens", "View", "Tokens", "Show or hide the token strip.", ("t",),
             lambda stage: stage.toggle_tokens()),
+    Command("contribution", "View", "Contribution",
+            "Colour every light by its signed push on the emitted token; again: bolts by request.", ("c",),
+            lambda stage: stage.toggle_contribution()),
     Command("picture", "View", "Save picture", "Save what is on screen as a PNG file.", ("s",),
             lambda stage: stage.save_picture()),
     Command("fullscreen", "View", "Full screen", "Use the whole screen; again: leave it.", ("F11", "z"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fulgurite.viewer.camera import PRESETS
+from fulgurite.viewer.camera import PRESETS, Pick
 from fulgurite.viewer.events import (
     CaughtUp,
     Event,
@@ -88,6 +88,8 @@ class Session:
         self.down_reason = ""
         self.gaps_s: deque[float] = deque(maxlen=256)
         self.now_s = 0.0
+        self.hovered: tuple[str, Pick] | None = None
+        self.pinned: tuple[str, Pick] | None = None
         self._chosen: tuple[str, ...] | None = None
         self._lit_until_s = 0.0
         self._moving_until_s = 0.0
@@ -390,6 +392,24 @@ class Session:
     def toggle_hud(self) -> None:
         """Titles, figures and legends in the picture."""
         self.storm.hud_visible = not self.storm.hud_visible
+
+    def toggle_contribution(self) -> None:
+        """Hue: the signed push on the emitted token, or the request."""
+        self.storm.shows_contribution = not self.storm.shows_contribution
+
+    def hover(self, found: tuple[str, Pick] | None) -> None:
+        """The pointer is over this node of a replica, or over none."""
+        self.hovered = found
+
+    def pin(self, found: tuple[str, Pick] | None) -> None:
+        """Keep the card of this node; None, or the same again: keep none."""
+        self.pinned = None if found == self.pinned else found
+
+    @property
+    def inspected(self) -> tuple[str, Pick] | None:
+        """The node whose card is shown: the pinned one, else the one under the pointer."""
+        found = self.pinned or self.hovered
+        return found if found is not None and found[0] in self.shown else None
 
     def _touch(self) -> None:
         self._moving_until_s = self.now_s + EASING_S

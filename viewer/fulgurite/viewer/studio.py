@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fulgurite.viewer.camera import Pick
 from fulgurite.viewer.facts import facts
 from fulgurite.viewer.inbox import Inbox
 from fulgurite.viewer.pace import Pace
@@ -43,6 +44,9 @@ class Painter(Protocol):
 
     def resize(self, width: int, height: int) -> None:
         """Draw at this size from now on, in pixels."""
+
+    def pick(self, x: float, y: float) -> tuple[str, Pick] | None:
+        """The replica and the node under a pixel of the picture that was drawn last."""
 
     def close(self) -> None:
         """Give back what it holds."""
@@ -107,6 +111,8 @@ class Studio:
         self._watchers = 0
         self._stale = True
         self._still = False
+        self._pointer: tuple[float, float] | None = None
+        self._clicks: deque[tuple[float, float]] = deque(maxlen=4)
         self._image: NDArray[np.uint8] | None = None
         self._drawn_s = 0.0
         self._told_s = 0.0
@@ -139,6 +145,16 @@ class Studio:
         """A page shows the picture at this size, in pixels."""
         self._asked_size = (max(64, width), max(64, height))
         self._stale = True
+        self._wake.set()
+
+    def point(self, at: tuple[float, float] | None) -> None:
+        """The pointer is there, in shares of the picture's width and height; None: it left."""
+        self._pointer = at
+        self._wake.set()
+
+    def click(self, at: tuple[float, float]) -> None:
+        """A click there: the card of that node stays."""
+        self._clicks.append(at)
         self._wake.set()
 
     def picture(self, give: Callable[[bytes], None]) -> None:
@@ -190,10 +206,24 @@ class Studio:
         elif not self._still and time.monotonic() - self._drawn_s > STILL_AFTER_S:
             self._draw(painter, still=True)
             self._still = True
+        self._aim(painter)
         if time.monotonic() - self._told_s >= PAGE_PERIOD_S or self._stale:
             self._told_s = time.monotonic()
             self._on_page(facts(self._session))
         self._stale = False
+
+    def _aim(self, painter: Painter) -> None:
+        """Which node the pointer is over; who points hears of it at once."""
+        session, before = self._session, (self._session.hovered, self._session.pinned)
+        if self._pointer is not None or session.hovered is not None:
+            session.hover(None if self._pointer is None else self._under(painter, self._pointer))
+        while self._clicks:
+            session.pin(self._under(painter, self._clicks.popleft()))
+        if (session.hovered, session.pinned) != before:
+            self._told_s = 0.0
+
+    def _under(self, painter: Painter, at: tuple[float, float]) -> tuple[str, Pick] | None:
+        return painter.pick(at[0] * self._size[0], at[1] * self._size[1])
 
     def _draw(self, painter: Painter, *, still: bool) -> None:
         began_s = time.perf_counter()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fulgurite.viewer.colors import REQUESTS, Display, bar_colors
+from fulgurite.viewer.colors import REQUESTS, Display, bar_colors, push_colors
+from fulgurite.viewer.contribution import LARGEST_LOGITS, LINEAR_LOGITS, Shares, hue
 from fulgurite.viewer.glow import FADES_OVER_S
 from fulgurite.viewer.hud import account_line, badge, memory_line, model_line, speed_line
 from fulgurite.viewer.lettering import Canvas, Color, fitted, width_of
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from fulgurite.viewer.lettering import Bytes
-    from fulgurite.viewer.scene import ReplicaScene, StripToken
+    from fulgurite.viewer.scene import Captured, ReplicaScene, StripToken
 
 WHITE: Color = (238, 242, 252)
 TEXT: Color = (168, 184, 226)
@@ -31,7 +32,7 @@ WARN: Color = (240, 176, 80)
 FIELD: Color = (58, 66, 96)
 VERIFIED: Color = (112, 200, 160)
 
-TOP_LINES, LEGEND_LINES, STRIP_LINES = 84.0, 62.0, 54.0
+TOP_LINES, LEGEND_LINES, STRIP_LINES, SHARES_LINES = 84.0, 62.0, 54.0, 38.0
 STRIP_ROWS, STRIP_PITCH = 2, 22.0
 MARGIN = 20.0
 
@@ -78,24 +79,29 @@ def _badge(canvas: Canvas, text: str, x: float, y: float, scale: float, color: C
     canvas.text(x + 7 * scale, y + 2 * scale, text, 11 * scale, color)
 
 
-def bottom_key(scene: ReplicaScene, tokens: bool) -> Hashable:
+def bottom_key(scene: ReplicaScene, tokens: bool, contribution: bool = False) -> Hashable:
     """Changes when the lower sheet must be painted again."""
-    legend = scene.scale, scene.reads_captured, scene.carpet.tokens_per_cell, tuple(scene.requests)
-    return (legend, scene.strip_revision if tokens else -1, tokens)
+    legend = scene.scale, note(scene, contribution), scene.carpet.tokens_per_cell, tuple(scene.requests)
+    shares = scene.shares if contribution else None
+    return (legend, scene.strip_revision if tokens else -1, tokens, contribution, shares)
 
 
-def bottom_lines(tokens: bool) -> float:
+def bottom_lines(tokens: bool, contribution: bool = False) -> float:
     """Height of the lower sheet at scale 1."""
-    return LEGEND_LINES + (STRIP_LINES if tokens else 0.0)
+    return LEGEND_LINES + (SHARES_LINES if contribution else 0.0) + (STRIP_LINES if tokens else 0.0)
 
 
-def paint_bottom(scene: ReplicaScene, width: int, scale: float, *, tokens: bool) -> Bytes:
-    """Legend, requests and, where wanted, the token strip: RGBA."""
-    canvas = Canvas(width, round(bottom_lines(tokens) * scale))
+def paint_bottom(
+    scene: ReplicaScene, width: int, scale: float, *, tokens: bool, contribution: bool = False
+) -> Bytes:
+    """Legend, requests and, where wanted, the shares of the newest token and the token strip: RGBA."""
+    canvas = Canvas(width, round(bottom_lines(tokens, contribution) * scale))
     used = _requests(canvas, scene, width, scale)
-    _legend(canvas, scene, width, scale, used)
+    _legend(canvas, scene, width, scale, used, contribution)
+    if contribution:
+        _shares(canvas, scene, width, LEGEND_LINES * scale, scale)
     if tokens:
-        _strip(canvas, scene, width, LEGEND_LINES * scale, scale)
+        _strip(canvas, scene, width, bottom_lines(False, contribution) * scale, scale)
     return canvas.pixels
 
 
@@ -108,36 +114,60 @@ class Entry:
     name : of the node kind.
     channel : the quantity that is drawn.
     display : the two ends of its scale; None while the stream has none.
+    is_push : whether the bar shows hues of a signed push; its scale is `contribution.hue`.
     """
 
     name: str
     channel: str
     display: Display | None
+    is_push: bool = False
 
     @property
     def text(self) -> str:
         """The line beside the colour bar: node kind, channel, formula and unit."""
         return f"{self.name}:  {self.channel} = {formula(self.channel)}  [{BY_NAME[self.channel].unit}]"
 
+    @property
+    def short_text(self) -> str:
+        """The same without the formula, where there is no room for it: the page's help has it."""
+        return f"{self.name}:  {self.channel}  [{BY_NAME[self.channel].unit}]"
 
-def legend(scene: ReplicaScene) -> tuple[Entry, Entry]:
-    """The node kinds of a replica."""
+
+def _longest(texts: tuple[str, ...], room: float, pixels: float) -> str:
+    """The first of `texts` that fits, else as much of the last as does."""
+    return next((text for text in texts if width_of(text, pixels) <= room), fitted(texts[-1], room, pixels))
+
+
+def legend(scene: ReplicaScene, contribution: bool = False) -> tuple[Entry, Entry]:
+    """The node kinds of a replica: what their light means, or in the contribution view their hue."""
+    if contribution:
+        block = "experts, sum" if scene.topology.experts else "FFN"
+        return (
+            Entry("heads", "head_contribution", None, is_push=True),
+            Entry(block, "ffn_contribution", None, is_push=True),
+        )
     heads = Entry("heads", "head_write", scene.display("head"))
     if scene.topology.experts:
         return heads, Entry("experts", "expert_weights", Display(0.0, 1.0))
     return heads, Entry("FFN", "ffn_write", scene.display("ffn"))
 
 
-def _legend(canvas: Canvas, scene: ReplicaScene, width: int, scale: float, left: float) -> None:
+def _legend(
+    canvas: Canvas, scene: ReplicaScene, width: int, scale: float, left: float, contribution: bool
+) -> None:
     """One colour bar per node kind: the channel with its formula and unit, and the ends of its scale."""
     bar = 118 * scale
     end = width - MARGIN * scale
-    for row, entry in enumerate(legend(scene)):
+    for row, entry in enumerate(legend(scene, contribution)):
         y = (6 + 18 * row) * scale
-        _bar(canvas, entry.display, end, y, bar, scale)
+        if entry.is_push:
+            _push_bar(canvas, scene.contributions, end, y, bar, scale)
+        else:
+            _bar(canvas, entry.display, end, y, bar, scale)
         at = end - bar - 52 * scale
-        canvas.text(at, y, fitted(entry.text, at - left - 12 * scale, 12 * scale), 12 * scale, TEXT, align=1)
-    text = fitted(note(scene), end - left - 12 * scale, 11 * scale)
+        text = _longest((entry.text, entry.short_text), at - left - 12 * scale, 12 * scale)
+        canvas.text(at, y, text, 12 * scale, TEXT, align=1)
+    text = fitted(note(scene, contribution), end - left - 12 * scale, 11 * scale)
     canvas.text(end, 43 * scale, text, 11 * scale, DIM, align=1)
 
 
@@ -153,6 +183,93 @@ def _bar(canvas: Canvas, display: Display | None, end: float, y: float, bar: flo
     canvas.picture(from_x, y + 4 * scale, np.repeat(colors[columns][None], max(2, round(height)), axis=0))
     canvas.text(from_x - 5 * scale, y, figure(display.low), 11 * scale, TEXT, align=1)
     canvas.text(end, y, figure(display.high), 11 * scale, TEXT, align=1)
+
+
+def _push_bar(canvas: Canvas, captured: Captured, end: float, y: float, bar: float, scale: float) -> None:
+    """The hues from the strongest push against to the strongest towards; hatched where none is captured."""
+    from_x, height = end - bar - 4 * scale, 8 * scale
+    if captured.of and not captured.tokens:
+        canvas.picture(from_x - 36 * scale, y + 4 * scale, _hatch(round(bar - 42 * scale), round(height)))
+        canvas.text(end, y, "not captured", 11 * scale, WARN, align=1)
+        return
+    colors = (push_colors()[:, :3] * 255.0 + 0.5).astype(np.uint8)
+    columns = np.linspace(0, len(colors) - 1, max(2, round(bar - 40 * scale))).round().astype(int)
+    canvas.picture(from_x, y + 4 * scale, np.repeat(colors[columns][None], max(2, round(height)), axis=0))
+    canvas.text(from_x - 5 * scale, y, f"−{LARGEST_LOGITS:g}", 11 * scale, TEXT, align=1)
+    canvas.text(end, y, f"+{LARGEST_LOGITS:g}", 11 * scale, TEXT, align=1)
+
+
+def shares_text(shares: Shares | None, captured: Captured) -> tuple[tuple[str, ...], bool]:
+    """What is said of the newest token's shares, longest first, and whether it is a warning."""
+    if shares is None or (captured.of and not captured.tokens and shares.is_verified):
+        return ("contributions not captured",), True
+    token = f"“{printed(shares.token)}”" if shares.token is not None else f"position {shares.position}"
+    if not shares.is_verified:
+        found = (
+            "was not measured"
+            if shares.residue is None
+            else f"{shares.residue:.0e} σ is over {shares.bound:g}"
+        )
+        return (f"{token}: unverified, its residue {found}", f"unverified, residue {found}"), True
+    parts = "  ".join(f"{name} {_share(shares, value)}" for name, value in shares.parts)
+    whole = "100 %" if shares.percent(0.0) is not None else "too small for shares"
+    sum_of = f"{shares.logit:+.2f} = {whole}:  {parts}".replace("-", "−")
+    return (
+        f"{token}: logit − mean {sum_of}",
+        f"{token}: {sum_of}",
+        f"{token}: {parts.replace('embedding', 'emb.')}",
+    ), False
+
+
+def _share(shares: Shares, value: float) -> str:
+    percent = shares.percent(value)
+    return f"{value:+.2f}" if percent is None else f"{percent:+.0f} %".replace("-", "−")
+
+
+def _shares(canvas: Canvas, scene: ReplicaScene, width: int, top: float, scale: float) -> None:
+    """How the newest token's logit is made up: what pushed towards it to the right of zero, the rest left."""
+    left, room = MARGIN * scale, width - 2 * MARGIN * scale
+    texts, is_warning = shares_text(scene.shares, scene.contributions)
+    residue = "" if scene.shares is None or is_warning else f"residue {scene.shares.residue:.0e} σ"
+    taken = canvas.text(left + room, top + 19 * scale, residue, 12 * scale, DIM, align=1)
+    text = _longest(texts, room - taken - 10 * scale, 12 * scale)
+    canvas.text(left, top + 19 * scale, text, 12 * scale, WARN if is_warning else TEXT)
+    y, height = top + 3 * scale, 13 * scale
+    if is_warning or scene.shares is None:
+        canvas.picture(left, y, _hatch(round(room), round(height)))
+        return
+    for name, from_share, to_share, logits in spans(scene.shares):
+        x, long = left + from_share * room, (to_share - from_share) * room
+        if long < 1.0:
+            continue
+        color = push_colors()[round(127.5 * (1.0 + float(hue(logits)))), :3]
+        ink: Color = (round(255 * color[0]), round(255 * color[1]), round(255 * color[2]))
+        canvas.box(x, y, max(1.0, long - 1.5 * scale), height, ink)
+        if width_of(name, 11 * scale) + 8 * scale < long:
+            canvas.text(x + 4 * scale, y - 1 * scale, name, 11 * scale, (12, 14, 22))
+    zero = left + _zero(scene.shares) * room
+    canvas.box(zero - scale, y - 2 * scale, 2 * scale, height + 4 * scale, WHITE)
+
+
+def spans(shares: Shares) -> list[tuple[str, float, float, float]]:
+    """The bar: (name, from, to, logits) of each part, as shares of its length; negative parts end at zero."""
+    least = sum(abs(value) for _, value in shares.parts) or 1.0
+    low = high = _zero(shares)
+    found = []
+    for name, value in shares.parts:
+        if value < 0:
+            found.append((name, low + value / least, low, value))
+            low += value / least
+        else:
+            found.append((name, high, high + value / least, value))
+            high += value / least
+    return found
+
+
+def _zero(shares: Shares) -> float:
+    """Where zero lies on the bar, 0 … 1."""
+    least = sum(abs(value) for _, value in shares.parts) or 1.0
+    return -sum(value for _, value in shares.parts if value < 0) / least
 
 
 def _requests(canvas: Canvas, scene: ReplicaScene, width: int, scale: float) -> float:
@@ -233,23 +350,59 @@ def _probability(canvas: Canvas, token: StripToken, x: float, y: float, room: fl
 def token_text(token: StripToken) -> tuple[str, bool]:
     """What the strip says of a token, and whether it is its text: else its id, or its position."""
     if token.text is not None:
-        shown = token.text.replace("\n", "↵").replace("\t", "→").replace("\r", "")
-        return (shown.strip() or ("␣" if shown else "∅")), True
+        return printed(token.text), True
     return (f"#{token.token_id}" if token.token_id >= 0 else f"·{token.position}"), False
+
+
+def printed(text: str) -> str:
+    """A token's text on one line, never empty."""
+    shown = text.replace("\n", "↵").replace("\t", "→").replace("\r", "")
+    return shown.strip() or ("␣" if shown else "∅")
 
 
 def formula(channel: str) -> str:
     """The formula of a channel in print."""
     text = BY_NAME[channel].formula.replace("||", "‖").replace("o_h", "oₕ").replace("r+", "r⁺")
+    for plain, print_ in (("<", ""), (">", ""), (", g*(", " · g ("), (" - ", " − "), ("u_mean", "ū")):
+        text = text.replace(plain, print_)
     return "gate weight" if channel == "expert_weights" else text
 
 
-def note(scene: ReplicaScene) -> str:
+def note(scene: ReplicaScene, contribution: bool = False) -> str:
     """What else must be said of the picture."""
-    parts = [f"light fades over {FADES_OVER_S:g} s", "a bolt's shape is decoration"]
-    if not scene.reads_captured:
-        parts.insert(0, "KV reads not captured")
-    return "  ·  ".join(parts)
+    if contribution:
+        captured = scene.contributions
+        parts = [
+            f"hue: push on the emitted token, logarithmic over {LINEAR_LOGITS:g}",
+            "brightness: head_write, ffn_write",
+        ]
+        if captured.tokens < captured.of:
+            parts.insert(0, f"contributions: {rate_text(captured)}, the rest hatched")
+        return "  ·  ".join(parts)
+    return "  ·  ".join(
+        [*_reads(scene), f"light fades over {FADES_OVER_S:g} s", "a bolt's shape is decoration"]
+    )
+
+
+def _reads(scene: ReplicaScene) -> list[str]:
+    """Of how many tokens is known where heads looked, and what a strike's width means."""
+    captured, layers = scene.reads, sum(heads > 0 for heads in scene.topology.layer_heads)
+    if not captured.tokens:
+        return [] if scene.latest is not None and not captured.of else ["KV reads not captured"]
+    words = f"KV reads: {rate_text(captured)}"
+    if captured.layers < layers - 0.5:
+        words += f", {captured.layers:.0f} of {layers} layers"
+    return [words, "strike width: attention weight 0 … 1"]
+
+
+def rate_text(captured: Captured) -> str:
+    """How often: ``1 token in 2``."""
+    if captured.tokens == captured.of:
+        return "every token"
+    if not captured.tokens:
+        return "no token"
+    every = captured.of / captured.tokens
+    return f"1 token in {every:.0f}" if every >= 1.75 else f"{100 / every:.0f} % of the tokens"
 
 
 def short(request_id: str) -> str:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
-from fulgurite.agent.anatomy import linear_shape
+from fulgurite.agent.anatomy import accepts, linear_shape
 from fulgurite.agent.beams import Beams
 from fulgurite.agent.capture import Capture
 from fulgurite.agent.engines import arguments
@@ -106,6 +106,7 @@ class Engine:
         self._model = weakref.ref(model)
         self._outer = None if outer is None else weakref.ref(outer)
         self._logits = _logits_place(model, capture)
+        self._keeps_logits = accepts(model, "logits_to_keep")  # `generate` then asks for the last one's alone
         self._compiled_passes = 0
         self._calls: set[Call] = set()
         self._arrivals = 0
@@ -258,6 +259,7 @@ class Engine:
         given = with_criterion(args, kwargs, criterion(self, call))
         self._calls.add(call)
         self._arrivals += 1
+        call.since, call.arrivals = time.perf_counter_ns(), self._arrivals
         return call, *given
 
     def committed(self, call: Call, input_ids: torch.Tensor) -> None:
@@ -270,7 +272,7 @@ class Engine:
         length, before = int(input_ids.shape[1]), call.seen
         call.seen = length
         if passing is None and length == before + 1:
-            passing = self._compiled_pass(call, int(input_ids.shape[0]))
+            passing = self._compiled_pass(call, int(input_ids.shape[0]), length - 1)
         if passing is None:  # nothing was observed; what was committed is counted when something is again
             return
         n = length - before if call.assisted and before else 1
@@ -290,14 +292,22 @@ class Engine:
         self.capture.commit(passing, request, input_ids[:, -n:], call.stops, committed_ns=now)
         call.since, call.arrivals = time.perf_counter_ns(), self._arrivals
 
-    def _compiled_pass(self, call: Call, rows: int) -> Pass | None:
+    def _compiled_pass(self, call: Call, rows: int, prompt: int) -> Pass | None:
         """`generate` compiles the model with its hooks: what the graph left of the pass, if it left it."""
-        if call.request is None or call.assisted or self._logits is None or not self._handles:
+        if call.assisted or self._logits is None or not self._handles:
             return None
         self._compiled_passes += 1
         if self._is_crowded(call, call.arrivals):
             return None
-        return self.capture.recover(rows, self._logits, cache=call.cache, started_ns=call.since)
+        width = prompt if call.request is None else 1
+        return self.capture.recover(
+            rows,
+            width,
+            self._logits,
+            positions=1 if self._keeps_logits else width,
+            cache=call.cache,
+            started_ns=call.since,
+        )
 
     def _is_crowded(self, call: Call | None, arrivals: int) -> bool:
         """Whether another call may have run since: the graph leaves room for one pass."""

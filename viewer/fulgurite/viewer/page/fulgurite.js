@@ -169,9 +169,90 @@
     },
   };
 
+  // The node under the pointer: says where the pointer is, shows what the server knows of that node. A click pins.
+  const Probe = {
+    name: "fg-probe",
+    props: { card: { type: Object, default: null } },
+    inject: ["trame"],
+    data: () => ({ at: { x: 0, y: 0 }, room: { w: 1, h: 1 } }),
+    template: `
+      <div class="fg-probe">
+        <div v-if="card" class="fg-card" :class="{ 'fg-pinned': card.pinned }" :style="place" role="status">
+          <header><b>{{ card.title }}</b><span>{{ card.replica }}</span></header>
+          <dl>
+            <template v-for="row in card.rows" :key="row[0]">
+              <dt>{{ row[0] }}</dt><dd :class="{ 'fg-missing': row[1] === 'not captured' }">{{ row[1] }}</dd>
+              <dd v-if="row[2]" class="fg-what">{{ row[2] }}</dd>
+            </template>
+          </dl>
+          <h4 v-if="card.list_title">{{ card.list_title }}</h4>
+          <ol v-if="card.list.length">
+            <li v-for="(entry, index) in card.list" :key="index">
+              <span>{{ entry[0] }}</span><span>{{ entry[1] }}</span><span>{{ entry[2] }}</span>
+            </li>
+          </ol>
+          <footer>{{ card.pinned ? "pinned · Esc closes" : "click to keep" }}</footer>
+        </div>
+      </div>`,
+    computed: {
+      place() {
+        if (!this.card || this.card.pinned) return {};
+        const right = this.at.x > this.room.w - 330, low = this.at.y > 0.55 * this.room.h;
+        return {
+          left: right ? "auto" : this.at.x + 18 + "px",
+          right: right ? this.room.w - this.at.x + 18 + "px" : "auto",
+          top: low ? "auto" : Math.max(8, this.at.y - 10) + "px",
+          bottom: low ? Math.max(8, this.room.h - this.at.y - 10) + "px" : "auto",
+        };
+      },
+    },
+    mounted() {
+      this.scene = this.$el.parentElement;
+      this.sent = 0;
+      for (const [name, listener] of Object.entries(this.listeners())) this.scene.addEventListener(name, listener, true);
+    },
+    methods: {
+      listeners() {
+        return { pointermove: this.move, pointerleave: this.leave, pointerdown: this.down, pointerup: this.up };
+      },
+      shares(event) {
+        const box = this.scene.getBoundingClientRect();
+        this.room = { w: box.width, h: box.height };
+        this.at = { x: event.clientX - box.left, y: event.clientY - box.top };
+        return [this.at.x / box.width, this.at.y / box.height];
+      },
+      move(event) {
+        if (event.buttons) return;
+        this.pending = this.shares(event);
+        if (this.timer) return;
+        this.timer = setTimeout(() => {
+          this.timer = null;
+          if (this.pending) this.trame.trigger("fg_point", this.pending);
+          this.pending = null;
+        }, Math.max(0, this.sent + 60 - performance.now()));
+        this.sent = performance.now();
+      },
+      leave(event) {
+        if (event.target !== this.scene) return;
+        this.pending = null;
+        this.trame.trigger("fg_point", []);
+      },
+      down(event) {
+        this.pressed = event.button === 0 ? { x: event.clientX, y: event.clientY } : null;
+      },
+      up(event) {
+        const from = this.pressed;
+        this.pressed = null;
+        if (from && Math.hypot(event.clientX - from.x, event.clientY - from.y) < 5) {
+          this.trame.trigger("fg_click", this.shares(event));
+        }
+      },
+    },
+  };
+
   window.fulgurite = {
     install(app) {
-      for (const component of [Keys, Strip, Time]) app.component(component.name, component);
+      for (const component of [Keys, Strip, Time, Probe]) app.component(component.name, component);
     },
   };
 })();

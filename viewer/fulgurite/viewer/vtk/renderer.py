@@ -166,7 +166,13 @@ class Renderer:
     def _arrange(self) -> None:
         """Viewports for the replicas that are shown; built anew only where those, or the size, changed."""
         storm = self.storm
-        wanted = (storm.revision, self.size, storm.hud_visible, storm.tokens_visible)
+        wanted = (
+            storm.revision,
+            self.size,
+            storm.hud_visible,
+            storm.tokens_visible,
+            storm.shows_contribution,
+        )
         if wanted != self._revision:
             self._revision = wanted
             self._rebuild()
@@ -213,13 +219,17 @@ class Renderer:
             renderer.AddActor(drawing.actor)
         actors.show_labels(w >= LABELS_FROM_WIDTH)
         top = Panel(w, round(writing.TOP_LINES * self._scale(w, h)), state)
-        bottom = Panel(w, round(writing.bottom_lines(self.storm.tokens_visible) * self._scale(w, h)), state)
+        bottom = Panel(w, round(self._bottom_lines * self._scale(w, h)), state)
         if self.storm.hud_visible:
             self._overlay.AddActor(top.actor)
             self._overlay.AddActor(bottom.actor)
         top.place(x, height - y - top.height)
         bottom.place(x, height - y - h)
         return _Viewport(scene, renderer, actors, x, y, w, h, len(scene.bolts), top, bottom)
+
+    @property
+    def _bottom_lines(self) -> float:
+        return writing.bottom_lines(self.storm.tokens_visible, self.storm.shows_contribution)
 
     def _scale(self, width: int, height: int) -> float:
         """Size of the words in a viewport; 1 where it is 720 lines high and at least 640 wide."""
@@ -249,7 +259,7 @@ class Renderer:
         first = self._viewports[0]
         scale = self._scale(first.width, first.height)
         top = writing.TOP_LINES * scale + 4 if self.storm.hud_visible else 8
-        below = writing.bottom_lines(self.storm.tokens_visible) * scale + 4 if self.storm.hud_visible else 8
+        below = self._bottom_lines * scale + 4 if self.storm.hud_visible else 8
         insets = Insets(top=top / first.height, bottom=below / first.height, left=0.035, right=0.03)
         points = np.concatenate([viewport.scene.layout.points for viewport in self._viewports])
         view = self.storm.camera.view(points, first.width / first.height, insets, self.storm.clock_s)
@@ -280,8 +290,15 @@ class Renderer:
         if key != viewport.top_key:
             viewport.top_key = key
             viewport.top.write(writing.paint_top(scene, viewport.width, scale))
-        key = writing.bottom_key(scene, storm.tokens_visible)
+        key = writing.bottom_key(scene, storm.tokens_visible, storm.shows_contribution)
         if key != viewport.bottom_key:
             viewport.bottom_key = key
-            painted = writing.paint_bottom(scene, viewport.width, scale, tokens=storm.tokens_visible)
-            viewport.bottom.write(painted)
+            viewport.bottom.write(
+                writing.paint_bottom(
+                    scene,
+                    viewport.width,
+                    scale,
+                    tokens=storm.tokens_visible,
+                    contribution=storm.shows_contribution,
+                )
+            )
