@@ -42,6 +42,18 @@ def test_several_tokens_of_one_pass_follow_one_another_up_to_the_stop() -> None:
     assert request.finished.tolist() == [False, True]
 
 
+@given(tokens=st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=2), min_size=1, max_size=6))
+def test_one_by_one_and_several_at_once_are_the_same(tokens: list[list[int]]) -> None:
+    each, together = (new_request(new_ref(), rows=2, width=4, mask=None) for _ in range(2))
+    stops = frozenset({0})
+    steps = [each.commit(np.array(step), stops) for step in tokens]
+    found = [(int(s.sequence[r]), int(s.position[r])) for s in steps for r in s.real]
+    once = together.commit(np.array(tokens).T, stops)
+    assert sorted(found) == [(int(once.sequence[r]), int(once.position[r])) for r in once.real]
+    assert each.generated.tolist() == together.generated.tolist()
+    assert each.finished.tolist() == together.finished.tolist()
+
+
 @given(
     left=st.integers(0, 5),
     real=st.integers(1, 6),

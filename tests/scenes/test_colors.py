@@ -32,6 +32,22 @@ def test_the_ends_of_the_scale_are_dark_and_fully_lit_and_what_lies_beyond_is_cl
     assert shown.tolist() == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0])
 
 
+def test_on_a_logarithmic_scale_equal_ratios_are_equal_steps_of_light() -> None:
+    shown = Display(0.01, 1.0, is_log=True)([-1.0, 0.0, 0.001, 0.01, 0.1, 1.0, 5.0])
+    assert shown.tolist() == pytest.approx([0.0, 0.0, 0.0, 0.0, 0.5, 1.0, 1.0])
+    assert math.isnan(float(Display(0.01, 1.0, is_log=True)(np.array(math.nan))))
+
+
+@given(VALUES, VALUES, st.lists(VALUES, min_size=2, max_size=30))
+def test_on_a_logarithmic_scale_a_larger_value_is_never_darker(
+    a: float, b: float, values: list[float]
+) -> None:
+    low, high = max(1e-6, min(a, b)), max(1e-6, a, b)
+    shown = Display(low, high, is_log=True)(np.sort(np.array(values, np.float32)))
+    assert (np.diff(shown) >= 0).all()
+    assert ((shown >= 0) & (shown <= 1)).all()
+
+
 def test_what_is_not_a_number_stays_none() -> None:
     assert math.isnan(float(Display(0.0, 1.0)(np.array(math.nan))))
 
@@ -63,7 +79,7 @@ def test_without_a_usable_scale_there_is_no_display(scale: Scale | None) -> None
 def test_each_kind_has_its_own_scale() -> None:
     scale = Scale(version=1, kinds={"head": (0.0, 1.0), "ffn": (2.0, 4.0)})
     assert display_of(scale, "head") == Display(0.0, 1.0)
-    assert display_of(scale, "ffn") == Display(2.0, 4.0)
+    assert display_of(scale, "ffn") == Display(2.0, 4.0, is_log=True)  # 0 has no logarithm
 
 
 def _lab(rgb: tuple[float, float, float]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The signed push: its hue is odd and rising, and the shares of a token make up its logit or are unverified."""
+"""The signed push: its hue is odd and rising; the shares of a token make up its logit, or are unverified."""
 
 from __future__ import annotations
 

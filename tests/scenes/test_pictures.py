@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tests.scenes.streams import SCALE, block, topology
 
+from fulgurite.viewer.bolts import Kind
 from fulgurite.viewer.hud import Hud
 from fulgurite.viewer.layout import HEAD_GROWTH
 from fulgurite.viewer.scene import ReplicaScene, Storm
@@ -102,7 +103,7 @@ def _color(image: NDArray[Any], at: tuple[int, int]) -> NDArray[Any]:
 def _distinct(seed: int) -> NDArray[Any]:
     """Head writes over the whole scale, no two the same in a layer."""
     rng = np.random.default_rng(seed)
-    ladder = np.linspace(LOW, HIGH, SHAPE.heads)
+    ladder = np.geomspace(LOW, HIGH, SHAPE.heads)  # equal steps of light
     return np.stack([rng.permutation(ladder) for _ in range(SHAPE.layers)])
 
 
@@ -339,3 +340,118 @@ def test_the_writings_do_not_cover_the_nodes(window: Window) -> None:
     assert at[:, 1].max() < 720 - 125
     assert at[:, 0].min() > 20
     assert at[:, 0].max() < 1260
+
+
+# the contribution view
+
+
+def _pushed(values: NDArray[Any], pushes: NDArray[Any]) -> FrameBlock:
+    """One frame with these head writes and contributions, without strikes."""
+    frame = _heads(values)
+    frame.columns["head_contribution"] = np.asarray(pushes, np.float32)[None]
+    frame.columns["ffn_contribution"] = np.zeros((1, SHAPE.layers), np.float32)
+    frame.columns["residue"] = np.zeros(1, np.float32)
+    return frame
+
+
+def _contribution(window: Window, frame: FrameBlock, *, at_s: float = T0) -> tuple[Renderer, NDArray[Any]]:
+    scene = _scene()
+    scene.apply(frame, T0, spread_s=0.0)
+    renderer = window(_bare(scene))
+    renderer.storm.camera.show(1)
+    renderer.storm.shows_contribution = True
+    return renderer, renderer.render(at_s).astype(int)
+
+
+def test_hue_is_the_sign_of_the_push_and_neutral_at_zero(window: Window) -> None:
+    pushes = np.zeros((SHAPE.layers, SHAPE.heads))
+    pushes[0], pushes[1] = 5.0, -5.0
+    renderer, image = _contribution(window, _pushed(np.full_like(pushes, HIGH), pushes))
+    for (layer, _), at in _seen(renderer).items():
+        red, _, blue = _color(image, at)
+        if layer == 0:
+            assert red > blue + 60
+        elif layer == 1:
+            assert blue > red + 60
+        else:
+            assert abs(red - blue) < 25
+
+
+def test_brightness_stays_the_write_norm_whatever_the_push(window: Window) -> None:
+    values, pushes = _distinct(5), np.full((SHAPE.layers, SHAPE.heads), 3.0)
+    renderer, image = _contribution(window, _pushed(values, pushes))
+    seen = _seen(renderer)
+    for layer in range(SHAPE.layers):
+        here = sorted((values[key], _color(image, at).sum()) for key, at in seen.items() if key[0] == layer)
+        assert [light for _, light in here] == sorted(light for _, light in here)
+    dark = _contribution(window, _pushed(np.full_like(values, LOW), 9.0 * pushes))[1]
+    assert max(_color(dark, at).max() for at in seen.values()) < 90  # a strong push lights nothing
+
+
+def test_what_was_not_captured_is_hatched_in_the_contribution_view_only(window: Window) -> None:
+    values = np.full((SHAPE.layers, SHAPE.heads), HIGH)
+    known = _contribution(window, _pushed(values, np.full_like(values, 2.0)))[1]
+    frame = _heads(values)
+    renderer, unknown = _contribution(window, frame)
+    reach = max(2, round(_radius_px(renderer)))
+    for at in _seen(renderer).values():
+        assert _stripes(unknown, at, reach) > _stripes(known, at, reach) + 15
+    renderer.storm.shows_contribution = False
+    assert np.array_equal(renderer.render(T0), _lit(window, frame)[1])
+
+
+def _radius_px(renderer: Renderer) -> float:
+    layout = renderer.storm.scenes[0].layout
+    up = layout.heads[1, 2] + np.array([0.0, HEAD_GROWTH * layout.head_radius, 0.0], np.float32)
+    (_, y, _), (_, top, _) = renderer.project("one", np.stack([layout.heads[1, 2], up]))
+    return float(y - top)
+
+
+def test_contributions_change_no_pixel_of_the_activity_view(window: Window) -> None:
+    values, pushes = _distinct(4), np.linspace(-8, 8, SHAPE.layers * SHAPE.heads).reshape(SHAPE.layers, -1)
+    pictures = []
+    for frame in (_pushed(values, pushes), _pushed(values, -pushes), _heads(values)):
+        scene = _scene()
+        scene.apply(frame, T0)
+        pictures.append(window(_bare(scene)).render(T0 + 0.3))
+    assert np.array_equal(pictures[0], pictures[1])
+    assert np.array_equal(pictures[0], pictures[2])
+
+
+def test_a_bolt_has_the_hue_of_its_push(window: Window) -> None:
+    found = []
+    for sign in (1.0, -1.0):
+        values = np.full((SHAPE.layers, SHAPE.heads), HIGH)
+        renderer, struck = _contribution(
+            window, _pushed(values, np.full_like(values, 4.0 * sign)), at_s=T0 + 0.12
+        )
+        renderer.storm.scenes[0].bolts.clear()
+        more = np.clip(struck - renderer.render(T0 + 0.12), 0, None).reshape(-1, 3)
+        more = more[more.sum(axis=1) > 60]
+        assert len(more) > 100
+        found.append(float(np.median(more[:, 0] - more[:, 2])))
+    assert found[0] > 20
+    assert found[1] < -20
+
+
+def test_a_strike_is_wider_where_the_head_attended_more_and_the_head_is_no_brighter(window: Window) -> None:
+    size = []
+    for weight in (0.15, 0.5, 1.0):
+        frame = _heads(np.full((SHAPE.layers, SHAPE.heads), LOW))
+        frame.columns["head_write"][0, 1, 4] = HIGH
+        positions = np.full((1, SHAPE.layers, SHAPE.heads, 8), -1, np.int32)
+        weights = np.zeros(positions.shape, np.float32)
+        positions[0, 1, 4, 0], weights[0, 1, 4, 0] = 30, weight
+        frame.columns["attended_positions"], frame.columns["attended_weights"] = positions, weights
+        scene = _scene()
+        scene.apply(frame, T0)
+        renderer = window(_bare(scene))
+        renderer.storm.camera.show(1)
+        struck = renderer.render(T0 + 0.30).astype(int)
+        slots = scene.bolts.slots
+        slots[slots[:, 3, 1] == Kind.READ] = 0.0
+        scene.bolts.revision += 1
+        more = np.clip(struck - renderer.render(T0 + 0.30), 0, None).sum(axis=-1)
+        size.append(int((more > 6).sum()))
+        assert scene.heads.display[1, 4] == pytest.approx(1.0)
+    assert 20 < size[0] < size[1] < size[2]

@@ -20,7 +20,7 @@ from fulgurite.wire.frame import FrameBlock, RequestEvent
 
 T0 = 1000.0
 SHAPE = topology(4, 6)
-HEAD, FFN = (Display(*SCALE.kinds[kind]) for kind in ("head", "ffn"))
+HEAD, FFN = (Display(*SCALE.kinds[kind], is_log=True) for kind in ("head", "ffn"))
 
 
 def _scene(frames: FrameBlock | None = None, shape: object = SHAPE, **how: float) -> ReplicaScene:

@@ -55,8 +55,8 @@ def _scene(*, experts: int = 0, scaled: bool = True) -> ReplicaScene:
 
 def test_the_legend_names_channel_formula_and_unit_of_every_node_kind() -> None:
     heads, ffn = legend(_scene())
-    assert heads.text == "heads:  head_write = ‖oₕ‖ / ‖r⁺‖  [1]"
-    assert ffn.text == "FFN:  ffn_write = ‖m‖ / ‖r⁺‖  [1]"
+    assert heads.text == "heads:  head_write = ‖oₕ‖ / ‖r⁺‖  [1], log"
+    assert ffn.text == "FFN:  ffn_write = ‖m‖ / ‖r⁺‖  [1], log"
     assert legend(_scene(experts=4))[1].text == "experts:  expert_weights = gate weight  [1]"
 
 
@@ -70,8 +70,8 @@ def test_every_light_in_the_legend_is_a_channel_with_a_formula(experts: int) -> 
 def test_the_legend_shows_the_scale_that_the_lights_are_drawn_with() -> None:
     scene = _scene()
     heads, ffn = legend(scene)
-    assert heads.display == scene.display("head") == Display(*SCALE.kinds["head"])
-    assert ffn.display == scene.display("ffn") == Display(*SCALE.kinds["ffn"])
+    assert heads.display == scene.display("head") == Display(*SCALE.kinds["head"], is_log=True)
+    assert ffn.display == scene.display("ffn") == Display(*SCALE.kinds["ffn"], is_log=True)
     assert [entry.display for entry in legend(_scene(scaled=False))] == [None, None]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -87,6 +88,11 @@ def _process(*command: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def _wave(step: int, n: int) -> np.ndarray[Any, Any]:
+    """What the values of a step are made of, 0 to 1, shape (n, 4, 6)."""
+    return 0.5 + 0.5 * np.sin(step + np.arange(n * 24, dtype=np.float32).reshape(n, 4, 6) * 2.3)
+
+
 class Replica:
     """A made-up model: every step emits a token of each of its requests, with other values each time."""
 
@@ -97,8 +103,8 @@ class Replica:
         self._exporter = GrpcExporter(endpoint)
         self._exporter.attach(
             TOPOLOGY,
-            level="heads",
-            ceiling="heads",
+            level="deep",
+            ceiling="deep",
             tokens="text",
             resource={"service.name": "made-up", "service.instance.id": name},
         )
@@ -117,14 +123,14 @@ class Replica:
 
     def _block(self, step: int) -> FrameBlock:
         n, now_ns = len(self._requests), time.time_ns()
-        wave = 0.5 + 0.5 * np.sin(step + np.arange(n * 24, dtype=np.float32).reshape(n, 4, 6) * 2.3)
+        wave = _wave(step, n)
         columns: dict[str, Any] = {
             "request_index": np.arange(n, dtype=np.uint16),
             "sequence": np.zeros(n, np.uint16),
             "position": np.full(n, 5 + step % 200, np.int32),
             "token_id": np.full(n, step % 100, np.int32),
             "phase": np.ones(n, np.uint8),
-            "level": np.full(n, 2, np.uint8),
+            "level": np.full(n, 3, np.uint8),
             "step": np.full(n, step, np.int64),
             "parent_row": np.full(n, -1, np.int16),
             "started_ns": np.full(n, now_ns - 9_000_000, np.int64),
@@ -136,6 +142,16 @@ class Replica:
             "ffn_write": 0.1 + 0.5 * wave.mean(axis=-1),
             "kv_tokens": np.full((n, 4), 5 + step % 200, np.int32),
             "kv_bytes": np.full(n, 4096, np.int64),
+            "attention_entropy": np.full((n, 4, 6), 1.5, np.float32),
+            "attended_positions": np.broadcast_to(np.arange(8, dtype=np.int32), (n, 4, 6, 8)).copy(),
+            "attended_weights": np.broadcast_to(0.5 ** np.arange(1, 9), (n, 4, 6, 8)).astype(np.float32),
+            "measured_layers": np.ones((n, 4), np.uint8),
+            "head_contribution": (4.0 * wave - 2.0).astype(np.float32),
+            "ffn_contribution": np.full((n, 4), 0.5, np.float32),
+            "embedding_contribution": np.zeros(n, np.float32),
+            "other_contribution": np.zeros(n, np.float32),
+            "logit_centered": (4.0 * wave - 2.0).sum(axis=(1, 2)).astype(np.float32) + np.float32(2.0),
+            "residue": np.zeros(n, np.float32),
         }
         return FrameBlock(self._requests, columns, tuple(f" w{step}" for _ in range(n)))
 
@@ -369,6 +385,63 @@ def _step_until(watched: Watched, keys: str, condition: Callable[[], bool], what
     _until(stepped, what)
 
 
+def _point_at_a_head(watched: Watched) -> None:
+    """Move the pointer over the scene, row by row, until it is over a head."""
+    box = watched.page.locator(".fg-scene").bounding_box()
+    assert box is not None
+    title = watched.page.locator(".fg-card header b")
+    for down in np.linspace(0.22, 0.75, 18):
+        for right in np.linspace(0.05, 0.45, 24):
+            watched.page.mouse.move(box["x"] + right * box["width"], box["y"] + down * box["height"])
+            watched.page.wait_for_timeout(90)
+            if title.count() and "head" in title.inner_text():
+                watched.page.wait_for_timeout(400)  # what was on its way has come
+                if title.count() and "head" in title.inner_text():
+                    return
+    raise AssertionError("no card came up over any head")
+
+
+def test_pointing_at_a_head_shows_its_measured_values_a_click_keeps_them_and_escape_lets_go(
+    watched: Watched,
+) -> None:
+    watched.press("Space")
+    watched.mode("paused")
+    _still(watched)
+    _point_at_a_head(watched)
+    card = watched.page.locator(".fg-card")
+    layer, head = (int(n) for n in re.findall(r"\d+", card.locator("header b").inner_text()))
+    name = card.locator("header span").inner_text()
+    text = card.inner_text()
+    step, rows = int(re.findall(r"w(\d+)”", text)[0]), {"one": 2, "two": 1}[name]
+    wave = float(_wave(step, rows)[-1, layer, head])  # the card is about the last row of the step
+    shown = card.locator("dd:not(.fg-what)").all_inner_texts()
+    assert float(shown[0]) == pytest.approx(0.05 + 0.4 * wave**3, rel=0.01)
+    assert float(shown[1].removesuffix(" logits").replace("−", "-")) == pytest.approx(4 * wave - 2, abs=0.01)
+    assert "1.5 nats" in text
+    assert "50 %" in card.locator("li").first.inner_text()
+    watched.page.mouse.down()
+    watched.page.mouse.up()
+    watched.page.locator(".fg-card.fg-pinned").wait_for()
+    watched.page.mouse.move(5, 5)
+    watched.page.wait_for_timeout(600)
+    assert card.locator("header b").inner_text() == f"layer {layer} · head {head}"
+    watched.press("Escape")
+    card.wait_for(state="detached")
+
+
+def test_the_key_c_changes_hues_and_changes_them_back(watched: Watched) -> None:
+    watched.press("Space")
+    watched.mode("paused")
+    before = _still(watched)
+    watched.press("c")
+    button = watched.page.locator("[data-command=contribution]")
+    _until(lambda: button.get_attribute("aria-pressed") == "true", "the button shows it")
+    assert _changed(before, _still(watched)) > 0.02
+    watched.press("c")
+    _until(lambda: button.get_attribute("aria-pressed") == "false", "the button shows it")
+    _until(lambda: _changed(before, _still(watched)) < 0.01, "the first picture is back")
+
+
 def test_help_opens_and_closes_by_key_and_names_every_channel(watched: Watched) -> None:
     watched.press("?")
     dialog = watched.page.locator(".fg-help")
@@ -376,6 +449,8 @@ def test_help_opens_and_closes_by_key_and_names_every_channel(watched: Watched) 
     text = dialog.inner_text()
     assert "What am I looking at?" in text
     assert "||o_h|| / ||r+||" in text
+    assert "<o_h, g*(u_y - u_mean)> / s" in text
+    assert "Contribution" in text
     watched.press("Escape")
     dialog.wait_for(state="hidden")
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fulgurite.viewer.camera import Pick
 from fulgurite.viewer.events import (
     Event,
     FeedDown,
@@ -325,3 +326,44 @@ def test_the_time_bar_counts_tokens_where_they_were_measured() -> None:
     assert sum(value > 0 for value in time["bins"]) == 1
     assert time["peak"] == 6
     assert time["at"] == 1.0
+
+
+# pointing at nodes, and the contribution view
+
+
+def test_a_pinned_card_stays_until_it_is_closed_and_wins_over_the_pointer() -> None:
+    session = _session(_seen("a"), _seen("b"), _frames("a", [T0]), _frames("b", [T0]))
+    session.advance(T0 + 1.0)
+    one, other = ("a", Pick("head", 1, 2)), ("b", Pick("ffn", 0, -1))
+    assert facts(session)["fg_card"] is None
+    session.hover(one)
+    assert facts(session)["fg_card"]["title"] == "layer 1 · head 2"
+    assert not facts(session)["fg_card"]["pinned"]
+    session.pin(one)
+    session.hover(other)
+    assert facts(session)["fg_card"]["title"] == "layer 1 · head 2"
+    assert facts(session)["fg_card"]["pinned"]
+    session.pin(None)
+    assert facts(session)["fg_card"]["title"] == "layer 0 · FFN"
+    session.pin(other)
+    session.pin(other)  # a second click on the same node
+    assert session.pinned is None
+
+
+def test_a_replica_that_is_hidden_has_no_card() -> None:
+    session = _session(_seen("a"), _seen("b"))
+    session.pin(("b", Pick("head", 0, 0)))
+    session.select(["a"])
+    assert session.inspected is None
+    session.show_all()
+    assert session.inspected is not None
+
+
+def test_the_contribution_view_is_switched_on_and_off() -> None:
+    session = _session(_seen("a"))
+    assert not facts(session)["fg_contribution"]
+    session.toggle_contribution()
+    assert facts(session)["fg_contribution"]
+    assert session.storm.shows_contribution
+    session.toggle_contribution()
+    assert not session.storm.shows_contribution

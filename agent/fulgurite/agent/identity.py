@@ -85,6 +85,8 @@ class Request:
         stops : token ids that end a sequence.
         """
         tokens = tokens.reshape(self.rows, -1)
+        if tokens.shape[1] == 1:
+            return self._commit_one(tokens[:, 0], stops)
         ends = np.isin(tokens, np.fromiter(stops, np.int64)) if stops else np.zeros(tokens.shape, bool)
         behind = np.cumsum(ends, -1) - ends > 0  # after the token that ended its row
         real = ~self.finished[:, None] & ~behind
@@ -98,6 +100,22 @@ class Request:
             position=(self.prompt[:, None] + passes).reshape(-1),
             row=rows,
             passes=passes.reshape(-1),
+            parent=np.full(rows.size, -1),
+        )
+
+    def _commit_one(self, tokens: Array, stops: frozenset[int]) -> Committed:
+        """One token of each row: what nearly every pass gives, so it is spared the arithmetic of several."""
+        rows, passes, running = np.arange(self.rows), self.generated.copy(), ~self.finished
+        self.generated += running
+        if stops:
+            ends = np.array([token in stops for token in tokens.tolist()])
+            self.finished = self.finished | ends & running
+        return Committed(
+            real=np.flatnonzero(running),
+            sequence=rows,
+            position=self.prompt + passes,
+            row=rows,
+            passes=passes,
             parent=np.full(rows.size, -1),
         )
 

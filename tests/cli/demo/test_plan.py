@@ -42,6 +42,15 @@ def test_replicas_differ_in_name_and_seed_and_in_nothing_else() -> None:
     assert "gpt2" in first.arguments
 
 
+def test_replicas_show_everything_unless_asked_for_less() -> None:
+    replica = next(spec for spec in cast(options()) if spec.role == "replica")
+    assert replica.arguments[replica.arguments.index("--level") + 1] == "deep"
+    assert replica.environment["FULGURITE_DEEP_RATIO"] == "1"
+    sampled = next(spec for spec in cast(options(level="heads", deep_ratio=0.5)) if spec.role == "replica")
+    assert sampled.arguments[sampled.arguments.index("--level") + 1] == "heads"
+    assert sampled.environment["FULGURITE_DEEP_RATIO"] == "0.5"
+
+
 def test_everybody_speaks_to_the_collector_that_is_started() -> None:
     assert all(str(COLLECTOR) in spec.arguments for spec in cast(options()))
 

@@ -1,9 +1,9 @@
 """From values to colours: one monotone display function per node kind, one colour map, one palette.
 
-The display function maps a measured value to 0 (unlit) … 1 (fully lit): a straight line between the two ends
-of the stream's own `Scale`, clipped. Nodes and the colour bar look colours up in the same table
-(`node_colors`), which is inferno from 0.25 to 0.97, laid over the cold blue of unlit glass at the low end;
-its lightness rises all the way.
+The display function maps a measured value to 0 (unlit) … 1 (fully lit): logarithmic between the two ends of
+the stream's own `Scale`, clipped, since write norms spread over decades. Nodes and the colour bar look up the
+same table (`node_colors`), which is inferno from 0.25 to 0.97, laid over the cold blue of unlit glass at the
+low end; its lightness rises all the way.
 
 Requests are told apart by the colours of Okabe and Ito, chosen to stay apart for colour-blind eyes.
 
@@ -14,6 +14,7 @@ M. Okabe, K. Ito, "Color Universal Design", 2008. Inferno: S. van der Walt, N. S
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -104,13 +105,20 @@ class Display:
     ----------
     low, high : float
         The value drawn unlit, and the value drawn fully lit, in the unit of the channel.
+    is_log : bool
+        Equal ratios are equal steps of light; else equal differences are. Needs `low` over 0.
     """
 
     low: float
     high: float
+    is_log: bool = False
 
     def __call__(self, values: ArrayLike) -> Floats:
         """Display values in [0, 1] of measured `values`; NaN stays NaN, larger than `high` is 1."""
+        if self.is_log:
+            shown = np.maximum(np.asarray(values, np.float64), self.low)  # NaN stays NaN
+            share = np.log(shown / self.low) / max(math.log(self.high / self.low), 1e-9)
+            return np.asarray(np.clip(share, 0.0, 1.0), np.float32)
         span = max(self.high - self.low, float(np.finfo(np.float32).tiny))
         share = (np.asarray(values, np.float64) - self.low) / span
         return np.asarray(np.clip(share, 0.0, 1.0), np.float32)
@@ -121,7 +129,7 @@ def display_of(scale: Scale | None, kind: str) -> Display | None:
     ends = scale.kinds.get(kind) if scale is not None else None
     if ends is None or not (np.isfinite(ends[0]) and np.isfinite(ends[1]) and ends[1] > ends[0]):
         return None
-    return Display(float(ends[0]), float(ends[1]))
+    return Display(float(ends[0]), float(ends[1]), is_log=ends[0] > 0)
 
 
 class RequestColors:

@@ -97,7 +97,8 @@ def _write(scene: ReplicaScene, channel: str, kind: str, value: float | None) ->
     row, display = _row("write norm", value, channel), scene.display(kind)
     if value is not None and display is not None:
         share = 100 * float(display(value))
-        row[2] += f" · {share:.0f} % of the way from {display.low:.2g} to {display.high:.2g}"
+        way = ", logarithmic" if display.is_log else ""
+        row[2] += f" · light {share:.0f} % between {display.low:.2g} and {display.high:.2g}{way}"
     return row
 
 

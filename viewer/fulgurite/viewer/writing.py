@@ -125,12 +125,18 @@ class Entry:
     @property
     def text(self) -> str:
         """The line beside the colour bar: node kind, channel, formula and unit."""
-        return f"{self.name}:  {self.channel} = {formula(self.channel)}  [{BY_NAME[self.channel].unit}]"
+        return f"{self.name}:  {self.channel} = {formula(self.channel)}  {self._unit}"
 
     @property
     def short_text(self) -> str:
         """The same without the formula, where there is no room for it: the page's help has it."""
-        return f"{self.name}:  {self.channel}  [{BY_NAME[self.channel].unit}]"
+        return f"{self.name}:  {self.channel}  {self._unit}"
+
+    @property
+    def _unit(self) -> str:
+        """The unit, and that the bar is logarithmic where it is."""
+        is_log = self.display is not None and self.display.is_log
+        return f"[{BY_NAME[self.channel].unit}]" + (", log" if is_log else "")
 
 
 def _longest(texts: tuple[str, ...], room: float, pixels: float) -> str:
@@ -223,7 +229,9 @@ def shares_text(shares: Shares | None, captured: Captured) -> tuple[tuple[str, .
 
 def _share(shares: Shares, value: float) -> str:
     percent = shares.percent(value)
-    return f"{value:+.2f}" if percent is None else f"{percent:+.0f} %".replace("-", "−")
+    return (
+        f"{value:+.2f}" if percent is None else f"{percent:+.0f} %".replace("-0 %", "+0 %").replace("-", "−")
+    )
 
 
 def _shares(canvas: Canvas, scene: ReplicaScene, width: int, top: float, scale: float) -> None:

@@ -21,6 +21,7 @@ SEGMENTS = 13  # of a bolt's ribbon; fewer is the lever where drawing is slow
 RIB_COLOR = (0.055, 0.085, 0.21)
 BOLT_PIXELS = 8.5  # half the width of the brightest ribbon with its glow, in a viewport 720 pixels high
 SPINE_PIXELS = 12.0
+HALOS_FROM = 0.35  # heads of a smaller display value have no halo
 WALL_HALOS_FROM = 0.45  # in a wall of heads only those of such a display value have a halo
 
 _CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float32)
@@ -128,7 +129,7 @@ class ReplicaActors:
             blend="screen",
             attributes={"nodeAt": here},
             textures=textures,
-            vertex_uniforms={**uniforms, "uLeast": 0.10 if layout.walls is None else WALL_HALOS_FROM},
+            vertex_uniforms={**uniforms, "uLeast": HALOS_FROM if layout.walls is None else WALL_HALOS_FROM},
             fragment_uniforms={"uPush": 0.0},
         )
         if layout.walls is not None:
