@@ -21,6 +21,7 @@ from fulgurite.viewer.bolts import (
     Reads,
     chain,
     frame_seed,
+    heads_and_strikes,
     heads_per_group,
 )
 from fulgurite.viewer.contribution import NO_PUSH, NOT_CAPTURED, hue
@@ -122,13 +123,11 @@ def test_a_strike_is_as_wide_as_its_attention_weight_and_attention_lights_no_hea
 def test_positions_of_one_cell_add_up_and_what_is_hardly_looked_at_has_no_strike() -> None:
     cells = np.array([[[5, 2, 5, 9, -1]]], np.int32)
     weights = np.array([[[0.30, 0.35, 0.25, 0.09, 0.9]]], np.float32)
-    reads = Reads.of(cells, weights)
-    assert reads.cells.tolist() == [[[5, 2]]]
-    assert reads.weights[0, 0] == pytest.approx([0.55, 0.35])
-    faint = Reads.of(cells, 0.2 * weights)
-    assert faint.cells[0, 0].tolist() == [5, -1]
-    nothing = Reads.of(cells, np.full_like(weights, np.nan))
-    assert (nothing.cells == -1).all()
+    strongest = Reads(cells, weights).strongest(0, 0)
+    assert [cell for cell, _ in strongest] == [5, 2]
+    assert [weight for _, weight in strongest] == pytest.approx([0.55, 0.35])
+    assert [cell for cell, _ in Reads(cells, 0.2 * weights).strongest(0, 0)] == [5]
+    assert Reads(cells, np.full_like(weights, np.nan)).strongest(0, 0) == []
 
 
 def test_hues_are_the_pushes_of_the_nodes_and_of_the_trunk_their_sum() -> None:
@@ -195,10 +194,14 @@ def test_about_three_chains_fit(layers: int, slots: int) -> None:
     assert 1 <= top <= 4
     if slots >= 9 * min(layers, GROUPS):
         assert 3 * min(layers, GROUPS) * (top + 2) <= slots
-    struck = heads_per_group(layers, slots, reads=True)
-    assert 1 <= struck <= 4
-    if slots >= 10 * min(layers, GROUPS):
-        assert 2 * min(layers, GROUPS) * (2 + struck * (1 + READS_PER_HEAD)) <= slots
+    heads, strikes = heads_and_strikes(layers, slots)
+    assert 1 <= heads <= 4
+    assert 0 <= strikes <= READS_PER_HEAD
+    chain_arcs = min(layers, GROUPS) * (2 + heads * (1 + strikes))
+    assert chain_arcs <= slots or slots < 3 * min(layers, GROUPS)
+    if slots >= 8 * min(layers, GROUPS):
+        assert strikes >= 1
+        assert 2 * chain_arcs <= slots
 
 
 def test_a_frame_has_one_seed_in_every_process() -> None:

@@ -15,6 +15,7 @@ import pytest
 from tests.scenes.streams import SCALE, block, topology
 
 from fulgurite.viewer.bolts import Kind
+from fulgurite.viewer.camera import Pick
 from fulgurite.viewer.hud import Hud
 from fulgurite.viewer.layout import HEAD_GROWTH
 from fulgurite.viewer.scene import ReplicaScene, Storm
@@ -455,3 +456,28 @@ def test_a_strike_is_wider_where_the_head_attended_more_and_the_head_is_no_brigh
         size.append(int((more > 6).sum()))
         assert scene.heads.display[1, 4] == pytest.approx(1.0)
     assert 20 < size[0] < size[1] < size[2]
+
+
+# pointing at nodes
+
+
+def test_a_node_is_marked_where_it_is_picked(window: Window) -> None:
+    storm = _bare(_scene(key="left"), _scene(key="right"))
+    renderer = window(storm, 1280, 360)
+    renderer.render(T0)
+    kinds = set()
+    for x, y in ((330, 120), (960, 140), (900, 200), (200, 180)):
+        for right in range(0, 120, 4):
+            found = renderer.pick(x + right, y)
+            if found is None:
+                continue
+            kinds.add(found[1].kind)
+            place = renderer.place(*found)
+            assert place is not None
+            assert np.hypot(place[0] - x - right, place[1] - y) <= place[2] + 1
+            assert (place[0] < 640) == (found[0] == "left")
+    assert kinds == {"head", "ffn"}
+    assert renderer.pick(330, 5) is None
+    storm.show(["left"])
+    renderer.render(T0)
+    assert renderer.place("right", Pick("head", 0, 0)) is None

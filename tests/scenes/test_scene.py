@@ -15,8 +15,9 @@ from tests.scenes.streams import SCALE, block, topology
 from fulgurite.viewer.bolts import Kind
 from fulgurite.viewer.colors import Display
 from fulgurite.viewer.contribution import NOT_CAPTURED, hue
-from fulgurite.viewer.scene import SPREAD_S, ReplicaScene, Storm
+from fulgurite.viewer.scene import RATE_OVER_S, SPREAD_S, ReplicaScene, Storm
 from fulgurite.wire.frame import FrameBlock, RequestEvent
+from fulgurite.wire.topology import Topology
 
 T0 = 1000.0
 SHAPE = topology(4, 6)
@@ -159,6 +160,18 @@ def test_attention_lights_no_node_and_strikes_reach_the_cells_of_the_largest_wei
     assert not np.array_equal(one.carpet.read_s, two.carpet.read_s)
 
 
+def test_what_was_captured_is_counted_over_the_last_seconds() -> None:
+    scene = _scene()
+    for step in range(12):
+        scene.apply(block(SHAPE, position=30 + step, deep=step % 3 == 0), T0 + 0.5 * step)
+        scene.advance(T0 + 0.5 * step)
+    recent = [step % 3 == 0 for step in range(12) if 0.5 * step >= 5.5 - RATE_OVER_S]
+    for captured in (scene.reads, scene.contributions):
+        assert (captured.tokens, captured.of) == (sum(recent), len(recent))
+    scene.clear()
+    assert (scene.reads.tokens, scene.reads.of, scene.contributions.tokens) == (0, 0, 0)
+
+
 # the signed push
 
 
@@ -269,6 +282,21 @@ def test_one_chain_stands_for_so_many_tokens_as_were_not_drawn() -> None:
     drawn = sum(token.has_chain for token in scene.strip)
     assert 1 <= drawn < 24
     assert scene.tokens_per_chain == pytest.approx(24 / drawn)
+
+
+@pytest.mark.parametrize("shape", [topology(8, 8), topology(32, 32, experts=4), topology(126, 8)])
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_a_chain_with_its_strikes_finds_room_however_many_replicas_are_shown(
+    shape: Topology, replicas: int
+) -> None:
+    storm = Storm([ReplicaScene(shape, key=str(index)) for index in range(replicas)])
+    scene = storm.scenes[0]
+    scene.set_scale(SCALE)
+    scene.apply(block(shape, deep=True), T0)
+    storm.advance(T0 + 0.4)
+    assert scene.strip[0].has_chain
+    kinds = scene.bolts.slots[scene.bolts.slots[:, 1, 3] > 0, 3, 1]
+    assert {Kind.HEAD, Kind.READ, Kind.TRUNK} <= set(kinds.tolist())
 
 
 def test_who_waited_longest_for_a_chain_goes_first() -> None:

@@ -113,6 +113,13 @@ def test_the_contribution_legend_names_channel_formula_and_unit_and_the_note_wha
     assert note(scene, contribution=True).startswith("contributions: 1 token in 2, the rest hatched")
 
 
+def test_where_room_is_short_the_formula_goes_first_and_channel_and_unit_never() -> None:
+    entry = legend(_scene(), contribution=True)[0]
+    texts = (entry.text, entry.short_text, entry.shortest_text)
+    assert [len(text) for text in texts] == sorted((len(text) for text in texts), reverse=True)
+    assert all("head_contribution" in text and "[logits]" in text for text in texts)
+
+
 def test_the_shares_of_the_newest_token_are_written_with_their_residue() -> None:
     parts = (("heads", 3.0), ("FFN", 2.0), ("embedding", -1.0), ("other", 0.0))
     shares = Shares(parts, 4.0, 2e-6, 1e-3, " fox", 41)

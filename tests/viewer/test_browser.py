@@ -169,6 +169,7 @@ class Watched:
     page: Page
     flowing: threading.Event
     complaints: list[str] = field(default_factory=list)
+    at: tuple[float, float] = (0.0, 0.0)
 
     def picture(self) -> np.ndarray[Any, Any]:
         """The scene as it is on screen, RGB as int16."""
@@ -392,7 +393,8 @@ def _point_at_a_head(watched: Watched) -> None:
     title = watched.page.locator(".fg-card header b")
     for down in np.linspace(0.22, 0.75, 18):
         for right in np.linspace(0.05, 0.45, 24):
-            watched.page.mouse.move(box["x"] + right * box["width"], box["y"] + down * box["height"])
+            watched.at = (box["x"] + right * box["width"], box["y"] + down * box["height"])
+            watched.page.mouse.move(*watched.at)
             watched.page.wait_for_timeout(90)
             if title.count() and "head" in title.inner_text():
                 watched.page.wait_for_timeout(400)  # what was on its way has come
@@ -422,6 +424,11 @@ def test_pointing_at_a_head_shows_its_measured_values_a_click_keeps_them_and_esc
     watched.page.mouse.down()
     watched.page.mouse.up()
     watched.page.locator(".fg-card.fg-pinned").wait_for()
+    ring = watched.page.locator(".fg-ring").bounding_box()
+    assert ring is not None
+    x, y = watched.at
+    assert abs(ring["x"] + ring["width"] / 2 - x) < 0.6 * ring["width"]
+    assert abs(ring["y"] + ring["height"] / 2 - y) < 0.6 * ring["height"]
     watched.page.mouse.move(5, 5)
     watched.page.wait_for_timeout(600)
     assert card.locator("header b").inner_text() == f"layer {layer} · head {head}"

@@ -9,8 +9,8 @@ where a head looks is routing, and lights nothing. An arc's colour is the reques
 view the signed push of its node (for the trunk: the sum over the layers that the segment passes). Only its
 jagged shape is decoration: hashed from the frame's id, so the same frame has the same shape.
 
-Pure numpy; times are seconds on the viewer's time axis. Shape letters: L layers, H heads, S slots, n arcs, R
-strikes per head.
+Pure numpy; times are seconds on the viewer's time axis. Shape letters: L layers, H heads, S slots, n arcs, K
+attended positions.
 """
 
 from __future__ import annotations
@@ -97,31 +97,24 @@ class Reads:
 
     Attributes
     ----------
-    cells : ndarray of int32, shape (L, H, R)
-        The cells that each head attended to most, the most first; -1: none, or not captured.
-    weights : ndarray of float32, shape (L, H, R)
+    cells : ndarray of int32, shape (L, H, K)
+        The cell of each of the positions that a head attended to most; -1: none, or not captured.
+    weights : ndarray of float32, shape (L, H, K)
         The attention weight that went there, 0 … 1.
     """
 
     cells: NDArray[np.int32]
     weights: Floats
 
-    @classmethod
-    def of(cls, cells: NDArray[np.int32], weights: Floats) -> Reads:
-        """From the cell and weight of each of a head's top positions, (L, H, K): those of one cell add up."""
-        layers, heads, k = cells.shape
-        flat = np.where(np.isfinite(weights) & (cells >= 0), weights, 0.0).reshape(-1, k)
-        place = cells.reshape(-1, k)
-        same = (place[:, :, None] == place[:, None, :]) & (place >= 0)[:, :, None]
-        total = np.where(same, flat[:, None, :], 0.0).sum(axis=-1)
-        total[(np.tril(same, -1)).any(axis=-1)] = 0.0  # said once, where the cell comes first
-        order = np.argsort(-total, axis=-1, kind="stable")[:, :READS_PER_HEAD]
-        weight = np.take_along_axis(total, order, axis=-1)
-        cell = np.where(weight >= LEAST_WEIGHT, np.take_along_axis(place, order, axis=-1), -1)
-        shape = (layers, heads, order.shape[1])
-        return cls(
-            cell.reshape(shape).astype(np.int32), np.minimum(weight, 1.0).reshape(shape).astype(np.float32)
-        )
+    def strongest(self, layer: int, head: int, most: int = READS_PER_HEAD) -> list[tuple[int, float]]:
+        """The cells that a head attended to most, with their weights; positions of one cell add up."""
+        total: dict[int, float] = {}
+        pairs = zip(self.cells[layer, head].tolist(), self.weights[layer, head].tolist(), strict=True)
+        for cell, weight in pairs:
+            if cell >= 0 and weight > 0.0:  # NaN is not
+                total[cell] = total.get(cell, 0.0) + weight
+        order = sorted(total.items(), key=lambda item: -item[1])[:most]
+        return [(cell, min(1.0, weight)) for cell, weight in order if weight >= LEAST_WEIGHT]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +136,23 @@ def frame_seed(request_id: str, sequence: int, position: int) -> int:
     return zlib.crc32(f"{request_id}/{sequence}/{position}".encode()) & 0xFFFF
 
 
-def heads_per_group(layers: int, slots: int, *, reads: bool = False) -> int:
-    """How many heads per station get an arc, so that about three chains fit (two with strikes)."""
+def heads_per_group(layers: int, slots: int) -> int:
+    """How many heads per station get an arc, so that about three chains fit into `slots`."""
     groups = min(layers, GROUPS)
-    if reads:
-        return int(np.clip((slots // (2 * groups) - 2) // (1 + READS_PER_HEAD), 1, HEADS_PER_GROUP))
     return int(np.clip(slots // (3 * groups) - 2, 1, HEADS_PER_GROUP))
+
+
+def heads_and_strikes(layers: int, slots: int) -> tuple[int, int]:
+    """The same where strikes come along: heads per station and strikes per head, so that two chains fit.
+
+    Where not even two chains of one head with one strike fit, one does, or the strikes are left out.
+    """
+    groups = min(layers, GROUPS)
+    room = slots // (2 * groups) - 2  # beside trunk and FFN
+    for strikes in range(READS_PER_HEAD, 0, -1):
+        if room // (1 + strikes) >= 1:
+            return min(HEADS_PER_GROUP, room // (1 + strikes)), strikes
+    return (1, 1) if 4 * groups <= slots else (heads_per_group(layers, slots), 0)
 
 
 def chain(
@@ -158,6 +162,7 @@ def chain(
     *,
     top: int,
     reads: Reads | None = None,
+    strikes: int = READS_PER_HEAD,
     pushes: Pushes | None = None,
     lane: int = 0,
 ) -> Arcs:
@@ -171,6 +176,7 @@ def chain(
     top : int
         Arcs per station for its most active heads.
     reads : where the heads looked; None: not captured.
+    strikes : most strikes per drawn head.
     pushes : the contributions; None: not captured.
     lane : int
         Which strand along the spine: one per request colour, so that requests stay apart. 0 is the axis.
@@ -181,7 +187,7 @@ def chain(
         pushes = Pushes(np.full(head_display.shape, np.nan), np.full(len(ffn_display), np.nan))
     for low, high in _stations(len(ffn_display)):
         rows += _trunk(layout, head_display, ffn_display, low, high, pushes)
-        rows += _heads(layout, head_display, low, high, top, reads, pushes)
+        rows += _heads(layout, head_display, low, high, top, (reads, strikes), pushes)
         rows += _ffn(layout, ffn_display, low, high, pushes)
     rows.sort(key=lambda row: row.delay)
     return Arcs(
@@ -233,7 +239,13 @@ def _trunk(layout: Layout, heads: Floats, ffn: Floats, low: int, high: int, push
 
 
 def _heads(
-    layout: Layout, heads: Floats, low: int, high: int, top: int, reads: Reads | None, pushes: Pushes
+    layout: Layout,
+    heads: Floats,
+    low: int,
+    high: int,
+    top: int,
+    reads: tuple[Reads | None, int],
+    pushes: Pushes,
 ) -> list[_Row]:
     values = np.where(np.isfinite(heads[low:high]), heads[low:high], -1.0).ravel()
     order = np.argsort(-values, kind="stable")[:top]
@@ -246,30 +258,20 @@ def _heads(
         toward = (into - place) * (0.9 * layout.head_radius / max(1e-6, float(np.linalg.norm(into - place))))
         delay, push = (layer + 0.25) / layers, _hue(pushes.heads[layer, head])
         rows.append(_Row(delay, Kind.HEAD, place + toward, into, display, (layer, head), push, display))
-        if reads is not None:
-            rows += _reads(layout, reads, layer, head, display)
+        rows += _reads(layout, *reads, layer, head, display)
     return rows
 
 
-def _reads(layout: Layout, reads: Reads, layer: int, head: int, display: float) -> list[_Row]:
+def _reads(
+    layout: Layout, reads: Reads | None, strikes: int, layer: int, head: int, display: float
+) -> list[_Row]:
     """Strikes from the cells that a head attends to most to that head."""
     place, delay = layout.heads[layer, head], layer / len(layout.heads)
-    return [
-        _Row(
-            delay,
-            Kind.READ,
-            layout.cells[layer, cell].mean(axis=0),
-            place,
-            display,
-            (layer, cell),
-            NO_PUSH,
-            weight,
-        )
-        for cell, weight in zip(
-            reads.cells[layer, head].tolist(), reads.weights[layer, head].tolist(), strict=True
-        )
-        if cell >= 0
-    ]
+    rows: list[_Row] = []
+    for cell, weight in reads.strongest(layer, head, strikes) if reads is not None else ():
+        source = layout.cells[layer, cell].mean(axis=0)
+        rows.append(_Row(delay, Kind.READ, source, place, display, (layer, cell), NO_PUSH, weight))
+    return rows
 
 
 def _ffn(layout: Layout, ffn: Floats, low: int, high: int, pushes: Pushes) -> list[_Row]:

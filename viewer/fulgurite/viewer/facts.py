@@ -43,7 +43,8 @@ def _card(session: Session) -> dict[str, Any] | None:
         return None
     key, pick = found
     said = card(session.storm[key], pick, session.scene_s)
-    return {**said, "pinned": session.pinned is not None, "replica": session.name(key)}
+    mark = None if session.mark is None else [round(share, 4) for share in session.mark]
+    return {**said, "pinned": session.pinned is not None, "replica": session.name(key), "mark": mark}
 
 
 def _connection(session: Session) -> dict[str, str]:
@@ -149,7 +150,7 @@ def _figures(replica: Replica) -> str:
     words = [replica.seen.topology.model_name]
     if status is not None and status.inter_token_p50_s is not None:
         words.append(f"{1000 * status.inter_token_p50_s:.1f} ms/token")
-    if status is not None and status.first_token_p50_s is not None:
+    if status is not None and status.first_token_p50_s is not None and status.first_token_p50_s > 0.0:
         words.append(f"{1000 * status.first_token_p50_s:.0f} ms to first")
     if replica.seen.tokens == "off":
         words.append("text is off")

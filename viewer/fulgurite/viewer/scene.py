@@ -32,7 +32,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fulgurite.viewer.bolts import ARCS, Bolts, Kind, Pushes, Reads, chain, frame_seed, heads_per_group
+from fulgurite.viewer.bolts import (
+    ARCS,
+    Bolts,
+    Kind,
+    Pushes,
+    Reads,
+    chain,
+    frame_seed,
+    heads_and_strikes,
+    heads_per_group,
+)
 from fulgurite.viewer.camera import CameraRig
 from fulgurite.viewer.carpet import Carpet
 from fulgurite.viewer.colors import REQUESTS, Display, RequestColors, display_of
@@ -185,6 +195,7 @@ class ReplicaScene:
         self._last_chain_s: dict[str, float] = {}
         self._pulses: deque[_Pulse] = deque()
         self._seen: deque[_Seen] = deque()
+        self._sums = [0, 0, 0, 0]  # over what was seen: chains, tokens read, layers read, tokens with pushes
         self._refused_until_s = -math.inf
         self.shares: Shares | None = None
         self.latest: tuple[FrameBlock, int, float] | None = None
@@ -221,6 +232,7 @@ class ReplicaScene:
         for part in (self.heads, self.plates, self.carpet, self.bolts, self.strip, self._pulses, self._seen):
             part.clear()
         self._texts.clear()
+        self._sums = [0, 0, 0, 0]
         self.shares = self.latest = self.latest_deep = None
         self.head_values[:] = self.ffn_values[:] = np.nan
         self._last_token_s.clear()
@@ -274,7 +286,7 @@ class ReplicaScene:
     @property
     def tokens_per_chain(self) -> float | None:
         """How many tokens one drawn chain stands for, over the last seconds; None where none was drawn."""
-        chains = sum(seen.is_drawn for seen in self._seen)
+        chains = self._sums[0]
         return len(self._seen) / chains if chains else None
 
     @property
@@ -285,18 +297,18 @@ class ReplicaScene:
     @property
     def reads_captured(self) -> bool:
         """Whether a frame of the last seconds said where a head looked: else the cells send no strikes."""
-        return any(seen.layers_read for seen in self._seen)
+        return self._sums[1] > 0
 
     @property
     def reads(self) -> Captured:
         """Of how many tokens of the last seconds is known where heads looked, and in how many layers."""
-        layers = [seen.layers_read for seen in self._seen if seen.layers_read]
-        return Captured(len(layers), len(self._seen), sum(layers) / len(layers) if layers else 0.0)
+        _, tokens, layers, _ = self._sums
+        return Captured(tokens, len(self._seen), layers / tokens if tokens else 0.0)
 
     @property
     def contributions(self) -> Captured:
         """Of how many tokens of the last seconds the contributions were captured and are verified."""
-        tokens = sum(seen.has_pushes for seen in self._seen)
+        tokens = self._sums[3]
         return Captured(tokens, len(self._seen), float(self.topology.layers) if tokens else 0.0)
 
     def text_at(self, request_id: str, sequence: int, position: int) -> str | None:
@@ -374,6 +386,7 @@ class ReplicaScene:
             read = int(self._layers_read(block, row).sum())
             has_pushes = bool(np.isfinite(pushed.heads[row]).any())
             self._seen.append(_Seen(float(times[row]), row in drawn, read, has_pushes))
+            self._count(self._seen[-1], 1)
             self.strip.append(
                 self._strip_token(block, row, names[row - rows[0]], float(times[row]), row in drawn)
             )
@@ -403,12 +416,17 @@ class ReplicaScene:
         if at_s < self._refused_until_s or not (np.isfinite(heads).any() or np.isfinite(ffn).any()):
             return False
         reads = self._reads(block, row)
+        layers, slots = self.topology.layers, len(self.bolts)
+        top, strikes = (
+            (heads_per_group(layers, slots), 0) if reads is None else heads_and_strikes(layers, slots)
+        )
         arcs = chain(
             self.layout,
             heads,
             ffn,
-            top=heads_per_group(self.topology.layers, len(self.bolts), reads=reads is not None),
+            top=top,
             reads=reads,
+            strikes=strikes,
             pushes=pushed,
             lane=color,
         )
@@ -441,7 +459,7 @@ class ReplicaScene:
             return None
         positions = np.where(layers[:, None, None], block.columns["attended_positions"][row], -1)
         weights = np.asarray(block.columns["attended_weights"][row], np.float32)
-        return Reads.of(self.carpet.cell_of(positions), weights)
+        return Reads(self.carpet.cell_of(positions), weights)
 
     def _pushes(self, block: FrameBlock, channel: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
         return pushes(block, channel, shape, self.topology.dtype)
@@ -508,9 +526,16 @@ class ReplicaScene:
             glow.hit(slice(begin, end), values[begin:end], reached[:, None], hues[begin:end])
         return end
 
+    def _count(self, seen: _Seen, by: int) -> None:
+        """Keep the sums over what was seen: they are asked for in every picture."""
+        for index, value in enumerate(
+            (seen.is_drawn, seen.layers_read > 0, seen.layers_read, seen.has_pushes)
+        ):
+            self._sums[index] += by * int(value)
+
     def _forget(self, now_s: float) -> None:
         while self._seen and self._seen[0].at_s < now_s - RATE_OVER_S:
-            self._seen.popleft()
+            self._count(self._seen.popleft(), -1)
         silent = [name for name, at_s in self._last_token_s.items() if at_s < now_s - RATE_OVER_S]
         for request_id in silent:
             self._end(request_id)

@@ -90,6 +90,7 @@ class Session:
         self.now_s = 0.0
         self.hovered: tuple[str, Pick] | None = None
         self.pinned: tuple[str, Pick] | None = None
+        self.mark: tuple[float, float, float] | None = None
         self._chosen: tuple[str, ...] | None = None
         self._lit_until_s = 0.0
         self._moving_until_s = 0.0
@@ -162,6 +163,9 @@ class Session:
         for scale in event.batch.scales:
             self.storm[event.key].set_scale(scale)
         for told in event.batch.events:
+            if told.kind == "started":  # says how long the prompt is, and changes no light
+                self.storm[event.key].event(told, told.time_ns / 1e9)
+                continue
             self._told.append((told.time_ns / 1e9 + LINGER_S, event.key, told))
         if len(event.batch):
             self.timeline.add(event.key, event.batch.blocks, event.received_ns / 1e9, live=event.live)
@@ -404,6 +408,10 @@ class Session:
     def pin(self, found: tuple[str, Pick] | None) -> None:
         """Keep the card of this node; None, or the same again: keep none."""
         self.pinned = None if found == self.pinned else found
+
+    def mark_at(self, place: tuple[float, float, float] | None) -> None:
+        """Where the inspected node is seen: x, y, reach, in shares of the picture's width, height, height."""
+        self.mark = place
 
     @property
     def inspected(self) -> tuple[str, Pick] | None:

@@ -48,6 +48,9 @@ class Painter(Protocol):
     def pick(self, x: float, y: float) -> tuple[str, Pick] | None:
         """The replica and the node under a pixel of the picture that was drawn last."""
 
+    def place(self, key: str, node: Pick) -> tuple[float, float, float] | None:
+        """Where a node is seen in the picture that was drawn last: x, y and its reach, in pixels."""
+
     def close(self) -> None:
         """Give back what it holds."""
 
@@ -221,6 +224,9 @@ class Studio:
             session.pin(self._under(painter, self._clicks.popleft()))
         if (session.hovered, session.pinned) != before:
             self._told_s = 0.0
+        place = painter.place(*session.inspected) if session.inspected is not None else None
+        width, height = self._size
+        session.mark_at(None if place is None else (place[0] / width, place[1] / height, place[2] / height))
 
     def _under(self, painter: Painter, at: tuple[float, float]) -> tuple[str, Pick] | None:
         return painter.pick(at[0] * self._size[0], at[1] * self._size[1])

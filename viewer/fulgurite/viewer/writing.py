@@ -133,6 +133,11 @@ class Entry:
         return f"{self.name}:  {self.channel}  {self._unit}"
 
     @property
+    def shortest_text(self) -> str:
+        """Channel and unit alone."""
+        return f"{self.channel}  {self._unit}"
+
+    @property
     def _unit(self) -> str:
         """The unit, and that the bar is logarithmic where it is."""
         is_log = self.display is not None and self.display.is_log
@@ -171,7 +176,9 @@ def _legend(
         else:
             _bar(canvas, entry.display, end, y, bar, scale)
         at = end - bar - 52 * scale
-        text = _longest((entry.text, entry.short_text), at - left - 12 * scale, 12 * scale)
+        text = _longest(
+            (entry.text, entry.short_text, entry.shortest_text), at - left - 12 * scale, 12 * scale
+        )
         canvas.text(at, y, text, 12 * scale, TEXT, align=1)
     text = fitted(note(scene, contribution), end - left - 12 * scale, 11 * scale)
     canvas.text(end, 43 * scale, text, 11 * scale, DIM, align=1)
@@ -384,7 +391,9 @@ def note(scene: ReplicaScene, contribution: bool = False) -> str:
             f"hue: push on the emitted token, logarithmic over {LINEAR_LOGITS:g}",
             "brightness: head_write, ffn_write",
         ]
-        if captured.tokens < captured.of:
+        if captured.of and not captured.tokens:
+            parts.insert(0, "hatched: contributions not captured")
+        elif captured.tokens < captured.of:
             parts.insert(0, f"contributions: {rate_text(captured)}, the rest hatched")
         return "  ·  ".join(parts)
     return "  ·  ".join(
@@ -408,7 +417,7 @@ def rate_text(captured: Captured) -> str:
     if captured.tokens == captured.of:
         return "every token"
     if not captured.tokens:
-        return "no token"
+        return "not captured"
     every = captured.of / captured.tokens
     return f"1 token in {every:.0f}" if every >= 1.75 else f"{100 / every:.0f} % of the tokens"
 

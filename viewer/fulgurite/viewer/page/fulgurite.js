@@ -177,6 +177,7 @@
     data: () => ({ at: { x: 0, y: 0 }, room: { w: 1, h: 1 } }),
     template: `
       <div class="fg-probe">
+        <div v-if="card && card.mark" class="fg-ring" :class="{ 'fg-pinned': card.pinned }" :style="ring"></div>
         <div v-if="card" class="fg-card" :class="{ 'fg-pinned': card.pinned }" :style="place" role="status">
           <header><b>{{ card.title }}</b><span>{{ card.replica }}</span></header>
           <dl>
@@ -195,6 +196,10 @@
         </div>
       </div>`,
     computed: {
+      ring() {
+        const [x, y, reach] = this.card.mark;
+        return { left: 100 * x + "%", top: 100 * y + "%", height: 200 * reach + "%" };
+      },
       place() {
         if (!this.card || this.card.pinned) return {};
         const right = this.at.x > this.room.w - 330, low = this.at.y > 0.55 * this.room.h;

@@ -17,6 +17,7 @@ import numpy as np
 
 from fulgurite.viewer import writing
 from fulgurite.viewer.camera import Insets, Pick, View, grid, pick
+from fulgurite.viewer.layout import HEAD_GROWTH
 from fulgurite.viewer.vtk.probe import choose_backend
 
 choose_backend()
@@ -156,6 +157,22 @@ class Renderer:
             raise RuntimeError("nothing was drawn yet: call render first")
         at = project(self._view, points, viewport.width, viewport.height)
         return np.asarray(at + np.array([viewport.x, viewport.y, 0.0]), np.float64)
+
+    def place(self, key: str, node: Pick) -> tuple[float, float, float] | None:
+        """Where a node of a replica is seen: window pixels (x, y), and its reach; None: not on screen."""
+        if self._view is None or all(viewport.scene.key != key for viewport in self._viewports):
+            return None
+        layout = self.storm[key].layout
+        if node.kind == "head":
+            middle = layout.heads[node.layer, node.head]
+            rim = middle + np.array([0.0, HEAD_GROWTH * layout.head_radius, 0.0], np.float32)
+            found = self.project(key, np.stack([middle, rim]))
+        else:
+            found = self.project(
+                key, np.concatenate([layout.ffn[None, node.layer], layout.plates[node.layer, 0]])
+            )
+        reach = float(np.linalg.norm(found[1:, :2] - found[0, :2], axis=-1).max())
+        return (float(found[0, 0]), float(found[0, 1]), reach) if np.isfinite(found).all() else None
 
     def close(self) -> None:
         """Give the window and its memory on the graphics card back."""

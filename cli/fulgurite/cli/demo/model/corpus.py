@@ -30,7 +30,6 @@ MIX = {"story": 22, "list": 18, "sums": 12, "echo": 24, "pattern": 24}
 MIXES: dict[int, Mapping[str, int]] = {
     0: MIX,
     700: {"story": 30, "list": 34, "sums": 12, "echo": 10, "pattern": 14},
-    1200: {"story": 50, "list": 40, "sums": 4, "echo": 3, "pattern": 3},
 }
 """What a training reads from which step on: copying is learned first; brackets and grammar take longer."""
 

@@ -16,7 +16,14 @@ from fulgurite.cli.demo.model.batches import encoded, training_documents
 from fulgurite.cli.demo.model.completers import Completer, ModelCompleter
 from fulgurite.cli.demo.model.corpus import MIX, documents
 from fulgurite.cli.demo.model.loading import load
-from fulgurite.cli.demo.model.measures import BRACKETS, INDUCTION, SUMS, Examiner, Share
+from fulgurite.cli.demo.model.measures import (
+    BRACKETS,
+    GREEDY_BRACKETS,
+    INDUCTION,
+    SUMS,
+    Examiner,
+    Share,
+)
 from fulgurite.cli.demo.model.ngram import NGram
 
 EXAM_SEED = 7
@@ -73,7 +80,12 @@ def _kinds() -> tuple[str | None, ...]:
 
 def _column(completer: Completer, tokenizer: Any, count: int) -> list[Share]:
     examiner = Examiner(completer, tokenizer, seed=EXAM_SEED)
-    return [*examiner.shares({**INDUCTION, **BRACKETS, **SUMS}, count=count), examiner.grammar(count=count)]
+    return [
+        *examiner.shares(INDUCTION, count=count),
+        *examiner.shares(BRACKETS, count=count, sampled=True),
+        *examiner.shares({**GREEDY_BRACKETS, **SUMS}, count=count),
+        *examiner.grammar(count=count),
+    ]
 
 
 def held_out(tokenizer: Any, kind: str | None) -> Iterator[list[int]]:

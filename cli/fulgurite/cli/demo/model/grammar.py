@@ -12,11 +12,13 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fulgurite.cli.demo.model.names import begins_name, draw_name, is_name
 
 Binding = tuple[tuple[str, str], ...]
 State = tuple[int, Binding]
+Keeps = Literal["everything", "names", "nothing"]
 
 PRONOUNS = {
     "@she": ("she", "he"),
@@ -73,9 +75,20 @@ class Grammar:
         """A text by `rule`, its names from the training side or the held-out side."""
         return _Writer(self, draw, held_out).write(rule)
 
-    def read(self, text: str, *, rule: str = "story") -> Reading:
-        """Whether `text` is one that `rule` can write, or the beginning of one."""
-        return _Reader(self, text).read(rule)
+    def read(self, text: str, *, rule: str = "story", keeps: Keeps = "everything") -> Reading:
+        """Whether `text` is one that `rule` can write, or the beginning of one.
+
+        Parameters
+        ----------
+        text : str
+            What is read.
+        rule : str
+            What it is read as.
+        keeps : ``everything``, ``names`` or ``nothing``
+            Which slots must keep their value from beginning to end: all of them and the pronouns; the names;
+            or none, so that only the sentences and their order are judged.
+        """
+        return _Reader(self, text, keeps).read(rule)
 
 
 class _Writer:
@@ -117,9 +130,10 @@ class _Writer:
 class _Reader:
     """Follows every alternative that fits; a state is a position and what the slots hold by then."""
 
-    def __init__(self, grammar: Grammar, text: str) -> None:
+    def __init__(self, grammar: Grammar, text: str, keeps: Keeps) -> None:
         self._grammar = grammar
         self._text = text
+        self._keeps = keeps
         self._known: dict[tuple[str, int, Binding], frozenset[State]] = {}
         self._reached = 0
         self._open = False
@@ -164,13 +178,13 @@ class _Reader:
         known = dict(state[1]).get("gender")
         for gender in "01" if known is None else known:
             for at, bound in self._word(PRONOUNS[sign][int(gender)], state):
-                yield at, _with(bound, "gender", gender)
+                yield at, self._with(bound, "gender", gender)
 
     def _slot(self, slot: str, state: State) -> Iterator[State]:
         known = dict(state[1]).get(slot)
         for value in self._candidates(slot, state) if known is None else (known,):
             for at, bound in self._word(value, state):
-                yield at, _with(bound, slot, value)
+                yield at, self._with(bound, slot, value)
 
     def _candidates(self, slot: str, state: State) -> Iterator[str]:
         at, bound = state
@@ -185,9 +199,11 @@ class _Reader:
         if is_name(name) and name not in dict(bound).values():
             yield name
 
-
-def _with(bound: Binding, slot: str, value: str) -> Binding:
-    return tuple(sorted({**dict(bound), slot: value}.items()))
+    def _with(self, bound: Binding, slot: str, value: str) -> Binding:
+        is_name = slot != "gender" and slot not in self._grammar.values
+        if self._keeps == "nothing" or (self._keeps == "names" and not is_name):
+            return bound
+        return tuple(sorted({**dict(bound), slot: value}.items()))
 
 
 def _parts(text: str) -> tuple[Part, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fulgurite.cli.demo.model import tasks
 from fulgurite.cli.demo.model.completers import Completer
+from fulgurite.cli.demo.model.grammar import Keeps
 from fulgurite.cli.demo.model.scenes import STORIES
 from fulgurite.cli.demo.model.tasks import Task
 
@@ -20,10 +21,17 @@ INDUCTION: dict[str, Callable[[int], Iterator[Task]]] = {
     "induction: echo of a random string": tasks.echoes,
     "induction: repeated pattern": tasks.patterns,
 }
-BRACKETS: dict[str, Callable[[int], Iterator[Task]]] = {"brackets: the list is closed": tasks.lists}
+BRACKETS: dict[str, Callable[[int], Iterator[Task]]] = {"brackets: the list is closed, sampled": tasks.lists}
+GREEDY_BRACKETS: dict[str, Callable[[int], Iterator[Task]]] = {
+    "brackets: the list is closed, most probable tokens (no bound)": tasks.lists
+}
 SUMS: dict[str, Callable[[int], Iterator[Task]]] = {"sums (no bound)": tasks.sums}
-GRAMMAR = "grammar: the story is read to its end"
-LONGEST_ANSWER, LONGEST_STORY = 80, 220
+GRAMMAR: dict[Keeps, str] = {
+    "nothing": "grammar: every sentence of the story can be read, in its order",
+    "names": "grammar, and every name is kept (no bound)",
+    "everything": "grammar, and every name, place, thing and pronoun is kept (no bound)",
+}
+LONGEST_ANSWER, LONGEST_STORY = 120, 220
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +66,39 @@ class Examiner:
         self._tokenizer = tokenizer
         self._seed = seed
 
-    def shares(self, kinds: dict[str, Callable[[int], Iterator[Task]]], *, count: int) -> list[Share]:
-        """`count` tasks of each of these kinds, the most probable token taken each time."""
-        return [self._share(name, tasks.some(kind, self._seed, count)) for name, kind in kinds.items()]
+    def shares(
+        self, kinds: dict[str, Callable[[int], Iterator[Task]]], *, count: int, sampled: bool = False
+    ) -> list[Share]:
+        """`count` tasks of each of these kinds.
 
-    def grammar(self, *, count: int) -> Share:
-        """Stories continued by sampling, read by the grammar from their first word to their last."""
+        Parameters
+        ----------
+        kinds : dict of str to callable
+            Names and where their tasks come from.
+        count : int
+            Tasks of each.
+        sampled : bool
+            Sample, as the demo does; without it the most probable token is taken each time. Where what comes
+            next is free (the items of a list of random strings) the most probable token is no typical one.
+        """
+        return [
+            self._share(name, tasks.some(kind, self._seed, count), sampled=sampled)
+            for name, kind in kinds.items()
+        ]
+
+    def grammar(self, *, count: int) -> list[Share]:
+        """Stories continued by sampling and read from their first word to their last, by each of GRAMMAR."""
         openings = list(islice(tasks.story_openings(self._seed), count))
         told = self._continue(openings, new_tokens=LONGEST_STORY, seed=self._seed)
-        read = [STORIES.read(opening + rest).complete for opening, rest in zip(openings, told, strict=True)]
-        return Share(GRAMMAR, sum(read), count)
+        stories = [opening + rest for opening, rest in zip(openings, told, strict=True)]
+        return [
+            Share(name, sum(STORIES.read(story, keeps=keeps).complete for story in stories), count)
+            for keeps, name in GRAMMAR.items()
+        ]
 
-    def _share(self, name: str, asked: list[Task]) -> Share:
-        answers = self._continue([task.prompt for task in asked], new_tokens=LONGEST_ANSWER)
+    def _share(self, name: str, asked: list[Task], *, sampled: bool) -> Share:
+        seed = self._seed if sampled else None
+        answers = self._continue([task.prompt for task in asked], new_tokens=LONGEST_ANSWER, seed=seed)
         solved = [task.solved_by(answer) for task, answer in zip(asked, answers, strict=True)]
         return Share(name, sum(solved), len(asked))
 

@@ -32,7 +32,7 @@ TOKENS = 4096
 WARM_UP = 50
 PEAK, MATRIX_PEAK = 3e-3, 0.02
 """Learning rates of AdamW and of Muon."""
-DOWN_FROM = 0.7
+DOWN_FROM = 0.75
 """From which share of the steps on the learning rate goes down."""
 LOWEST = 0.02
 """The last learning rate, relative to the peak."""
@@ -68,7 +68,7 @@ def learning_rate(step: int, *, steps: int) -> float:
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fulgurite.cli.demo.model.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--count", type=int, default=200, help="tasks of each kind in the evaluation")
