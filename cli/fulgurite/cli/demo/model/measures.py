@@ -28,7 +28,7 @@ GREEDY_BRACKETS: dict[str, Callable[[int], Iterator[Task]]] = {
 SUMS: dict[str, Callable[[int], Iterator[Task]]] = {"sums (no bound)": tasks.sums}
 GRAMMAR: dict[Keeps, str] = {
     "nothing": "grammar: every sentence of the story can be read, in its order",
-    "names": "grammar, and every name is kept (no bound)",
+    "names": "grammar, and every name is kept",
     "everything": "grammar, and every name, place, thing and pronoun is kept (no bound)",
 }
 LONGEST_ANSWER, LONGEST_STORY = 120, 220
