@@ -12,9 +12,9 @@ from tests.agent.reference import BY_NAME  # noqa: E402
 from torch import nn  # noqa: E402
 
 from fulgurite.agent.anatomy import LayerParts, dissect  # noqa: E402
-from fulgurite.agent.grams import effective_weight  # noqa: E402
 from fulgurite.agent.norms import fit_norm  # noqa: E402
 from fulgurite.agent.readout import find_readout  # noqa: E402
+from fulgurite.agent.weights import effective_weight  # noqa: E402
 from fulgurite.agent.wiring import Tap, wire  # noqa: E402
 
 WIDTH = 32

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fulgurite.agent.weights import Unreadable, columns_of, is_distributed
 from fulgurite.wire.topology import Topology
 
 _STATEFUL = ("linear", "mamba", "ssm", "conv", "recurrent", "retention", "rwkv")
@@ -36,10 +37,11 @@ class LayerParts:
     kind, window : as in `Topology.layer_kinds`, `Topology.layer_windows`.
     mixer : attention or another token mixer, None where the layer has none.
     projection : the linear map from concatenated heads to the residual stream, None where there are no heads.
-    heads, head_dim : of the projection's input; 0 where there are none.
+    heads, head_dim : of the projection's input, all processes together; 0 where there are none.
     ffn, ffn_linear : the feed-forward part, and the last linear map in it that leads to the residual stream.
     experts : modules that may be handed expert ids and weights.
     norms : every normalisation over the residual width that belongs to the layer.
+    first_head, held_heads : which heads are computed in this process: all, but for tensor parallelism.
     """
 
     index: int
@@ -54,6 +56,8 @@ class LayerParts:
     ffn_linear: nn.Module | None
     experts: tuple[nn.Module, ...]
     norms: tuple[nn.Module, ...]
+    first_head: int = 0
+    held_heads: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,6 +184,7 @@ def _parts(block: nn.Module, index: int, config: Any, hidden: int) -> LayerParts
     if heads == 0 and kind in ("full", "sliding"):
         kind = "none"
     ffn = _ffn(block, mixer, hidden)
+    first, held = _held(projection, heads, head_dim)
     return LayerParts(
         index=index,
         block=block,
@@ -193,6 +198,8 @@ def _parts(block: nn.Module, index: int, config: Any, hidden: int) -> LayerParts
         ffn_linear=(linears(ffn, hidden) or [None])[-1] if ffn is not None else None,  # type: ignore[list-item]
         experts=tuple(_experts(ffn)) if ffn is not None else (),
         norms=tuple(m for m in block.modules() if is_norm(m, hidden)),
+        first_head=first,
+        held_heads=held,
     )
 
 
@@ -236,6 +243,17 @@ def _heads(mixer: nn.Module, config: Any, hidden: int) -> tuple[nn.Module | None
         if width % count == 0:
             return projection, count, width // count
     return None, 0, 0
+
+
+def _held(projection: nn.Module | None, heads: int, head_dim: int) -> tuple[int, int]:
+    """(first, count) of the heads whose columns this process holds; all, where it is split otherwise."""
+    try:
+        columns = columns_of(projection) if projection is not None else None
+    except Unreadable:
+        columns = None
+    if columns is None or columns[0] % head_dim or columns[1] % head_dim:
+        return 0, heads
+    return columns[0] // head_dim, columns[1] // head_dim
 
 
 def _numbers(holders: tuple[Any, ...], names: tuple[str, ...]) -> list[int]:
@@ -339,6 +357,10 @@ def fingerprint(model: nn.Module, samples: int = 16) -> str:
 
 
 def _sample(parameter: torch.Tensor, samples: int) -> bytes:
+    if is_distributed(parameter):
+        parameter = parameter.to_local()  # type: ignore[attr-defined]
+    if type(parameter) not in (torch.Tensor, nn.Parameter) or parameter.is_quantized:
+        return b""  # packed in a way of its own
     with torch.no_grad():
         flat = parameter.detach().reshape(-1)
         picked = flat[:: max(1, flat.numel() // samples)][:samples]

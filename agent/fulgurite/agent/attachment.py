@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from fulgurite.agent import config
-from fulgurite.agent.anatomy import dissect
+from fulgurite.agent.anatomy import Anatomy, dissect
 from fulgurite.agent.capture import Capture
 from fulgurite.agent.engines.transformers import Engine
 from fulgurite.agent.exporter import Exporter
@@ -59,6 +59,7 @@ class Agent:
             texts=texts,
         )
         self._capture.on_wired = self._announce
+        self._capture.look_again = self._look_again
         self._resource = config.resource(model_name=anatomy.topology.model_name)
         self._engine = Engine(model, self._capture, outer)
 
@@ -72,6 +73,10 @@ class Agent:
             self._capture.install()
             self._engine.install()
         _running.add(self)
+
+    def _look_again(self) -> Anatomy | None:
+        model = self._model()
+        return None if model is None else dissect(model)
 
     def _announce(self) -> None:
         self.exporter.attach(

@@ -11,6 +11,7 @@ import itertools
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,26 +20,38 @@ from torch import nn
 
 from fulgurite.agent import reduce
 from fulgurite.agent.anatomy import Anatomy, LayerParts, declared
+from fulgurite.agent.assemble import Step
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
 from fulgurite.agent.contribution import Attribution
 from fulgurite.agent.deep import Deep, Reasons
 from fulgurite.agent.exporter import Exporter
-from fulgurite.agent.grams import effective_weight, gram, identity_of
+from fulgurite.agent.grams import gram
 from fulgurite.agent.identity import Committed, Request
-from fulgurite.agent.kv import read_cache
+from fulgurite.agent.late import LateBlock
 from fulgurite.agent.lens import CHANNELS as LENS
 from fulgurite.agent.norms import NormSpec
 from fulgurite.agent.probes import Current, Pass, Probes
+from fulgurite.agent.ranks import OWN, OWN_DEEP, elsewhere
 from fulgurite.agent.readout import Readout, find_readout
 from fulgurite.agent.sampling import Budget, Demand, level_of_step
 from fulgurite.agent.shelf import ROWS, Place, Shelf
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
+from fulgurite.agent.weights import (
+    Unreadable,
+    Watched,
+    effective_bias,
+    effective_weight,
+    identity_of,
+    tolerance,
+)
 from fulgurite.agent.wiring import LayerWiring, Tap, candidate_taps, part_of, wire
-from fulgurite.wire.channels import LEVELS, TOP_K, Level
-from fulgurite.wire.frame import FrameBlock, RequestEvent
+from fulgurite.wire.channels import LEVELS, Level
+from fulgurite.wire.frame import RequestEvent
 
 Array = np.ndarray[Any, Any]
+_WITH_LAYERS = ("heads", "deep")
+_OF_DEEP = ("attention", "neurons", "lens_")
 _OF_LAYERS = ("head_write", "ffn_write", "ffn_cosine", "residual_norm")
 _UNROUTED = "not measured in compiled passes, where no Python sees what the experts are handed"
 _UNSEEN = "not seen in compiled passes: the model has to be instrumented before it is compiled"
@@ -50,7 +63,8 @@ class Capture:
     Parameters
     ----------
     anatomy : the model's parts.
-    attach : called with the anatomy when the first pass showed that less can be measured than was said.
+    on_wired : called when the first pass showed that less can be measured than was said.
+    look_again : finds the model's parts anew, where some were exchanged (adapters put on or taken off).
     texts : token texts, None where they are not switched on.
     """
 
@@ -80,7 +94,7 @@ class Capture:
         self.on_wired: Any = None
         self.kept_places: set[tuple[int, str]] = set()
         self._lock = threading.Lock()
-        self._in_flight: weakref.WeakValueDictionary[int, Pass] = weakref.WeakValueDictionary()
+        self._in_flight: dict[int, weakref.ref[Pass]] = {}  # by thread
         self._epoch_ns = time.time_ns() - time.perf_counter_ns()
         self.shelf = Shelf()
         self._probes = Probes(self.current, shield, self.shelf)
@@ -94,6 +108,10 @@ class Capture:
         self._grams: list[torch.Tensor] = []
         self._plain: dict[int, torch.Tensor] = {}
         self._marks: dict[int, tuple[object, ...]] = {}
+        self._blind: dict[int, str] = {}
+        self._watched = Watched()
+        self._joints = _joints(anatomy)
+        self.look_again: Callable[[], Anatomy | None] | None = None
         self._unsettled = True
         self._probe_ns = 0
         self._final: tuple[int, int] | None = None
@@ -109,6 +127,7 @@ class Capture:
             if layer.projection is not None:
                 with self.shield.at("gram"):
                     self._build_gram(layer, None)
+        self._settle_weights()
 
     def install(self) -> None:
         """Put the probes in that the level in force needs; take out what it does not."""
@@ -202,7 +221,7 @@ class Capture:
 
     def _watch_heads(self, layer: LayerParts, slot: int) -> None:
         assert layer.projection is not None
-        width = layer.heads * layer.head_dim
+        width = layer.held_heads * layer.head_dim
         self._probes.watch_input(layer.projection, slot, width=width, device=_device_of(layer.block))
 
     def _watch_experts(self) -> None:
@@ -218,6 +237,8 @@ class Capture:
         level = self.demand.level
         if level != before:
             self.install()
+        if level not in ("off", "pulse") and self._watched.has_changed():
+            self.refresh()
         self.shelf.tick()
         if level == "off":
             self.current.passing = None
@@ -237,10 +258,12 @@ class Capture:
     def _takes_off(self, passing: Pass) -> None:
         """The shelf holds one pass: those that run at the same time, in several threads, leave none."""
         passing.stamp, mine = self.shelf.stamp, threading.get_ident()
-        for thread, other in list(self._in_flight.items()):
-            if thread != mine:
-                other.crowded = passing.crowded = True
-        self._in_flight[mine] = passing
+        if self._in_flight:
+            for thread, other in tuple(self._in_flight.items()):
+                running = other() if thread != mine else None
+                if running is not None:
+                    running.crowded = passing.crowded = True
+        self._in_flight[mine] = weakref.ref(passing)
 
     @property
     def _candidate_slots(self) -> int:
@@ -264,12 +287,13 @@ class Capture:
         passing.cache = cache
         rows = _last_logits(passing, logits)
         passing.logits = rows.clone() if copies and rows.data_ptr() == logits.data_ptr() else rows
-        raw = passing.deep.get(("unembedded", 0))
+        raw = passing.deep.get(("unembedded", 0)) if passing.deep else None
         if raw is not None:
             passing.deep["unembedded", 0] = _last_logits(passing, raw)
-        if LEVELS.index(passing.level) >= LEVELS.index("heads") and self.anatomy.layers:
+        if passing.level in _WITH_LAYERS and self.anatomy.layers:
             with self.shield.at("wiring"):
-                if all(tensor is None for tensor in passing.kept):
+                kept = passing.kept
+                if not kept or (kept[0] is None and all(tensor is None for tensor in kept)):
                     self._fetch(passing)
                 self._learn(passing)
         passing.own_ns += time.perf_counter_ns() - entered
@@ -339,40 +363,58 @@ class Capture:
         lines : which rows they followed from, where that is not one to one.
         """
         entered = time.perf_counter_ns()
-        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
-            if lines is not None:
-                passing.take(rows=torch.from_numpy(lines.row))
-            elif passing.keep > 1:
-                passing.take(first=tokens.shape[-1])
-            host = self._measure(passing, tokens.reshape(-1))
-        ids = host["tokens"].astype(np.int32)
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(tokens.device.type):
+            with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+                host = self._taken(passing, tokens, lines)
+        else:  # as `generate` leaves it
+            host = self._taken(passing, tokens, lines)
+        ids = host.pop("tokens").reshape(-1).astype(np.int32)
         committed = lines if lines is not None else request.commit(ids, stops)
         self.shelf.tick()
         if committed.real.size and "logprob" in host:
-            columns = self._columns(passing, host, ids)
-            columns["sequence"] = committed.sequence.astype(np.uint16)
-            columns["position"] = committed.position.astype(np.int32)
-            if passing.level == "deep":
-                columns.update(self._deep.columns(host, columns["position"]))
-            columns["parent_row"] = committed.parent.astype(np.int16)
-            columns["phase"] = (committed.passes > 0).astype(np.uint8)
-            columns["ended_ns"] = np.full(len(ids), committed_ns + self._epoch_ns, np.int64)
-            columns.update(self._memory(passing, request, committed))
-            self._export(request, columns, committed.real)
+            self._export(self._step(passing, request, host, ids, committed, committed_ns))
         passing.own_ns += time.perf_counter_ns() - entered
         self._account(passing)
 
-    def _memory(self, passing: Pass, request: Request, committed: Committed) -> dict[str, Array]:
+    def _taken(self, passing: Pass, tokens: torch.Tensor, lines: Committed | None) -> dict[str, Array]:
+        if lines is not None:
+            passing.take(rows=torch.from_numpy(lines.row))
+        elif passing.keep > 1:
+            passing.take(first=tokens.shape[-1])
+        is_column = tokens.dim() == 2 and tokens.shape[1] == 1
+        return self._measure(passing, tokens if is_column else tokens.reshape(-1, 1))
+
+    def _step(
+        self,
+        passing: Pass,
+        request: Request,
+        host: dict[str, Array],
+        ids: Array,
+        committed: Committed,
+        committed_ns: int,
+    ) -> Step:
+        """What is left of the pass: nothing of it holds a tensor of the model, nor the model."""
         fed = request.width + int(committed.passes.max())
-        reading = read_cache(passing.cache, self.anatomy.topology.layers, fed)
-        if reading is None:
-            return {}
-        cached = request.cached(reading.resident, committed.row, committed.passes)
-        columns: dict[str, Array] = {"kv_tokens": cached.astype(np.int32)}
-        if reading.row_bytes is not None:
-            request.kv_bytes = reading.row_bytes * request.rows
-            columns["kv_bytes"] = np.full(committed.row.size, reading.row_bytes, np.int64)
-        return columns
+        cached = request.reader.read(passing.cache, self.anatomy.topology.layers, fed)
+        if cached is not None and cached.row_bytes is not None:
+            request.kv_bytes = cached.row_bytes * request.rows
+        step = Step(
+            host,
+            ids,
+            committed,
+            request,
+            passing.level,
+            passing.step,
+            passing.batch,
+            passing.started_ns + self._epoch_ns,
+            committed_ns + self._epoch_ns,
+            self._layout,
+            cached,
+        )
+        if passing.level == "deep":
+            step.deep = self._deep.columns(host, committed.position)
+            step.host = {name: found for name, found in host.items() if not name.startswith(_OF_DEEP)}
+        return step
 
     def event(self, request: Request, kind: str, *, reason: str = "", texts: tuple[str, ...] = ()) -> None:
         """Say what happened to a request, and remember whether it is under way."""
@@ -443,8 +485,14 @@ class Capture:
             for layer, found in zip(layers, seen, strict=True)
         )
         topology = self.anatomy.topology
+        self._confirm_weights(passing, seen)
         layout = reduce.plan(
-            layers, self._wiring, heads=topology.heads, width=topology.hidden_size, deep=self._is_deep
+            layers,
+            self._wiring,
+            heads=topology.heads,
+            width=topology.hidden_size,
+            deep=self._is_deep,
+            blind=self._blind,
         )
         self._build_grams(layout)
         unread = self._read_out(passing, layout) if self._is_deep else {}
@@ -484,6 +532,9 @@ class Capture:
             if wires.order in ("unknown", "post_norm"):
                 reason = f"in layer {layer.index}, {next(iter(wires.reasons.values()))}"
                 return {**missing, **dict.fromkeys(CONTRIBUTIONS, reason)}
+        if self._blind:
+            index, why = next(iter(self._blind.items()))
+            return {**missing, **dict.fromkeys(CONTRIBUTIONS, f"in layer {index}, {why}")}
         if not isinstance(readout, str):
             epsilon = _epsilon(passing, self._candidates)
             self._attribution = Attribution(
@@ -512,6 +563,11 @@ class Capture:
         for layer, wires in zip(self.anatomy.layers, self._wiring, strict=True):
             for channel, reason in wires.reasons.items():
                 reasons.setdefault(channel, []).append((layer.index, reason))
+            if why := self._blind.get(layer.index):
+                reasons.setdefault("head_write", []).append((layer.index, why))
+            elif why := elsewhere(layer):
+                for channel in OWN + (OWN_DEEP if self._is_deep else ()):
+                    reasons.setdefault(channel, []).append((layer.index, why))
         said = {channel: f"{_layer_names(found)}: {found[0][1]}" for channel, found in reasons.items()}
         said.update(unread)
         if not said:
@@ -529,8 +585,44 @@ class Capture:
 
     def _build_gram(self, layer: LayerParts, norm: NormSpec | None) -> None:
         assert layer.projection is not None
-        self._plain[layer.index] = gram(effective_weight(layer.projection), layer.heads, norm)
         self._marks[layer.index] = identity_of(layer.projection)
+        self._blind.pop(layer.index, None)
+        try:
+            weight = effective_weight(layer.projection)
+            if weight.shape[1] != layer.held_heads * layer.head_dim:
+                raise Unreadable("its weights are split over several processes, and not by heads")
+            self._plain[layer.index] = gram(weight, layer.held_heads, norm)
+        except Unreadable as reason:
+            self._plain.pop(layer.index, None)
+            self._blind[layer.index] = f"the weights of its output projection are not known: {reason}"
+
+    def _confirm_weights(self, passing: Pass, seen: list[dict[Tap, Array]]) -> None:
+        """What we read is what the projection applied in this pass; else its heads are not told."""
+        for layer in self.anatomy.layers:
+            z = passing.kept[self._inputs[layer.index]] if layer.index in self._inputs else None
+            gave = seen[layer.index].get(Tap("projection", "out"))
+            if layer.projection is None or layer.index in self._blind or z is None:
+                continue
+            if z.shape[-1] != layer.held_heads * layer.head_dim:
+                self._blind[layer.index] = (
+                    f"its output projection was handed {z.shape[-1]} values per position, not the "
+                    f"{layer.held_heads * layer.head_dim} of its heads"
+                )
+            elif gave is not None and layer.held_heads == layer.heads:
+                try:
+                    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+                        error = _misfit(layer.projection, z, gave)
+                except Unreadable as reason:
+                    self._blind[layer.index] = f"its output projection is not known: {reason}"
+                    continue
+                if error > max(tolerance(layer.projection), 4 * _epsilon(passing, self._candidates)):
+                    self._blind[layer.index] = (
+                        f"its output projection gave something else than its weights do (by {error:.0%})"
+                    )
+
+    def _settle_weights(self) -> None:
+        parts = [(layer.projection, layer.ffn_linear) for layer in self.anatomy.layers]
+        self._watched.settle(tuple(part for pair in parts for part in pair if part is not None))
 
     def _norm_of(self, index: int) -> NormSpec | None:
         mixer = self._wiring[index].mixer if self._wiring else None
@@ -538,8 +630,10 @@ class Capture:
 
     def _build_grams(self, layout: reduce.Plan) -> None:
         for layer in self.anatomy.layers:
-            if layer.projection is not None and (
-                self._norm_of(layer.index) or layer.index not in self._plain
+            if (
+                layer.projection is not None
+                and (self._norm_of(layer.index) or layer.index not in self._plain)
+                and layer.index not in self._blind
             ):
                 self._build_gram(layer, self._norm_of(layer.index))
         self._collect(layout)
@@ -554,6 +648,10 @@ class Capture:
     def refresh(self) -> None:
         """Build the Gram matrices anew whose projection was written to or exchanged since (adapters,
         training)."""
+        self._settle_weights()
+        if any(parent._modules.get(name) is not part for parent, name, part in self._joints):
+            self._start_over()
+            return
         stale = [
             layer
             for layer in self.anatomy.layers
@@ -561,13 +659,32 @@ class Capture:
             and layer.index in self._marks
             and self._marks[layer.index] != identity_of(layer.projection)
         ]
+        blind = set(self._blind)
         for layer in stale:
             self._build_gram(layer, self._norm_of(layer.index))
+        if set(self._blind) != blind:
+            self._start_over()
+            return
         if stale and self._layout is not None:
             self._collect(self._layout)
         if self._deep.readout is not None and (stale or self._is_readout_stale()):
             self._layout = self._attribution = None  # found anew in the next pass
             self.install()
+
+    def _start_over(self) -> None:
+        """Parts were exchanged, or their weights can no longer be had, or can again: find all anew."""
+        anatomy = self.look_again() if self.look_again is not None else None
+        if anatomy is None:
+            return
+        self.remove()
+        self.anatomy, self._joints = anatomy, _joints(anatomy)
+        self._deep = Deep(anatomy, self.current, self.shield)
+        self._layout = self._attribution = None
+        self._wiring, self._grams = (), []
+        self._plain, self._marks, self._blind = {}, {}, {}
+        self.prepare()
+        self.install()
+        self._make_unavailable({})
 
     def _is_readout_stale(self) -> bool:
         unembedding = self.anatomy.unembedding
@@ -577,22 +694,31 @@ class Capture:
         """Every result of this pass on the host, in one copy."""
         logits = passing.logits
         assert logits is not None
-        ids = tokens.to(logits.device)
+        ids = tokens if tokens.device == logits.device else tokens.to(logits.device)
         if passing.plan != self._probes.plan:
             passing.level = "pulse"  # what it kept is not what is looked for any more
-        full = LEVELS.index(passing.level) >= LEVELS.index("heads")
-        found: dict[str, torch.Tensor] = {"tokens": ids}
-        found.update(reduce.uncertainty(logits, ids, full=full))
+        full = passing.level in _WITH_LAYERS
+        host: dict[str, Array] = {}
+        found: dict[str, torch.Tensor] = {}
+        if logits.device.type == "cpu" and logits.shape[0] == 1:
+            host = reduce.row_uncertainty(logits, ids, full=full)
+        else:
+            found = {"tokens": ids, **reduce.uncertainty(logits, ids, full=full)}
         if full and self._layout is not None and not self.shield.is_out("reduce"):
             with self.shield.at("reduce"):
-                found.update(self._layers(passing, self._layout, ids, found.get("top_ids")))
+                top_ids = found.get("top_ids")
+                if passing.level == "deep" and top_ids is None:
+                    top_ids = torch.from_numpy(reduce.top_ids(host))
+                found.update(self._layers(passing, self._layout, ids, top_ids))
         if full and passing.extra and not self.shield.is_out("experts"):
             with self.shield.at("experts"):
                 found.update(_experts(passing, self._layer_count))
         for name in ("alive", "alive_logits"):
             if (alive := getattr(passing, name)) is not None:
                 found[name] = alive
-        return self._alive(passing, reduce.to_host(found))
+        if found:
+            host.update(reduce.to_host(found))
+        return self._alive(passing, host)
 
     def _alive(self, passing: Pass, host: dict[str, Array]) -> dict[str, Array]:
         """What was measured, without what a compiled graph did not leave in this pass."""
@@ -604,7 +730,7 @@ class Capture:
             return {"tokens": host["tokens"]}
         if layers is not None and not layers.all():
             self._went_unseen(passing)
-            return {name: host[name] for name in ("tokens", "logprob")}
+            return {name: host[name] for name in ("tokens", "logprob")}  # what `pulse` tells
         if logits is not None or layers is not None:
             self.shelf.is_used = True
             self._say_routing_is_missing()
@@ -633,11 +759,19 @@ class Capture:
         vectors: list[torch.Tensor] = kept[: len(layout.places)]  # type: ignore[assignment]
         if not vectors:
             return {}
-        stacked = reduce.stack(vectors)
-        found = reduce.stream(stacked, layout)
-        for i, group in enumerate(layout.groups):
-            inputs: list[torch.Tensor] = kept[group.slots[0] : group.slots[-1] + 1]  # type: ignore[assignment]
-            found[f"heads{i}"] = reduce.head_squares(inputs, self._grams[i])
+        if layout.is_joint:  # the heads' outputs are as wide as the stream: all of it is one tensor
+            whole = reduce.stack(kept)  # type: ignore[arg-type]
+            stacked = whole[: len(vectors)]
+            found = reduce.stream(stacked, layout)
+            found["heads0"] = reduce.squares(whole[len(vectors) :], self._grams[0])
+        else:
+            stacked = reduce.stack(vectors)
+            found = reduce.stream(stacked, layout)
+            for i, group in enumerate(layout.groups):
+                inputs: list[torch.Tensor] = kept[group.slots[0] : group.slots[-1] + 1]  # type: ignore[assignment]
+                found[f"heads{i}"] = reduce.head_squares(inputs, self._grams[i])
+        if passing.level == "deep" and self._watched.has_changed():
+            passing.level = "heads"  # the weights of this pass are not those that are there now
         if passing.level == "deep":
             with self.shield.at("deep"):
                 found.update(self._deep.measure(passing, layout, stacked, candidates))
@@ -653,41 +787,18 @@ class Capture:
                         stacked,
                         heads,
                         passing.logits,
-                        tokens.to(stacked.device),
+                        tokens[:, 0].to(stacked.device),
                         unembedded=passing.deep.get(("unembedded", 0)),
                     )
                 )
         return found
 
-    def _columns(self, passing: Pass, host: dict[str, Array], ids: Array) -> dict[str, Array]:
-        rows = len(ids)
-        columns: dict[str, Array] = {
-            "request_index": np.zeros(rows, np.uint16),
-            "sequence": np.arange(rows, dtype=np.uint16),
-            "token_id": ids,
-            "level": np.full(rows, LEVELS.index(passing.level), np.uint8),
-            "step": np.full(rows, passing.step, np.int64),
-            "parent_row": np.full(rows, -1, np.int16),
-            "started_ns": np.full(rows, passing.started_ns + self._epoch_ns, np.int64),
-            "batch_size": np.full(rows, passing.batch, np.uint16),
-            "logprob": host["logprob"].astype(np.float32, copy=False),
-        }
-        if "entropy" in host:
-            columns.update(_uncertainty_columns(host))
-        if "norms" in host and self._layout is not None:
-            columns.update(reduce.activity(host, self._layout))
-        for name in CONTRIBUTIONS:
-            if name in host:
-                columns[name] = host[name].astype(np.float32, copy=False)
-        if "expert_ids" in host:
-            columns["expert_ids"] = host["expert_ids"].transpose(1, 0, 2).astype(np.int16)
-            columns["expert_weights"] = host["expert_weights"].transpose(1, 0, 2).astype(np.float32)
-        return columns
-
-    def _export(self, request: Request, columns: dict[str, Array], real: Array) -> None:
-        texts = self.texts.of(columns["token_id"]) if self.texts is not None else None
-        block = FrameBlock((request.ref,), columns, texts)
-        self.exporter.export(block if real.size == len(columns["position"]) else block.select(real))
+    def _export(self, step: Step) -> None:
+        real = step.committed.real
+        texts = self.texts.of(step.ids[real]) if self.texts is not None else None
+        self.exporter.export(
+            LateBlock((step.request.ref,), step.columns, rows=real.size, nbytes=step.nbytes, texts=texts)
+        )
 
     def _account(self, passing: Pass) -> None:
         now = time.perf_counter_ns()
@@ -729,7 +840,7 @@ def _last_logits(passing: Pass, logits: torch.Tensor) -> torch.Tensor:
         return logits[:, -passing.keep :].reshape(-1, logits.shape[-1])
     if passing.last is not None and logits.shape[1] == passing.width:
         return logits[torch.arange(passing.batch, device=logits.device), passing.last.to(logits.device)]
-    rows = logits[:, -1]
+    rows = logits.select(1, -1)
     return rows.clone() if logits.shape[1] > 1 else rows
 
 
@@ -745,19 +856,26 @@ def _experts(passing: Pass, layers: int) -> dict[str, torch.Tensor]:
     return {"expert_ids": ids, "expert_weights": weights}
 
 
-def _uncertainty_columns(host: dict[str, Array]) -> dict[str, Array]:
-    top_ids, top = host["top_ids"].astype(np.int32), host["top_logprobs"].astype(np.float32)
-    short = TOP_K - top.shape[-1]
-    if short > 0:
-        top_ids = np.pad(top_ids, ((0, 0), (0, short)), constant_values=-1)
-        top = np.pad(top, ((0, 0), (0, short)), constant_values=np.nan)
-    return {
-        "entropy": host["entropy"].astype(np.float32, copy=False),
-        "margin": top[:, 0] - top[:, 1],
-        "rank": host["rank"].astype(np.int32),
-        "top_ids": top_ids,
-        "top_logprobs": top,
-    }
+def _joints(anatomy: Anatomy) -> list[tuple[nn.Module, str, nn.Module]]:
+    """(parent, name, part) of everything that an adapter may be put on."""
+    found: list[tuple[nn.Module, str, nn.Module]] = []
+    for layer in anatomy.layers:
+        parts = {id(p) for p in (layer.mixer, layer.projection, layer.ffn, layer.ffn_linear) if p is not None}
+        for parent in layer.block.modules():
+            found += [(parent, name, part) for name, part in parent.named_children() if id(part) in parts]
+    return found
+
+
+def _misfit(projection: nn.Module, z: torch.Tensor, gave: Array) -> float:
+    """Relative error of what the matrix gives for `z` against what the projection gave."""
+    weight, bias = effective_weight(projection), effective_bias(projection)
+    made = z.detach().reshape(-1, z.shape[-1]).to(weight.device, torch.float32) @ weight.T
+    wanted = torch.as_tensor(gave, dtype=torch.float32, device=weight.device)
+    if bias is not None:
+        wanted = wanted - bias.to(weight.device, torch.float32)
+    if made.shape != wanted.shape:
+        return float("inf")
+    return float((made - wanted).norm() / made.norm().clamp(min=1e-12))
 
 
 def _device_of(module: nn.Module) -> torch.device | None:
@@ -796,16 +914,11 @@ def _probe_cost_ns() -> int:
     bare = _time_calls(module, tensor)
     probes = Probes(current, Shield(strict=False))
     probes.watch_input(module, 0)
+    probes.trust()
     current.passing = Pass(1, 1, 1)
-    current.passing.references = _Sink()
     with_probe = _time_calls(module, tensor)
     probes.remove()
     return max(0, with_probe - bare)
-
-
-class _Sink(list[Any]):
-    def append(self, _: Any) -> None:
-        return None
 
 
 def _time_calls(module: nn.Module, tensor: torch.Tensor, calls: int = 50, rounds: int = 3) -> int:

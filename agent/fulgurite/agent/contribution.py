@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from fulgurite.agent.anatomy import LayerParts
-from fulgurite.agent.grams import effective_weight
 from fulgurite.agent.readout import Readout
 from fulgurite.agent.reduce import Plan
+from fulgurite.agent.weights import effective_bias, effective_weight
 from fulgurite.agent.wiring import LayerWiring
 
 Array = np.ndarray[Any, Any]
@@ -60,14 +61,15 @@ class Attribution:
         self.readout = readout
         self.epsilon = epsilon
         self._bias = self._biases()
+        self._held: dict[int, torch.Tensor] = {}
 
     def _biases(self) -> torch.Tensor:
         """What each projection's bias adds, but for the scale of a norm behind it, float32 (L, d)."""
         rows = np.zeros((len(self.layers), self.layout.width))
         for i, (layer, wires) in enumerate(zip(self.layers, self.wiring, strict=True)):
-            bias = getattr(layer.projection, "bias", None)
-            if isinstance(bias, torch.Tensor) and wires.mixer is not None:
-                row = bias.detach().double().cpu().numpy()
+            bias = effective_bias(layer.projection) if layer.projection is not None else None
+            if bias is not None and wires.mixer is not None:
+                row = bias.double().cpu().numpy()
                 norm = wires.mixer.norm
                 if norm is not None:
                     row = (row - row.mean() if norm.centred else row) * norm.gain
@@ -118,6 +120,16 @@ class Attribution:
             "logit_centered": left,
         }
 
+    def _weight(self, index: int, projection: nn.Module) -> torch.Tensor:
+        """As `effective_weight`; asked once where the weights are read in place. Exchanged weights bring
+        another `Attribution`."""
+        weight = self._held.get(index)
+        if weight is None:
+            weight = effective_weight(projection)
+            if _is_held(weight, projection):
+                self._held[index] = weight
+        return weight
+
     def _direction(self, end: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`u_y - u_mean` (n, d), and the vector with which a write's product is its contribution (n, d)."""
         readout, norm = self.readout, self.readout.norm
@@ -157,10 +169,9 @@ class Attribution:
     def _ffn(self, dots: torch.Tensor) -> torch.Tensor:
         """Contributions of the feed-forward parts (n, L), NaN where there is none."""
         found = torch.full((dots.shape[-1], len(self.layers)), float("nan"), device=dots.device)
-        for i, slot in enumerate(self.layout.ffn):
-            if slot >= 0:
-                found[:, i] = dots[slot] * float(self.layout.ffn_factor[i])
-        return found
+        layers = np.flatnonzero(self.layout.ffn >= 0)
+        written = _times(dots, self.layout.ffn[layers], self.layout.ffn_factor[layers])
+        return found.index_copy_(1, torch.as_tensor(layers, device=dots.device), written.T)
 
     def _headless(self, dots: torch.Tensor) -> torch.Tensor:
         """What token mixers without heads add."""
@@ -186,13 +197,11 @@ class Attribution:
         layout = self.layout
         gap = dots[layout.after_ffn[-1]] - dots[layout.embedding]
         for slots, factors in ((layout.mixer, layout.mixer_factor), (layout.ffn, layout.ffn_factor)):
-            for slot, factor in zip(slots, factors, strict=True):
-                if slot >= 0:
-                    gap = gap - dots[slot] * float(factor)
-        sums = [slot for slot in (*layout.after_mixer, *layout.after_ffn) if slot >= 0]
-        shares = (
-            stacked[torch.as_tensor(sums, device=stacked.device)] * push
-        )  # each coordinate rounds by itself
+            there = slots >= 0
+            gap = gap - _times(dots, slots[there], factors[there]).sum(0)
+        sums = np.concatenate([layout.after_mixer, layout.after_ffn])
+        kept = torch.as_tensor(sums[sums >= 0], device=stacked.device)
+        shares = stacked.index_select(0, kept) * push  # each coordinate rounds by itself
         return _as_far_as(gap, 2 * self.epsilon * shares.square().sum((0, -1)).sqrt())
 
     def _heads(
@@ -209,10 +218,24 @@ class Attribution:
             if mixer.norm is not None:
                 aim = aim * torch.as_tensor(mixer.norm.gain, dtype=torch.float32, device=aim.device)
                 aim = (aim - aim.mean(-1, keepdim=True) if mixer.norm.centred else aim) / scales[i][:, None]
-            weight = effective_weight(layer.projection).to(aim.device)
+            weight = self._weight(i, layer.projection).to(aim.device)
             products = (aim @ weight) * kept.reshape(rows, -1).to(aim.device, torch.float32)
-            found[:, i, : layer.heads] = products.view(rows, layer.heads, -1).sum(-1)
+            held = slice(layer.first_head, layer.first_head + layer.held_heads)
+            found[:, i, held] = products.view(rows, layer.held_heads, -1).sum(-1)
         return found
+
+
+def _is_held(weight: torch.Tensor, projection: nn.Module) -> bool:
+    """Whether `weight` is the projection's own memory, and stays: so what is written there is seen."""
+    own = projection._parameters.get("weight")
+    is_plain = type(own) is nn.Parameter and not hasattr(projection, "_hf_hook")
+    return own is not None and is_plain and weight.data_ptr() == own.data_ptr()
+
+
+def _times(dots: torch.Tensor, slots: Array, factors: Array) -> torch.Tensor:
+    """`dots` (all slots, n) of these `slots` (k,), times their factors (k,): shape (k, n)."""
+    chosen = dots.index_select(0, torch.as_tensor(slots, device=dots.device))
+    return chosen * torch.as_tensor(factors, dtype=torch.float32, device=dots.device)[:, None]
 
 
 def _as_far_as(gap: torch.Tensor, most: torch.Tensor) -> torch.Tensor:

@@ -86,6 +86,7 @@ class Deep:
         ]
         if passing.level == "deep" or passing.looks:
             found = [(i, why or self._unseen(passing, i)) for i, why in found]
+        found = [(i, why or self._neurons.unreadable(self.layers[i])) for i, why in found]
         refused = [(index, why) for index, why in found if why]
         self._refused = frozenset(index for index, _ in refused)
         for channel in neurons.CHANNELS if refused else ():

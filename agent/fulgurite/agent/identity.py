@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fulgurite.agent.kv import CacheReader
 from fulgurite.wire.frame import RequestRef
 
 Array = np.ndarray[Any, Any]
@@ -54,6 +55,7 @@ class Request:
     finished : ndarray of bool, shape (b,)
     drafted, accepted : tokens that were proposed by somebody else, and those of them that were taken.
     winners : rows of the returned beams, in order.
+    reader : of its cache.
     """
 
     ref: RequestRef
@@ -66,10 +68,15 @@ class Request:
     drafted: int = 0
     accepted: int = 0
     winners: tuple[int, ...] = ()
+    reader: CacheReader = field(default_factory=CacheReader)
+    _all_run: bool = True
+    _every_row: Array = field(init=False)
+    _no_parent: Array = field(init=False)
 
     def __post_init__(self) -> None:
         self.generated = np.zeros(len(self.prompt), np.int64)
         self.finished = np.zeros(len(self.prompt), bool)
+        self._every_row, self._no_parent = np.arange(len(self.prompt)), np.full(len(self.prompt), -1)
 
     @property
     def rows(self) -> int:
@@ -84,9 +91,9 @@ class Request:
         tokens : ndarray of int, shape (b,) or (b, n)
         stops : token ids that end a sequence.
         """
+        if tokens.size == self.rows:
+            return self._commit_one(tokens.reshape(-1), stops)
         tokens = tokens.reshape(self.rows, -1)
-        if tokens.shape[1] == 1:
-            return self._commit_one(tokens[:, 0], stops)
         ends = np.isin(tokens, np.fromiter(stops, np.int64)) if stops else np.zeros(tokens.shape, bool)
         behind = np.cumsum(ends, -1) - ends > 0  # after the token that ended its row
         real = ~self.finished[:, None] & ~behind
@@ -94,6 +101,7 @@ class Request:
         rows = np.repeat(np.arange(self.rows), tokens.shape[1])
         self.generated += real.sum(-1)
         self.finished |= (ends & real).any(-1)
+        self._all_run = not self.finished.any()
         return Committed(
             real=np.flatnonzero(real),
             sequence=rows,
@@ -105,19 +113,17 @@ class Request:
 
     def _commit_one(self, tokens: Array, stops: frozenset[int]) -> Committed:
         """One token of each row: what nearly every pass gives, so it is spared the arithmetic of several."""
-        rows, passes, running = np.arange(self.rows), self.generated.copy(), ~self.finished
-        self.generated += running
+        rows, passes, real = self._every_row, self.generated, self._every_row
+        if self._all_run:
+            self.generated = passes + 1  # another array: what was handed out is not written to
+        else:
+            running = ~self.finished
+            self.generated, real = passes + running, np.flatnonzero(running)
         if stops:
-            ends = np.array([token in stops for token in tokens.tolist()])
-            self.finished = self.finished | ends & running
-        return Committed(
-            real=np.flatnonzero(running),
-            sequence=rows,
-            position=self.prompt + passes,
-            row=rows,
-            passes=passes,
-            parent=np.full(rows.size, -1),
-        )
+            ends = [token in stops for token in tokens.tolist()]
+            if any(ends):
+                self.finished, self._all_run = self.finished | ends, False
+        return Committed(real, rows, self.prompt + passes, rows, passes, self._no_parent)
 
     def cached(self, resident: Array, rows: Array, passes: Array) -> Array:
         """Real tokens among the `resident` last positions of each layer's cache, shape (m, layers).

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import mul
 from typing import Any
-
-import numpy as np
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,15 +13,59 @@ class CacheReading:
 
     Attributes
     ----------
-    resident : ndarray of int64, shape (layers,)
+    resident : tuple of int, length layers
         Positions held per row, padding included; -1 for a layer without keys.
     row_bytes : int or None
         Bytes of one row's cache over all layers; None where the cache packs them in a way that we cannot
         size.
     """
 
-    resident: Array
+    resident: tuple[int, ...]
     row_bytes: int | None
+
+
+class CacheReader:
+    """Reads one cache step after step. What of it does not change is read in the first step alone."""
+
+    __slots__ = ("_cache", "_per_position")
+
+    def __init__(self) -> None:
+        self._cache = 0
+        self._per_position: tuple[int, ...] = ()
+
+    def read(self, cache: Any, layers: int, positions: int) -> CacheReading | None:
+        """As `read_cache`."""
+        if self._per_position and self._cache == id(cache):
+            try:
+                resident = tuple([part.keys.shape[-2] for part in cache.layers])
+            except AttributeError:  # a layer has let go of its keys
+                resident = ()
+            if len(resident) == len(self._per_position):
+                return CacheReading(resident, sum(map(mul, resident, self._per_position)))
+        self._cache, self._per_position = id(cache), _bytes_per_position(cache, layers)
+        return read_cache(cache, layers, positions)
+
+
+def _bytes_per_position(cache: Any, layers: int) -> tuple[int, ...]:
+    """Bytes of one position of one row, by layer, where that and the positions are all that a cache holds."""
+    parts = getattr(cache, "layers", None)
+    if not isinstance(parts, list) or len(parts) != layers or hasattr(cache, "self_attention_cache"):
+        return ()
+    found = [_part_per_position(part) for part in parts]
+    return tuple(found) if all(found) else ()
+
+
+def _part_per_position(part: Any) -> int:
+    keys, values = getattr(part, "keys", None), getattr(part, "values", None)
+    packed = getattr(part, "_quantized_keys", None) is not None or hasattr(part, "max_cache_len")
+    states = any(getattr(part, name, None) is not None for name in ("conv_states", "recurrent_states"))
+    if packed or states or keys is None or values is None or keys.dim() != 4 or values.dim() != 4:
+        return 0
+    rows, _, positions, _ = keys.shape
+    if not rows or not positions or tuple(values.shape[::2]) != (rows, positions):
+        return 0
+    held: int = keys.nbytes + values.nbytes
+    return held // int(rows * positions)
 
 
 def read_cache(cache: Any, layers: int, positions: int) -> CacheReading | None:
@@ -39,13 +80,13 @@ def read_cache(cache: Any, layers: int, positions: int) -> CacheReading | None:
     parts = getattr(held, "layers", None)
     if not isinstance(parts, list) or not parts:
         return None
-    resident = np.full(layers, -1, np.int64)
+    resident = [-1] * layers
     total: int | None = 0
     for index, part in enumerate(parts[:layers]):
         resident[index] = _resident(part, positions)
         size = _row_bytes(part)
         total = None if size is None or total is None else total + size
-    return CacheReading(resident, total)
+    return CacheReading(tuple(resident), total)
 
 
 def _resident(part: Any, positions: int) -> int:

@@ -87,7 +87,7 @@ class _Look:
     def __init__(self, layer: LayerParts, current: Current, shield: Shield) -> None:
         assert layer.mixer is not None
         self.index = layer.index
-        self.heads = layer.heads
+        self.heads = layer.held_heads
         self.mixer = layer.mixer
         self.sinks = learned_sinks(layer) is not None
         self.current = current

@@ -21,9 +21,9 @@ from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.anatomy import LayerParts
-from fulgurite.agent.grams import effective_weight, identity_of
 from fulgurite.agent.probes import Current
 from fulgurite.agent.shield import Shield
+from fulgurite.agent.weights import Unreadable, columns_of, effective_weight, identity_of
 from fulgurite.agent.wiring import LayerWiring, Tap
 from fulgurite.wire.channels import TOP_NEURONS
 
@@ -58,6 +58,8 @@ class Neurons:
         self.current = current
         self.shield = shield
         self._sizes: dict[int, torch.Tensor] = {}
+        self._firsts: dict[int, int] = {}
+        self._reasons: dict[int, str] = {}
         self._marks: dict[int, tuple[object, ...]] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -86,19 +88,34 @@ class Neurons:
         found: dict[str, torch.Tensor] = {}
         for index, kept in inputs.items():
             sizes = self._size_of(layers[index])
+            if sizes is None or sizes.shape[0] != kept.shape[-1]:
+                continue
             written = kept.reshape(-1, kept.shape[-1]).abs().float() * sizes.to(kept.device)
             top = torch.topk(written, min(TOP_NEURONS, written.shape[-1]), -1)
-            found[f"neurons{index}"] = torch.stack([top.indices.float(), top.values], 1)
+            ids = top.indices.float() + self._firsts[index]
+            found[f"neurons{index}"] = torch.stack([ids, top.values], 1)
         return found
 
-    def _size_of(self, layer: LayerParts) -> torch.Tensor:
-        """Norms of the columns, float32 (f,), anew where the weights were written to or exchanged."""
+    def unreadable(self, layer: LayerParts) -> str:
+        """Why the columns cannot be measured, empty where they can."""
+        self._size_of(layer)
+        return self._reasons.get(layer.index, "")
+
+    def _size_of(self, layer: LayerParts) -> torch.Tensor | None:
+        """Norms of the columns that this process holds, float32 (f,), anew where the weights changed."""
         assert layer.ffn_linear is not None
         mark = identity_of(layer.ffn_linear)
         if self._marks.get(layer.index) != mark:
-            self._sizes[layer.index] = torch.linalg.vector_norm(effective_weight(layer.ffn_linear), dim=0)
             self._marks[layer.index] = mark
-        return self._sizes[layer.index]
+            self._reasons.pop(layer.index, None)
+            try:
+                weight = effective_weight(layer.ffn_linear)
+                self._firsts[layer.index] = (columns_of(layer.ffn_linear) or (0, 0))[0]
+                self._sizes[layer.index] = torch.linalg.vector_norm(weight, dim=0)
+            except Unreadable as reason:
+                self._sizes.pop(layer.index, None)
+                self._reasons[layer.index] = f"the weights of its down projection are not known: {reason}"
+        return self._sizes.get(layer.index)
 
 
 class _NeuronProbe:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fulgurite.agent.weights import Unreadable, tensor_of
+
 Array = np.ndarray[Any, Any]
 
 
@@ -102,10 +104,12 @@ def _candidates(module: nn.Module, x: Array) -> list[NormSpec]:
 
 
 def _vector(module: nn.Module, name: str) -> Array | None:
-    value = getattr(module, name, None)
-    if not isinstance(value, torch.Tensor):
+    try:
+        value = tensor_of(module, name)
+    except Unreadable:  # then no formula fits what the module gave
         return None
-    return value.detach().to("cpu", torch.float64).numpy()
+    found: Array | None = None if value is None else value.to("cpu", torch.float64).numpy()
+    return found
 
 
 def _epsilons(module: nn.Module) -> list[float]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from threading import Lock, get_ident
 from typing import Final
 
+from fulgurite.agent.late import LateBlock
 from fulgurite.wire.frame import FrameBlock, RequestEvent
 from fulgurite.wire.ledger import Ledger
 
@@ -97,8 +98,11 @@ class Outbox:
         if not frames:
             return
         nbytes = _BLOCK_OVERHEAD_BYTES
-        for column in block.columns.values():
-            nbytes += column.nbytes
+        if isinstance(block, LateBlock):  # whose columns are not looked at here: that would make them
+            nbytes += block.nbytes
+        else:
+            for column in block.columns.values():
+                nbytes += column.nbytes
         self._ledger.capture(frames)
         self._append((block, frames, nbytes))
 

@@ -186,7 +186,11 @@ class InputProbe(_Probe):
         if passing is None or passing.plan != self.plan:
             return
         try:
-            self.keep(passing, args[0] if args else _first_tensor(kwargs))
+            tensor = args[0] if args else _first_tensor(kwargs)
+            if passing.width == 1 and not self.copies:  # as `keep` does it, without the calls
+                passing.kept[self.index] = tensor
+            else:
+                self.keep(passing, tensor)
         except Exception as error:
             self._failed(error)
 
@@ -204,7 +208,11 @@ class OutputProbe(_Probe):
         if passing is None or passing.plan != self.plan:
             return
         try:
-            self.keep(passing, output if isinstance(output, torch.Tensor) else output[0])
+            tensor = output if isinstance(output, torch.Tensor) else output[0]
+            if passing.width == 1 and not self.copies:
+                passing.kept[self.index] = tensor
+            else:
+                self.keep(passing, tensor)
         except Exception as error:
             self._failed(error)
 
@@ -306,6 +314,11 @@ class Probes:
         probe = ExpertProbe(self.current, self.shield, layer, self.plan)
         probe.handle = module.register_forward_pre_hook(probe, with_kwargs=True)
         self._handles.append(probe.handle)
+
+    def trust(self) -> None:
+        """Keep references from now on, as after the first pass of one position."""
+        for probe in self._by_slot.values():
+            probe.copies = False
 
     def places(self, slots: int) -> list[Place] | None:
         """The place of each slot; None where one has none."""

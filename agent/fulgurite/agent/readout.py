@@ -22,8 +22,10 @@ from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.norms import NormSpec, fit_norm
 from fulgurite.agent.probes import Current
+from fulgurite.agent.weights import Unreadable, effective_bias, effective_weight, is_quantised, tensor_of
 
 Array = np.ndarray[Any, Any]
+_MOST_BYTES = 64 << 20  # of an unembedding that is quantised, as numbers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,25 +79,57 @@ def find_readout(
     unembedded : what the unembedding gave, (n, V), where it was seen; else it is computed.
     constants : multipliers and caps that the model declares.
     """
-    weight = getattr(unembedding, "weight", None)
-    if final_norm is None or not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+    if final_norm is None or unembedding is None:
         return "the model's final norm and unembedding were not found"
+    try:
+        weight, bias = _held_weights(unembedding)
+    except Unreadable as reason:
+        return f"the weights of the model's unembedding are not known: {reason}"
     if set(seen) != {"into", "out", "end"} or not np.array_equal(seen["into"], seen["end"]):
         return "something that is not known stands between the last layer and the final norm"
     norm = fit_norm(final_norm, seen["into"], seen["out"], tolerance)
     if norm is None:
         return "what the final norm computes was not recognised"
-    bias = getattr(unembedding, "bias", None)
     if unembedded is None:
         out = torch.as_tensor(seen["out"][:2], dtype=weight.dtype, device=weight.device)
         unembedded = functional.linear(out, weight, bias)
     plain = unembedded[:2].double()
+    if not _applies(weight, bias, seen["out"][:2], unembedded[:2]):
+        return "what the unembedding gave is not what its weights give"
     behind = _behind(plain, logits[:2].double().to(plain.device), constants, max(tolerance, 1e-3))
     if behind is None:
         return "what stands between the unembedding and the logits was not confirmed by its values"
     scale, cap = behind
     mean_bias = 0.0 if bias is None else float(bias.double().mean())
     return Readout(norm, weight.detach(), bias, _mean_row(weight), mean_bias, scale, cap)
+
+
+def _held_weights(unembedding: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight (V, d) and bias (V,), as they are held: nothing of that size is kept twice."""
+    if list(unembedding.children()):
+        return effective_weight(unembedding), effective_bias(unembedding)
+    weight, again = tensor_of(unembedding, "weight"), tensor_of(unembedding, "weight")
+    if weight is None or again is None or weight.dim() != 2:
+        raise Unreadable("it has no weight matrix")
+    if weight.data_ptr() != again.data_ptr():
+        if not is_quantised(unembedding):
+            raise Unreadable("they are read from disk in each pass")
+        if weight.nbytes > _MOST_BYTES:
+            raise Unreadable(
+                f"they are quantised, and too large to be kept twice ({weight.nbytes >> 20} MiB)"
+            )
+    if weight.shape != getattr(unembedding, "weight", weight).shape and not is_quantised(unembedding):
+        raise Unreadable("they are split over several processes")
+    return weight, tensor_of(unembedding, "bias")
+
+
+def _applies(weight: torch.Tensor, bias: torch.Tensor | None, out: Array, gave: torch.Tensor) -> bool:
+    """Whether the unembedding gave for `out` (n, d) what its weights give: what rounds its input does not."""
+    rows = torch.as_tensor(out, dtype=weight.dtype, device=weight.device)
+    with torch.autocast(weight.device.type, enabled=False):
+        made = functional.linear(rows, weight, bias).double()
+    close = max(1e-3, *(4 * torch.finfo(kind).eps for kind in (weight.dtype, gave.dtype)))
+    return bool((made.to(gave.device) - gave.double()).norm() <= close * made.norm())
 
 
 def _mean_row(weight: torch.Tensor, chunk: int = 16384) -> torch.Tensor:

@@ -9,7 +9,8 @@ vocabulary, K top entries, E experts per token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from fulgurite.agent.wiring import LayerWiring, Tap
 from fulgurite.wire.channels import TOP_K
 
 Array = np.ndarray[Any, Any]
+_BLOCK = 64
 _LEAST = -1e4  # log-probability below which a token adds nothing to the entropy: keeps 0 * inf out
 
 
@@ -32,12 +34,14 @@ class HeadGroup:
     ----------
     slots : where the projections' inputs were kept, one per layer of the group.
     layers : their layer numbers.
+    first : number of the first head: not 0 where another process computes those before it.
     """
 
     heads: int
     head_dim: int
     slots: tuple[int, ...]
     layers: Array
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +88,9 @@ class Plan:
     ffn_size: Array = field(init=False)
     ffn_sign: Array = field(init=False)
     is_uniform: bool = field(init=False)
+    is_centred: bool = field(init=False)
+    is_joint: bool = field(init=False)
+    met_slots: tuple[slice | Array, slice | Array] = field(init=False)
 
     def __post_init__(self) -> None:
         around = np.stack([self.after_mixer, self.after_ffn, self.ffn, self.before_ffn])
@@ -92,11 +99,16 @@ class Plan:
             "unseen": around < 0,
             "met": np.flatnonzero((self.ffn >= 0) & (self.before_ffn >= 0)),
             "behind": np.flatnonzero(self.before_norm >= 0),
+            "is_centred": bool(self.norm_centred.any()),
             "mixer_size": np.abs(self.mixer_factor)[:, None],
             "ffn_size": np.abs(self.ffn_factor)[:, None],
             "ffn_sign": np.sign(self.ffn_factor)[:, None],
-            "is_uniform": len(self.groups) == 1 and len(self.groups[0].slots) == self.layers,
+            "is_uniform": len(self.groups) == 1
+            and len(self.groups[0].slots) == self.layers
+            and self.groups[0].heads == self.heads,
         }
+        derived["met_slots"] = (_run(self.ffn[derived["met"]]), _run(self.before_ffn[derived["met"]]))
+        derived["is_joint"] = derived["is_uniform"] and self.width == self.heads * self.groups[0].head_dim
         for name, value in derived.items():
             object.__setattr__(self, name, value)
 
@@ -107,9 +119,21 @@ class Plan:
 
 
 def plan(
-    layers: Sequence[LayerParts], wiring: Sequence[LayerWiring], *, heads: int, width: int, deep: bool = False
+    layers: Sequence[LayerParts],
+    wiring: Sequence[LayerWiring],
+    *,
+    heads: int,
+    width: int,
+    deep: bool = False,
+    blind: Collection[int] = (),
 ) -> Plan:
-    """Lay out what to keep for these layers of residual width `width`; `deep`: also for contributions."""
+    """Lay out what to keep for these layers of residual width `width`.
+
+    Parameters
+    ----------
+    deep : also for contributions.
+    blind : layers whose heads are not told.
+    """
     book = _Book()
     count = len(layers)
     columns = {
@@ -136,7 +160,7 @@ def plan(
             mixer[layer.index] = book.slot(layer.index, wires.mixer.tap)
     embedding = book.slot(0, Tap("block", "in")) if deep and count else -1
     places = tuple(book.places)
-    groups = _groups(layers, wiring, len(places))
+    groups = _groups(layers, wiring, len(places), blind)
     return Plan(
         layers=count,
         heads=heads,
@@ -169,16 +193,19 @@ class _Book:
         return self.places.index((layer, tap))
 
 
-def _groups(layers: Sequence[LayerParts], wiring: Sequence[LayerWiring], first: int) -> tuple[HeadGroup, ...]:
-    shapes: dict[tuple[int, int], list[int]] = {}
+def _groups(
+    layers: Sequence[LayerParts], wiring: Sequence[LayerWiring], slot: int, blind: Collection[int]
+) -> tuple[HeadGroup, ...]:
+    shapes: dict[tuple[int, int, int], list[int]] = {}
     for layer, wires in zip(layers, wiring, strict=True):
-        if layer.projection is not None and wires.mixer is not None:
-            shapes.setdefault((layer.heads, layer.head_dim), []).append(layer.index)
+        if layer.projection is not None and wires.mixer is not None and layer.index not in blind:
+            shape = (layer.held_heads, layer.head_dim, layer.first_head)
+            shapes.setdefault(shape, []).append(layer.index)
     groups: list[HeadGroup] = []
-    for (heads, head_dim), members in shapes.items():
-        slots = tuple(range(first, first + len(members)))
-        groups.append(HeadGroup(heads, head_dim, slots, np.array(members)))
-        first += len(members)
+    for (heads, head_dim, first), members in shapes.items():
+        slots = tuple(range(slot, slot + len(members)))
+        groups.append(HeadGroup(heads, head_dim, slots, np.array(members), first))
+        slot += len(members)
     return tuple(groups)
 
 
@@ -188,19 +215,88 @@ def uncertainty(logits: torch.Tensor, tokens: torch.Tensor, *, full: bool) -> di
     Parameters
     ----------
     logits : Tensor, shape (n, V), raw logits
-    tokens : Tensor of int64, shape (n,)
-    full : also entropy, margin, rank and the most probable tokens; else the log-probability alone.
+    tokens : Tensor of int64, shape (n, 1)
+    full : also the sum of p ln p, which is less the entropy, the most probable tokens, and the rank where
+        these do not tell it; else the log-probability alone, shape (n, 1).
     """
     surprise = torch.log_softmax(logits, -1, dtype=torch.float32)
-    chosen = surprise.gather(-1, tokens[:, None])
-    found = {"logprob": chosen[:, 0]}
+    chosen = surprise.gather(-1, tokens)
+    found = {"logprob": chosen}
     if full:
         top = torch.topk(surprise, min(TOP_K, surprise.shape[-1]), -1)
-        found["rank"] = torch.count_nonzero(surprise > chosen, -1)
+        if not _are_among(chosen, top.values):
+            found["rank"] = torch.count_nonzero(surprise > chosen, -1)
         found["top_ids"] = top.indices
         found["top_logprobs"] = top.values
-        found["entropy"] = torch.exp(surprise).mul_(surprise.clamp_(min=_LEAST)).sum(-1).neg_()
+        found["plogp"] = torch.exp(surprise).mul_(surprise.clamp_(min=_LEAST)).sum(-1)
     return found
+
+
+def _are_among(chosen: torch.Tensor, top: torch.Tensor) -> bool:
+    """Whether all that were chosen are among the most probable, which then tell their rank. Asks no
+    device."""
+    return chosen.device.type == "cpu" and bool((chosen.numpy() >= top.numpy()[:, -1:]).all())
+
+
+def row_uncertainty(logits: torch.Tensor, tokens: torch.Tensor, *, full: bool) -> dict[str, Array]:
+    """As `uncertainty` for a single row on the CPU, with fewer and cheaper calls; its results are on the
+    host.
+
+    Where the most probable tokens are, `top_ids` tells of it.
+
+    Parameters
+    ----------
+    logits, tokens : shapes (1, V) and (1, 1)
+    """
+    surprise = torch.log_softmax(logits, -1, dtype=torch.float32)
+    row, token = surprise.numpy(), int(tokens.item())
+    chosen = row[0, token]
+    found: dict[str, Array] = {"tokens": np.array([token]), "logprob": np.array([chosen])}
+    if not full:
+        return found
+    found.update(_row_top(surprise))
+    if not chosen >= found["top_logprobs"][-1]:
+        found["rank"] = np.count_nonzero(row > chosen, -1)
+    powers = torch.from_numpy(np.exp(row))
+    plogp = (powers * surprise).sum(-1)
+    if not math.isfinite(plogp.item()):  # where a token cannot come, 0 * -inf is nothing
+        plogp = powers.mul_(surprise.clamp_(min=_LEAST)).sum(-1)
+    found["plogp"] = plogp.numpy()
+    return found
+
+
+def _row_top(surprise: torch.Tensor) -> dict[str, Array]:
+    """The most probable tokens of one row: they stand in those blocks of it whose maxima are the largest."""
+    width = surprise.shape[-1]
+    rest = width % _BLOCK
+    if width < TOP_K * _BLOCK:
+        top = torch.topk(surprise[0], min(TOP_K, width))
+        return {"top_logprobs": top.values.numpy(), "top_places": top.indices.numpy()}
+    blocks = (surprise[0, : width - rest] if rest else surprise).view(-1, _BLOCK)
+    best = torch.topk(blocks.amax(-1), TOP_K, sorted=False).indices
+    candidates = blocks.index_select(0, best).view(-1)
+    if rest:
+        candidates = torch.cat([candidates, surprise[0, width - rest :]])
+    top = torch.topk(candidates, TOP_K)
+    return {
+        "top_logprobs": top.values.numpy(),
+        "top_places": top.indices.numpy(),
+        "top_blocks": best.numpy(),
+        "top_rest": np.array(width - rest),
+    }
+
+
+def top_ids(host: Mapping[str, Array]) -> Array:
+    """Ids of the most probable tokens, (n, K), from how `uncertainty` or `row_uncertainty` tells them."""
+    if "top_ids" in host:
+        return host["top_ids"]
+    places, blocks = host["top_places"], host.get("top_blocks")
+    if blocks is None:
+        return places[None]
+    number, within = np.divmod(places, _BLOCK)
+    behind = number >= len(blocks)
+    ids = blocks[np.where(behind, 0, number)] * _BLOCK + within
+    return np.where(behind, host["top_rest"] + places - len(blocks) * _BLOCK, ids)[None]
 
 
 def stream(stacked: torch.Tensor, layout: Plan) -> dict[str, torch.Tensor]:
@@ -212,9 +308,9 @@ def stream(stacked: torch.Tensor, layout: Plan) -> dict[str, torch.Tensor]:
     """
     found = {"norms": torch.linalg.vector_norm(stacked, dim=-1)}
     if layout.met.size:
-        writes, before = _pick(stacked, layout.ffn[layout.met]), _pick(stacked, layout.before_ffn[layout.met])
+        writes, before = (_pick(stacked, slots) for slots in layout.met_slots)
         found["products"] = (writes * before).sum(-1)
-    if layout.norm_centred.any():
+    if layout.is_centred:
         found["means"] = stacked.mean(-1)
     return found
 
@@ -227,8 +323,16 @@ def head_squares(inputs: Sequence[torch.Tensor], grams: torch.Tensor) -> torch.T
     inputs : tensors of n * heads * D items, one per layer of a group
     grams : Tensor of float32, shape (layers, heads, D, D)
     """
+    return squares(stack(inputs), grams)
+
+
+def squares(stacked: torch.Tensor, grams: torch.Tensor) -> torch.Tensor:
+    """As `head_squares`, of what is stacked already: float32 (layers, n, heads * D)."""
     count, heads, width, _ = grams.shape
-    slices = stack(inputs).view(count, -1, heads, width).transpose(1, 2)  # (layers, heads, n, D)
+    if stacked.shape[1] == 1:  # one row is laid out by heads as it is
+        row = stacked.view(-1, 1, width)
+        return (torch.bmm(row, grams.flatten(0, 1)) * row).sum(-1).view(count, heads, 1)
+    slices = stacked.view(count, -1, heads, width).transpose(1, 2)  # (layers, heads, n, D)
     return (torch.matmul(slices, grams) * slices).sum(-1)
 
 
@@ -242,11 +346,16 @@ def stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return stacked.float().flatten(1, -2)
 
 
-def _pick(stacked: torch.Tensor, slots: Array) -> torch.Tensor:
-    start, stop = int(slots[0]), int(slots[-1]) + 1
-    if stop - start == len(slots) and (np.diff(slots) == 1).all():
-        return stacked[start:stop]
+def _pick(stacked: torch.Tensor, slots: slice | Array) -> torch.Tensor:
+    if isinstance(slots, slice):
+        return stacked[slots]
     return stacked.index_select(0, torch.as_tensor(slots, device=stacked.device))
+
+
+def _run(slots: Array) -> slice | Array:
+    """As a slice, where they follow on one another."""
+    is_run = slots.size and (np.diff(slots) == 1).all()
+    return slice(int(slots[0]), int(slots[-1]) + 1) if is_run else slots
 
 
 def to_host(found: Mapping[str, torch.Tensor]) -> dict[str, Array]:
@@ -254,8 +363,17 @@ def to_host(found: Mapping[str, torch.Tensor]) -> dict[str, Array]:
     first = next(iter(found.values()))
     if first.device.type == "cpu":
         return {name: value.numpy() for name, value in found.items()}
-    flat = torch.cat([value.reshape(-1).to(first.device, torch.float32) for value in found.values()])
-    host = flat.cpu().numpy()
+    return unpacked(packed(found).cpu().numpy(), found)
+
+
+def packed(found: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """All results behind one another, float32, on the device of the first."""
+    device = next(iter(found.values())).device
+    return torch.cat([value.reshape(-1).to(device, torch.float32) for value in found.values()])
+
+
+def unpacked(host: Array, found: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """What `packed` put together, in the shapes of `found`."""
     ends = np.cumsum([value.numel() for value in found.values()])
     pieces = np.split(host, ends[:-1])
     return {
@@ -314,7 +432,7 @@ def _head_write(host: Mapping[str, Array], after_mixer: Array, norms: Array, lay
     found = np.full((norms.shape[-1], layout.layers, layout.heads), np.nan, np.float32)
     for i, group in enumerate(layout.groups):
         sizes = np.sqrt(np.maximum(host[f"heads{i}"], 0.0)) * factor[group.layers][:, None, :]
-        found[:, group.layers, : group.heads] = sizes.transpose(2, 0, 1)
+        found[:, group.layers, group.first : group.first + group.heads] = sizes.transpose(2, 0, 1)
     return found
 
 

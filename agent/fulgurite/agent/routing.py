@@ -118,14 +118,15 @@ def columns(
         for name, value in _of_layer(rows, positions, layers[index]).items():
             target = found[name][:, index]
             if value.ndim > 1 and name != "kv_heat":
-                target[:, : layers[index].heads] = value
+                layer = layers[index]
+                target[:, layer.first_head : layer.first_head + layer.held_heads] = value
             else:
                 target[:] = value
     return found
 
 
 def _of_layer(rows: Array, positions: Array, layer: LayerParts) -> dict[str, Array]:
-    heads = layer.heads
+    heads = layer.held_heads
     cuts = np.cumsum([heads, heads, heads, heads * TOP_K, heads * TOP_K, KV_HEAT_BUCKETS])
     entropy, total, first, weights, back, heat, seen = np.split(rows, cuts, axis=-1)
     weights, back = (x.reshape(-1, heads, TOP_K) for x in (weights, back))

@@ -42,6 +42,8 @@ class Demand:
         self._remote: Level | None = None
         self._cap: Level = ceiling
         self._paused = False
+        self._heard: str | None = None
+        self._level: Level = ceiling
 
     def ask(self, level: Level) -> None:
         """A local call: from now on it beats the remote side, and lifts what the budget took away."""
@@ -52,19 +54,26 @@ class Demand:
             )
         self._local = level
         self._cap = self.ceiling
+        self._settle()
 
     def hear(self, wanted: str | None) -> None:
         """What the remote side asks for; above the ceiling it is refused, which leaves the ceiling."""
+        if wanted == self._heard:
+            return
+        self._heard = wanted
         known: Level | None = next((level for level in LEVELS if level == wanted), None)
         self._remote = None if known is None else lower(known, self.ceiling)
+        self._settle()
 
     def pause(self) -> None:
         """Nothing until `resume`."""
         self._paused = True
+        self._settle()
 
     def resume(self) -> None:
         """Undo `pause`."""
         self._paused = False
+        self._settle()
 
     def degrade(self) -> Level | None:
         """Go down one level for the budget's sake, never below ``pulse``; the new level, None where there is
@@ -73,15 +82,18 @@ class Demand:
         if LEVELS.index(now) <= LEVELS.index("pulse"):
             return None
         self._cap = LEVELS[LEVELS.index(now) - 1]
+        self._settle()
         return self._cap
 
     @property
     def level(self) -> Level:
         """The level in force."""
-        if self._paused:
-            return "off"
+        return self._level
+
+    def _settle(self) -> None:
         asked = self._local if self._local is not None else self._remote
-        return lower(self._cap, asked if asked is not None else self.ceiling)
+        wanted = lower(self._cap, asked if asked is not None else self.ceiling)
+        self._level = "off" if self._paused else wanted
 
 
 @dataclass(slots=True)

@@ -344,15 +344,17 @@ def _row(
     x = width - MARGIN * scale
     for token in reversed(row):
         text, known = token_text(token)
-        room = width_of(text, size) + 8 * scale
+        # a piece of a word stands close to the piece before it
+        gap = (8 if not known or (token.text or "")[:1].isspace() else 2) * scale
+        room = width_of(text, size) + gap
         if x - room < MARGIN * scale:
             break
         x -= room
         color = _rgb(token.color)
         ink: Color = color if known else (round(0.6 * color[0]), round(0.6 * color[1]), round(0.6 * color[2]))
         is_last = is_newest and token is row[-1]
-        canvas.text(x + 4 * scale, y, text, size, WHITE if is_last and known else ink)
-        _probability(canvas, token, x + 3 * scale, y + size + 2 * scale, room - 6 * scale, scale)
+        canvas.text(x + gap - scale, y, text, size, WHITE if is_last and known else ink)
+        _probability(canvas, token, x + gap - scale, y + size + 2 * scale, room - gap, scale)
     return x
 
 

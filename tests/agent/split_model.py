@@ -1,0 +1,93 @@
+"""One rank of a model that several processes share: `python -m tests.agent.split_model FOLDER`.
+
+Started by `test_ranks.py`. Leaves what it captured in each case in ``FOLDER/rank<n>.pickle``.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tests.reference import gate
+
+from fulgurite.agent import InMemoryExporter, instrument
+
+# how the model is split, the level, and which ranks are observed
+CASES = (
+    ("auto", "heads", "all"),
+    ("auto", "deep", "all"),
+    ("whole ends", "deep", "all"),
+    ("auto", "deep", "first"),
+    ("sharded", "deep", "all"),
+)
+Case = tuple[str, str, str]
+WHOLE_ENDS = {"lm_head": "replicate", "model.embed_tokens": "replicate"}
+
+
+def load(folder: Path, way: str) -> Any:
+    """The saved model: split as its own plan says, with whole embeddings, or by torch's own hand."""
+    import transformers
+    from transformers.distributed import DistributedConfig
+
+    options = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if way != "sharded":
+        plan: Any = "auto" if way == "auto" else WHOLE_ENDS
+        options["distributed_config"] = DistributedConfig(tp_size=dist.get_world_size(), tp_plan=plan)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", **options).eval()
+    if way == "sharded":
+        _split_outputs(model)
+    return model
+
+
+def _split_outputs(model: Any) -> None:
+    """Output projections whose rows, not heads, are split: what a plan that nobody foresaw may do."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in model.model.layers:
+        style = ColwiseParallel(output_layouts=Replicate())
+        parallelize_module(layer.self_attn, mesh, {"o_proj": style})
+
+
+def observed(folder: Path, case: Case) -> dict[str, Any]:
+    """Generate without and with an agent."""
+    way, level, observers = case
+    model = load(folder, way)
+    ids, mask = gate.prompts()
+
+    def generate() -> Any:
+        settings = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": gate.NEW_TOKENS}
+        return model.generate(ids, attention_mask=mask, **settings).tolist()
+
+    found: dict[str, Any] = {"alone": generate()}
+    if observers != "all" and dist.get_rank() != 0:
+        return found | {"observed": generate()}
+    exporter: Any = InMemoryExporter()
+    with instrument(model, level=level, exporter=exporter) as agent:
+        found["observed"] = generate()
+        agent.flush()
+        found["errors"] = dict(agent.stats().errors)
+    return found | {"blocks": list(exporter.blocks), "topology": exporter.topology}
+
+
+def main(folder: Path) -> None:
+    """Take this rank through every case."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=100))
+    found = {case: observed(folder, case) for case in CASES}
+    (folder / f"rank{dist.get_rank()}.pickle").write_bytes(pickle.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,150 @@
+"""What a step costs the host's thread, told by structure and not by a clock: calls of torch, and copies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from fulgurite.agent import InMemoryExporter, instrument, reduce  # noqa: E402
+from fulgurite.agent.engines.transformers import Engine  # noqa: E402
+from fulgurite.agent.late import LateBlock  # noqa: E402
+from fulgurite.wire.frame import FrameBlock  # noqa: E402
+
+TOKENS = 6
+_WAYS_IN = ("opens", "closes", "committed")  # all that runs on the host's thread, besides the probes
+
+
+class _Calls(TorchDispatchMode):
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _llama(layers: int) -> Any:
+    torch.manual_seed(layers)
+    settings = transformers.LlamaConfig(
+        vocab_size=1031,  # no multiple of anything
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        eos_token_id=None,
+    )
+    return transformers.LlamaForCausalLM(settings).eval()
+
+
+def _generate(model: Any, rows: int) -> None:
+    ids = torch.arange(5, 5 + 4 * rows).view(rows, 4)
+    model.generate(ids, max_new_tokens=TOKENS, do_sample=False, pad_token_id=0)
+
+
+def _counted(call: Callable[..., Any], counts: Counter[str]) -> Callable[..., Any]:
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        with _Calls(counts):
+            return call(*args, **kwargs)
+
+    return counting
+
+
+def _calls(monkeypatch: pytest.MonkeyPatch, *, layers: int, level: str, rows: int) -> Counter[str]:
+    """Calls of torch within our ways in, over `TOKENS` steps of a model that is known already."""
+    model, counts = _llama(layers), Counter[str]()
+    with (
+        instrument(model, level=level, exporter=InMemoryExporter(), budget=None),
+        monkeypatch.context() as patch,
+    ):
+        _generate(model, rows)
+        for name in _WAYS_IN:
+            patch.setattr(Engine, name, _counted(getattr(Engine, name), counts))
+        _generate(model, rows)
+    return counts
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("level", ["pulse", "heads"])
+def test_calls_per_step_do_not_grow_with_the_layers(
+    monkeypatch: pytest.MonkeyPatch, level: str, rows: int
+) -> None:
+    few, many = (_calls(monkeypatch, layers=n, level=level, rows=rows) for n in (2, 7))
+    assert few == many
+    assert 0 < sum(few.values()) / TOKENS <= {"pulse": 11, "heads": 48}[level]
+
+
+def test_pulse_asks_torch_for_less_than_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    pulse, heads = (_calls(monkeypatch, layers=2, level=level, rows=1) for level in ("pulse", "heads"))
+    assert sum(pulse.values()) * 4 < sum(heads.values())
+
+
+@pytest.mark.parametrize("level", ["pulse", "heads"])
+def test_all_results_of_a_step_go_to_the_host_together(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    model, rows, asked = _llama(3), 3, []
+    to_host = reduce.to_host
+    monkeypatch.setattr(reduce, "to_host", lambda found: asked.append(set(found)) or to_host(found))
+    with instrument(model, level=level, exporter=InMemoryExporter(), budget=None):
+        _generate(model, rows)
+    assert len(asked) == TOKENS
+    assert all({"tokens", "logprob"} <= found for found in asked)
+    assert all(({"norms", "heads0"} <= found) == (level == "heads") for found in asked)
+
+
+def test_a_step_on_a_device_is_copied_to_the_host_once() -> None:
+    like = torch.zeros(2, 9, device="meta")  # where no value can be had, only calls can be seen
+    found = {"tokens": like[:, :1].long(), **reduce.uncertainty(like, like[:, :1].long(), full=True)}
+    packed = reduce.packed(found)
+    assert packed.shape == (sum(value.numel() for value in found.values()),)
+    assert packed.dtype == torch.float32
+
+
+def test_what_is_packed_for_the_copy_comes_out_as_it_went_in() -> None:
+    found = {"a": torch.arange(6).view(2, 3), "b": torch.tensor([0.5, -1.0]), "c": torch.ones(1, 1, 2)}
+    unpacked = reduce.unpacked(reduce.packed(found).numpy(), found)
+    assert set(unpacked) == set(found)
+    for name, value in found.items():
+        np.testing.assert_array_equal(unpacked[name], value.numpy())
+
+
+@pytest.mark.parametrize("vocabulary", [3, 8, 511, 512, 513, 1031, 32000])
+def test_a_single_row_tells_what_several_rows_tell(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(1, vocabulary, generator=generator) * 4
+    logits[0, : vocabulary // 3] = -float("inf")  # tokens that cannot come
+    for token in (int(logits.argmax()), vocabulary - 1):
+        ids = torch.tensor([[token]])
+        row = reduce.row_uncertainty(logits, ids, full=True)
+        rows = {name: value.numpy() for name, value in reduce.uncertainty(logits, ids, full=True).items()}
+        finite = np.isfinite(rows["top_logprobs"])
+        np.testing.assert_array_equal(reduce.top_ids(row)[finite], reduce.top_ids(rows)[finite])
+        np.testing.assert_array_equal(row["top_logprobs"], rows["top_logprobs"][0])
+        np.testing.assert_array_equal(row["logprob"], rows["logprob"][0])
+        np.testing.assert_allclose(row["plogp"], rows["plogp"], rtol=1e-5, atol=1e-6)
+        assert row.get("rank") == rows.get("rank")
+
+
+def test_columns_are_made_where_they_are_read_and_once() -> None:
+    made: list[int] = []
+
+    def make() -> dict[str, np.ndarray[Any, Any]]:
+        made.append(1)
+        return {"position": np.arange(2, dtype=np.int32)}
+
+    block = LateBlock((), make, rows=2, nbytes=8)
+    assert (len(block), block.nbytes, made) == (2, 8, [])
+    assert block.columns is block.columns
+    assert made == [1]
+    assert isinstance(block, FrameBlock)
+    assert len(block.select([0])) == 1
