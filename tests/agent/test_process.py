@@ -114,6 +114,7 @@ def test_an_interrupt_is_the_hosts_and_the_next_request_is_measured() -> None:
     process = start(
         """
         import transformers
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs have none
         exporter = InMemoryExporter()
         agent = instrument(model, exporter=exporter)
         class Interrupts(transformers.LogitsProcessor):
