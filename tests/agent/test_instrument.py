@@ -61,6 +61,14 @@ def test_logits_are_bit_identical_with_and_without_the_agent(model: Any) -> None
     assert torch.equal(alone, observed)
 
 
+def test_a_request_starts_before_its_first_token_is_computed(model: Any) -> None:
+    exporter = InMemoryExporter()
+    with instrument(model, exporter=exporter):
+        model.generate(torch.arange(3, 8)[None], max_new_tokens=2, do_sample=False)
+    (started,) = [event for event in exporter.events if event.kind == "started"]
+    assert started.time_ns <= exporter.frames[0].started_ns < exporter.frames[0].ended_ns
+
+
 def test_the_callers_own_stopping_criteria_are_called_and_left_alone(model: Any) -> None:
     class Stop(transformers.StoppingCriteria):  # type: ignore[misc]
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:

@@ -416,8 +416,16 @@ class Capture:
             step.host = {name: found for name, found in host.items() if not name.startswith(_OF_DEEP)}
         return step
 
-    def event(self, request: Request, kind: str, *, reason: str = "", texts: tuple[str, ...] = ()) -> None:
-        """Say what happened to a request, and remember whether it is under way."""
+    def event(
+        self,
+        request: Request,
+        kind: str,
+        *,
+        reason: str = "",
+        texts: tuple[str, ...] = (),
+        at_ns: int | None = None,
+    ) -> None:
+        """Say what happened to a request, now or at `at_ns`, and remember whether it is under way."""
         if kind == "started":
             self.running[request.ref.request_id] = request
         else:
@@ -426,7 +434,7 @@ class Capture:
             RequestEvent(
                 request_id=request.ref.request_id,
                 kind=kind,
-                time_ns=time.perf_counter_ns() + self._epoch_ns,
+                time_ns=(time.perf_counter_ns() if at_ns is None else at_ns) + self._epoch_ns,
                 prompt_tokens=int(request.prompt.max(initial=0)),
                 prompt_tokens_per_row=tuple(int(p) for p in request.prompt),
                 sequences=request.rows,

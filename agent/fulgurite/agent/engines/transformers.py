@@ -46,6 +46,7 @@ class Call:
     search : of a beam search, else None.
     assisted : one pass may commit several tokens.
     draft : made by `generate` itself to propose tokens: nothing of it is a request.
+    began_ns : when it began, by the monotonic clock: the time to the first token counts from here.
     passing : the last forward pass, until its tokens are known.
     cache : of the last pass.
     since, arrivals : when its tokens were handed over; how many calls had begun or ended by then.
@@ -53,8 +54,8 @@ class Call:
     """
 
     __slots__ = (
-        "arrivals", "assisted", "cache", "counted", "draft", "mask", "passing", "ref", "request", "search",
-        "seen", "since", "stops", "width",
+        "arrivals", "assisted", "began_ns", "cache", "counted", "draft", "mask", "passing", "ref", "request",
+        "search", "seen", "since", "stops", "width",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +76,7 @@ class Call:
         self.search = Search(beams) if beams > 1 else None
         self.assisted = assisted
         self.draft = draft
+        self.began_ns = time.perf_counter_ns()
         self.passing: Pass | None = None
         self.request: Request | None = None
         self.seen = self.counted = width
@@ -354,7 +356,7 @@ class Engine:
         rows, width = int(prompts.shape[0]), int(prompts.shape[1])
         mask = arguments.prompt_mask(call.mask, passing, rows, width)
         request = new_request(call.ref, rows=rows, width=width, mask=mask)
-        self.capture.event(request, "started", texts=self._prompt_texts(prompts, mask))
+        self.capture.event(request, "started", texts=self._prompt_texts(prompts, mask), at_ns=call.began_ns)
         return request
 
     def _prompt_texts(self, prompt: torch.Tensor, mask: Array | None) -> tuple[str, ...]:
@@ -382,7 +384,7 @@ class Engine:
             self._new_turn(cache, loop, shape[1])
             return
         if not loop.request.generated.any():
-            self.capture.event(loop.request, "started")
+            self.capture.event(loop.request, "started", at_ns=passing.started_ns)
         now = time.perf_counter_ns()
         self.capture.commit(passing, loop.request, ids[:, 0], frozenset(), committed_ns=now)
 
