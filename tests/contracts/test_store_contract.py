@@ -86,6 +86,31 @@ class StoreContract:
         """Opens a store with a retention, for the length of an `async with`."""
         raise NotImplementedError
 
+    # --- the spans of others
+
+    def test_spans_are_found_by_their_trace_and_kept_once(self, opened: Opened) -> None:
+        async def run() -> None:
+            one, two = uuid.uuid4().bytes, uuid.uuid4().bytes
+            near = one[:-1] + bytes([one[-1] ^ 1])
+            async with opened() as store:
+                assert await store.spans(one) == []
+                await store.keep_spans([(one, b"a"), (two, b"b"), (one, b"\xff" * 100)])
+                await store.keep_spans([(one, b"a"), (near, b"c"), (one, b"")])
+                assert sorted(await store.spans(one)) == [b"", b"a", b"\xff" * 100]
+                assert await store.spans(two) == [b"b"]
+                assert await store.spans(near) == [b"c"]
+
+        asyncio.run(run())
+
+    def test_many_spans_of_one_call_are_kept(self, opened: Opened) -> None:
+        async def run() -> None:
+            trace = uuid.uuid4().bytes
+            async with opened() as store:
+                await store.keep_spans([(trace, b"%d" % n) for n in range(2500)])
+                assert len(await store.spans(trace)) == 2500
+
+        asyncio.run(run())
+
     # --- append and read
 
     def test_what_is_appended_is_read_back_byte_for_byte_in_order(self, opened: Opened) -> None:

@@ -11,7 +11,7 @@ import grpc
 
 from fulgurite.cli.address import Address
 from fulgurite.cli.errors import CommandError
-from fulgurite.v1 import viewer_pb2, viewer_pb2_grpc
+from fulgurite.v1 import spans_pb2, spans_pb2_grpc, viewer_pb2, viewer_pb2_grpc
 from fulgurite.wire.refusals import STORE_AWAY
 
 if TYPE_CHECKING:
@@ -65,6 +65,23 @@ class Collector:
         except grpc.RpcError as error:
             raise self._explain(error) from None
         return response
+
+    def spans(self, trace_id: bytes) -> list[bytes]:
+        """The spans that others sent of a trace: serialised ResourceSpans of OTLP.
+
+        Raises
+        ------
+        CommandError
+            Where no collector answers at the address.
+        """
+        request = spans_pb2.FindSpansRequest(trace_id=trace_id)
+        try:
+            response = spans_pb2_grpc.SpanServiceStub(self._channel).FindSpans(
+                request, timeout=self._timeout_s
+            )
+        except grpc.RpcError as error:
+            raise self._explain(error) from None
+        return list(response.resource_spans)
 
     def watch(self, selectors: Sequence[str] = (), *, history_s: float = 0.0) -> Iterator[WatchResponse]:
         """What the collector tells a viewer, from `history_s` seconds ago on, until either hangs up.

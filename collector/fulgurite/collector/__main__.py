@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fulgurite.collector.config import Settings
@@ -32,12 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     try:
         from fulgurite.collector.server import CannotListen
+        from fulgurite.collector.workers import WorkerFailed
     except ImportError as error:
         return _complain(_missing(error), 1)
     try:
         return asyncio.run(_run(settings))
     except CannotListen as error:
         return _complain(str(error), 2)
+    except WorkerFailed as error:
+        return _complain(str(error), 1)
     except StoreUnavailable as error:
         advice = "start it, or leave --redis out for the embedded one"
         return _complain(f"{error}; {advice}" if settings.redis_url else str(error), 1)
@@ -49,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _run(settings: Settings) -> int:
     from fulgurite.collector.server import Collector, check_is_free
+    from fulgurite.collector.workers import Workers
 
+    served: Collector | Workers
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -58,8 +64,20 @@ async def _run(settings: Settings) -> int:
         store = _Opening(settings)
         await check_is_free(settings.listen)  # before a server is started for nothing
         opened = await store.open(stack)
-        collector = await stack.enter_async_context(Collector(opened, settings))
-        print(f"fulgurite collector listening on {collector.address}, storing in {opened.name}", flush=True)
+        if settings.workers > 1:
+            alike = replace(settings, redis_url=store.url)
+            served = await stack.enter_async_context(Workers(alike, store_label=store.label))
+            also = f", {settings.workers} processes"
+        else:
+            served = await stack.enter_async_context(Collector(opened, settings))
+            also = ""
+        if settings.telemetry:
+            from fulgurite.collector.telemetry.companion import Companion
+
+            await stack.enter_async_context(Companion(store.url, settings.telemetry))
+        also += f", OTLP over HTTP on {served.otlp_http}" if served.otlp_http else ""
+        where = f"listening on {served.address}, storing in {opened.name}{also}"
+        print(f"fulgurite collector {where}", flush=True)
         await over.wait()
     return 0
 
@@ -68,6 +86,7 @@ class _Opening:
     """The store that was asked for. What it needs is imported at once: what is missing is said first."""
 
     def __init__(self, settings: Settings) -> None:
+        self.url = self.label = ""
         self._settings = settings
         self._retention = Retention(age_s=settings.retention_s, nbytes=settings.retention_bytes)
         self._is_in_process = settings.redis_url == IN_PROCESS
@@ -90,11 +109,12 @@ class _Opening:
             from fulgurite.collector.stores.memory import MemoryStore
 
             return MemoryStore(self._retention)
-        url, label = self._settings.redis_url, ""
+        self.url = self._settings.redis_url or ""
         if self._embedded is not None:
-            url, label = (await stack.enter_async_context(self._embedded)).url, "the embedded server"
+            self.url = (await stack.enter_async_context(self._embedded)).url
+            self.label = "the embedded server"
         return self._module.RedisStore(
-            url or "", retention=self._retention, durability=self._settings.durability, label=label
+            self.url, retention=self._retention, durability=self._settings.durability, label=self.label
         )
 
 

@@ -11,6 +11,7 @@ Durability = Literal["memory", "everysec", "always"]
 DURABILITIES: Final[tuple[Durability, ...]] = get_args(Durability)
 
 MIN_RETENTION_BYTES: Final = 1 << 20
+MOST_WORKERS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,45 @@ class Listen:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """Of which requests whole frames are kept while nobody watches. The rest is folded into sketches.
+
+    Attributes
+    ----------
+    one_in : one request in so many; 1: all of them, 0: none.
+    level : the most that is captured of them; empty: what the agent's attachment gives.
+    """
+
+    one_in: int = 16
+    level: str = "heads"
+
+    @classmethod
+    def parse(cls, text: str) -> History:
+        """Read ``all``, ``none``, or ``LEVEL/N``.
+
+        Raises
+        ------
+        ValueError
+            Where it is something else.
+        """
+        if text == "all":
+            return cls(1, "")
+        if text == "none":
+            return cls(0, "heads")
+        level, slash, number = text.partition("/")
+        if not slash or level not in ("pulse", "heads", "deep") or not number.isdigit() or not int(number):
+            raise ValueError(
+                f"not a history: {text!r}; write all, none, or LEVEL/N for one request in N, such as heads/16"
+            )
+        return cls(int(number), level)
+
+    def __str__(self) -> str:
+        if self.one_in == 1 and not self.level:
+            return "all"
+        return f"{self.level}/{self.one_in}" if self.one_in else "none"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What a collector is told.
@@ -83,6 +123,14 @@ class Settings:
         What may wait for a slow viewer before it skips to live.
     receive_limit_bytes : int
         The largest message that is accepted.
+    otlp_http : Listen or None
+        Where OTLP over HTTP is taken; over gRPC it is on the port of `listen`.
+    telemetry : tuple of str
+        Command line of the telemetry process beside this collector; empty: none is started.
+    workers : int
+        Processes that serve on the same port.
+    history : History
+        Of which requests whole frames are kept while nobody watches.
 
     Raises
     ------
@@ -106,6 +154,10 @@ class Settings:
     max_viewers: int = 256
     viewer_bytes: int = 8 << 20
     receive_limit_bytes: int = 16 << 20
+    otlp_http: Listen | None = None
+    telemetry: tuple[str, ...] = ()
+    workers: int = 1
+    history: History = History()
 
     def __post_init__(self) -> None:
         if not 1 <= self.retention_s <= 30 * 86400:
@@ -118,9 +170,23 @@ class Settings:
             raise ValueError(
                 f"no such durability: {self.durability!r}; choose one of {', '.join(DURABILITIES)}"
             )
-        if not self.listen.is_loopback and not self.insecure:
+        if not 1 <= self.workers <= MOST_WORKERS:
+            raise ValueError(f"the collector has 1 to {MOST_WORKERS} workers, not {self.workers}")
+        if self.workers > 1 and self.redis_url == "memory://":
             raise ValueError(
-                f"{self.listen} can be reached from other machines, and nobody would have to show credentials"
+                "several workers need a store that all of them reach, which memory:// is not: leave --redis "
+                "out for the embedded server, or name one"
+            )
+        if self.telemetry and self.redis_url == "memory://":
+            raise ValueError(
+                "--otlp-export and --prometheus read the store from a process of their own, which memory:// "
+                "does not allow: leave --redis out for the embedded server, or name one"
+            )
+        for listen in (self.listen, self.otlp_http):
+            if listen is None or listen.is_loopback or self.insecure:
+                continue
+            raise ValueError(
+                f"{listen} can be reached from other machines, and nobody would have to show credentials"
                 ": listen on 127.0.0.1, or say --insecure if the network is trusted"
             )
 

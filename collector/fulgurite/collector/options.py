@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
 
-from fulgurite.collector.config import DURABILITIES, Listen, Settings
+from fulgurite.collector.config import DURABILITIES, History, Listen, Settings
+from fulgurite.collector.telemetry import options as telemetry
 
 DEFAULTS: Final = Settings()
 TRUE: Final = ("1", "true", "yes", "on")
@@ -33,7 +34,8 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> Se
         After ``--help``.
     """
     given = vars(_parser().parse_args(arguments))
-    chosen = {name: (f"--{name.replace('_', '-')}", text) for name, text in given.items() if text is not None}
+    own = {name: text for name, text in given.items() if name not in telemetry.VARIABLES}
+    chosen = {name: (f"--{name.replace('_', '-')}", text) for name, text in own.items() if text is not None}
     for name, variable in VARIABLES.items():
         if name not in chosen and environment.get(variable):
             chosen[name] = (variable, environment[variable])
@@ -41,13 +43,23 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> Se
         values: dict[str, Any] = {
             _FIELDS.get(name, name): _READERS[name](*source) for name, source in chosen.items()
         }
-        return Settings(**values)
+        return Settings(**values, telemetry=_telemetry(given, environment))
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
+def _telemetry(given: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The command line of the telemetry process; empty where nothing is to be sent or shown."""
+    settings = telemetry.settings_of(given, environment)
+    return ("telemetry", *telemetry.words(given)) if settings.has_work(environment) else ()
+
+
 def _listen(_: str, text: str) -> Listen:
     return Listen.parse(text)
+
+
+def _history(_: str, text: str) -> History:
+    return History.parse(text)
 
 
 def _text(_: str, text: str) -> str:
@@ -68,6 +80,13 @@ def _count(source: str, text: str) -> int:
         raise ValueError(f"{source} is a number of bytes, not {text!r}") from None
 
 
+def _whole(source: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{source} is a whole number, not {text!r}") from None
+
+
 def _flag(source: str, text: str) -> bool:
     if text.lower() in TRUE:
         return True
@@ -83,6 +102,9 @@ VARIABLES: Final = {
     "retention_s": "FULGURITE_RETENTION_S",
     "retention_bytes": "FULGURITE_RETENTION_BYTES",
     "insecure": "FULGURITE_INSECURE",
+    "otlp_http": "FULGURITE_OTLP_HTTP",
+    "workers": "FULGURITE_WORKERS",
+    "history": "FULGURITE_HISTORY",
 }
 _FIELDS: Final = {"redis": "redis_url"}
 _READERS: Final = {
@@ -92,6 +114,9 @@ _READERS: Final = {
     "retention_s": _number,
     "retention_bytes": _count,
     "insecure": _flag,
+    "otlp_http": _listen,
+    "workers": _whole,
+    "history": _history,
 }
 
 
@@ -143,6 +168,24 @@ def _parser() -> argparse.ArgumentParser:
         const="true",
         help=_help("listen beyond this machine although nobody shows credentials", "insecure", "off"),
     )
+    add(
+        "--otlp-http",
+        metavar="HOST:PORT",
+        help=_help("take OTLP over HTTP here; over gRPC it is taken on --listen", "otlp_http", "off"),
+    )
+    add(
+        "--workers",
+        metavar="N",
+        help=_help("processes that serve on the same port, sharing the store", "workers", DEFAULTS.workers),
+    )
+    add(
+        "--history",
+        metavar="all|none|LEVEL/N",
+        help=_help(
+            "of which requests whole frames are kept while nobody watches", "history", DEFAULTS.history
+        ),
+    )
+    telemetry.add_arguments(parser)
     return parser
 
 

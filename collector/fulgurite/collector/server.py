@@ -18,6 +18,8 @@ from fulgurite.collector.fanout import Fanout
 from fulgurite.collector.fleet import Fleet
 from fulgurite.collector.ingest import AgentService
 from fulgurite.collector.keeper import Keeper
+from fulgurite.collector.otlp.intake import SpanIntake
+from fulgurite.collector.otlp.service import OtlpService
 from fulgurite.collector.outage import Outage
 from fulgurite.collector.replicas import Replicas
 from fulgurite.collector.store import Retention, Store
@@ -39,6 +41,8 @@ class Collector:
     ----------
     store : Store
         Open. It stays open.
+    worker : int, optional
+        Its number among several that listen on the same port.
 
     Attributes
     ----------
@@ -51,8 +55,9 @@ class Collector:
         On entering.
     """
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, *, worker: int | None = None) -> None:
         self.address = settings.listen
+        self._worker = worker
         self._settings = settings
         self._stack = AsyncExitStack()
         self._outage = Outage(settings.retry_after_s)
@@ -67,14 +72,27 @@ class Collector:
         self._viewers = ViewerService(
             store, fleet=fleet, replicas=replicas, fanout=self._fanout, settings=settings, outage=self._outage
         )
+        self._spans = SpanIntake(store, outage=self._outage)
+        self._otlp = OtlpService(store, intake=self._spans, outage=self._outage)
+        self.otlp_http = settings.otlp_http
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
 
     async def __aenter__(self) -> Collector:
-        await check_is_free(self.address)
-        self._server = grpc.aio.server(options=_options(self._settings))
+        if self._worker is None:
+            await check_is_free(self.address)
+        self._server = grpc.aio.server(options=_options(self._settings, is_shared=self._worker is not None))
         self._server.add_generic_rpc_handlers((self._agents.handler, self._viewers.handler))
+        self._server.add_generic_rpc_handlers(self._otlp.handlers)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self.address = Listen(self.address.host, self._bind(self._server))
+        if self.otlp_http is not None:
+            from fulgurite.collector.otlp.http import CannotServeHttp, OtlpHttp
+
+            try:
+                http = await self._stack.enter_async_context(OtlpHttp(self._spans, self.otlp_http))
+            except CannotServeHttp as error:
+                raise CannotListen(str(error)) from None
+            self.otlp_http = http.address
         await self._server.start()
         self._stack.push_async_callback(self._fanout.close)
         keeping = asyncio.create_task(self._keeper.run(), name="keeper")
@@ -147,7 +165,7 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
+def _options(settings: Settings, *, is_shared: bool) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.receive_limit_bytes),
         ("grpc.max_send_message_length", -1),
@@ -157,5 +175,6 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         # Agents and viewers ping every 20 s, and must not be hung up on for it.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a second collector beside the first
+        # A port that is taken is an error, not a second collector beside the first; unless that is meant.
+        ("grpc.so_reuseport", int(is_shared)),
     ]

@@ -10,7 +10,7 @@ the store gives. A `Position` says how far both were read.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
@@ -163,11 +163,39 @@ class Retention:
     nbytes: int = 64 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is wanted of a replica.
+
+    Attributes
+    ----------
+    is_watched : bool
+        Whether somebody watches it, at any collector.
+    control : bytes
+        As it was given to `ask`; empty where nothing was asked for.
+    """
+
+    is_watched: bool = False
+    control: bytes = b""
+
+
+WINDOWS_KEPT: Final[Mapping[int, int]] = {1: 300, 10: 360, 60: 1440}
+"""Windows of a replica by their width in seconds, where the bytes allow it."""
+WINDOWS_SHARE: Final = 8
+"""Windows of one width take this part of the bytes of retention at most."""
+
+
 class Outcome(Enum):
     """What became of an entry."""
 
     APPENDED = "appended"
     DUPLICATE = "duplicate"
+
+
+def windows_kept(width_s: int, nbytes: int, retention: Retention) -> int:
+    """How many windows of a width are kept, where each has about so many bytes."""
+    room = retention.nbytes // WINDOWS_SHARE // max(1, nbytes)
+    return max(2, min(WINDOWS_KEPT[width_s], room))
 
 
 class Store(Protocol):
@@ -249,6 +277,33 @@ class Store(Protocol):
 
     async def trim(self, key: ReplicaKey) -> None:
         """Remove what is beyond the retention, by age and by bytes, to about a beat's distance."""
+
+    async def mark_watched(self, keys: Sequence[ReplicaKey], seconds: float) -> None:
+        """Say that somebody watches these replicas, for so many seconds."""
+
+    async def ask(self, key: ReplicaKey, control: bytes) -> None:
+        """Keep what is asked of a replica. Replaces what was asked; it is forgotten with the replica."""
+
+    async def wishes(self, keys: Sequence[ReplicaKey]) -> dict[ReplicaKey, Wish]:
+        """What is wanted of these replicas. One of which nothing is known MAY be left out."""
+
+    async def keep_windows(self, key: ReplicaKey, windows: Sequence[tuple[int, bytes]]) -> None:
+        """Keep windows that closed: pairs of a width in seconds, which `WINDOWS_KEPT` has, and bytes.
+
+        The oldest of a width go, beyond `WINDOWS_KEPT` and the part of the retention's bytes.
+        """
+
+    async def windows(self, key: ReplicaKey, width_s: int, *, seconds: float) -> list[bytes]:
+        """The windows that were kept within so many seconds, oldest first; 0: all."""
+
+    async def keep_spans(self, parts: Sequence[tuple[bytes, bytes]]) -> None:
+        """Keep what belongs to traces: pairs of a trace id (16 bytes) and bytes, for the age of retention.
+
+        The same pair twice is kept once.
+        """
+
+    async def spans(self, trace_id: bytes) -> list[bytes]:
+        """What was kept of a trace within the age of retention, in any order."""
 
     async def replicas(self) -> list[ReplicaRow]:
         """Every replica that was announced and is not forgotten, by key."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fulgurite.cli.commands import collector, demo, doctor, replicas, tail, view
+from fulgurite.cli.commands import collector, demo, doctor, replicas, tail, telemetry, trace, view
 from fulgurite.cli.commands.command import Command
 
 COMMANDS: dict[str, Command] = {
-    module.COMMAND.name: module.COMMAND for module in (demo, collector, view, replicas, tail, doctor)
+    module.COMMAND.name: module.COMMAND
+    for module in (demo, collector, view, replicas, tail, trace, telemetry, doctor)
 }

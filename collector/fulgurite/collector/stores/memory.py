@@ -21,6 +21,8 @@ from fulgurite.collector.store import (
     ReplicaRow,
     Retention,
     StaleEpoch,
+    Wish,
+    windows_kept,
 )
 from fulgurite.wire.replica import ReplicaKey
 
@@ -51,6 +53,9 @@ class _Kept:
     beat_s: float = float("-inf")
     touched_s: float = 0.0
     arrival: asyncio.Event = field(default_factory=asyncio.Event)
+    watched_until_s: float = float("-inf")
+    control: bytes = b""
+    windows: dict[int, deque[tuple[float, bytes]]] = field(default_factory=dict)
 
 
 class MemoryStore:
@@ -65,6 +70,8 @@ class MemoryStore:
     def __init__(self, retention: Retention = Retention()) -> None:  # noqa: B008 - frozen
         self._retention = retention
         self._replicas: dict[ReplicaKey, _Kept] = {}
+        self._spans: deque[tuple[float, bytes, bytes]] = deque()
+        self._by_trace: dict[bytes, dict[bytes, float]] = {}
 
     @property
     def name(self) -> str:
@@ -174,6 +181,57 @@ class MemoryStore:
             cut = kept.marks.pop(0).position
         while cut and kept.entries and cut.covers(kept.entries[0]):
             kept.entries.popleft()
+
+    async def mark_watched(self, keys: Sequence[ReplicaKey], seconds: float) -> None:
+        """See `Store.mark_watched`."""
+        for key in keys:
+            self._of(key).watched_until_s = time.monotonic() + seconds
+
+    async def ask(self, key: ReplicaKey, control: bytes) -> None:
+        """See `Store.ask`."""
+        self._of(key).control = control
+
+    async def wishes(self, keys: Sequence[ReplicaKey]) -> dict[ReplicaKey, Wish]:
+        """See `Store.wishes`."""
+        now_s = time.monotonic()
+        known = [(key, self._replicas[key]) for key in keys if key in self._replicas]
+        return {key: Wish(now_s < kept.watched_until_s, kept.control) for key, kept in known}
+
+    async def keep_windows(self, key: ReplicaKey, windows: Sequence[tuple[int, bytes]]) -> None:
+        """See `Store.keep_windows`."""
+        kept = self._of(key).windows
+        for width_s, window in windows:
+            of_width = kept.setdefault(width_s, deque())
+            of_width.append((time.monotonic(), window))
+            while len(of_width) > windows_kept(width_s, len(window), self._retention):
+                of_width.popleft()
+
+    async def windows(self, key: ReplicaKey, width_s: int, *, seconds: float) -> list[bytes]:
+        """See `Store.windows`."""
+        oldest_s = time.monotonic() - seconds if seconds else float("-inf")
+        kept = self._of(key).windows.get(width_s, ())
+        return [window for at_s, window in kept if at_s >= oldest_s]
+
+    async def keep_spans(self, parts: Sequence[tuple[bytes, bytes]]) -> None:
+        """See `Store.keep_spans`."""
+        now_s = time.monotonic()
+        while self._spans and now_s - self._spans[0][0] > self._retention.age_s:
+            _, trace_id, _ = self._spans.popleft()
+            held = self._by_trace.get(trace_id)
+            if held:
+                held.pop(next(iter(held)))
+                if not held:
+                    del self._by_trace[trace_id]
+        for trace_id, part in parts:
+            held = self._by_trace.setdefault(trace_id, {})
+            if part not in held:
+                held[part] = now_s
+                self._spans.append((now_s, trace_id, part))
+
+    async def spans(self, trace_id: bytes) -> list[bytes]:
+        """See `Store.spans`."""
+        oldest_s = time.monotonic() - self._retention.age_s
+        return [part for part, at_s in self._by_trace.get(trace_id, {}).items() if at_s >= oldest_s]
 
     async def replicas(self) -> list[ReplicaRow]:
         """See `Store.replicas`."""

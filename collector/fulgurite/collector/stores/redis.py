@@ -1,4 +1,4 @@
-"""The store in a Redis-compatible server: Streams with explicit ids. The only file that imports redis.
+"""The store in a Redis-compatible server, or in a cluster of them: Streams with explicit ids.
 
 Keys of a replica, which one hash tag keeps in one slot, ``fulgurite:{namespace/service/instance}:…``:
 
@@ -6,27 +6,27 @@ Keys of a replica, which one hash tag keeps in one slot, ``fulgurite:{namespace/
 frames  stream  batches, id `<epoch ms>-<sequence of the last frame>`: b bytes, n frames, s schema, t time
 events  stream  batches without frames, id given by the server: the same, and f: the id they stand behind
 marks   stream  one entry per beat in which something came: p newest id of frames, b bytes since the last
-state   hash    announcement, status, bytes (held by the marks)
+state   hash    announcement, status, bytes (held by the marks), control (what is asked of it)
+watched string  expires when nobody has watched for some seconds
+w1 …    stream  windows of 1 s, 10 s (w10) and 60 s (w60): b bytes
 schemas hash    schema hash -> announcement with that schema
 epoch   string  the last epoch that was given
 alive   string  expires `ALIVE_S` after the last beat
 ======= ======= ======================================================================================
 
-``fulgurite:replicas`` is the set of all replicas. Times of the past are those of the server, whose clock all
-collectors share. Works from Redis 6.2 and on every Valkey, speaking RESP2 or RESP3; what the server can do is
-asked by COMMAND INFO.
+``fulgurite:replicas`` is the set of all replicas, ``fulgurite:spans:<minute>`` what others sent by OTLP.
+Times of the past are those of the server, whose clock all collectors share. Works from Redis 6.2 and on
+every Valkey, speaking RESP2 or RESP3; what the server can do is asked by COMMAND INFO.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-import redis.asyncio as aioredis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -38,6 +38,7 @@ from redis.exceptions import (
 from fulgurite.collector.config import Durability, without_password
 from fulgurite.collector.store import (
     ALIVE_S,
+    WINDOWS_KEPT,
     Entry,
     EntryId,
     Outcome,
@@ -49,14 +50,19 @@ from fulgurite.collector.store import (
     StaleEpoch,
     StoreUnavailable,
     StoreUnfit,
+    Wish,
+    windows_kept,
 )
+from fulgurite.collector.stores.servers import ANSWER_TIMEOUT_S, Address, servers_at
 from fulgurite.wire.replica import ReplicaKey
 
 REGISTRY: Final = "fulgurite:replicas"
+_WINDOWS: Final = tuple(f"w{width_s}" for width_s in WINDOWS_KEPT)
 FORGET_S: Final = 60.0
-CONNECT_TIMEOUT_S: Final = 2.0
-ANSWER_TIMEOUT_S: Final = 5.0
-AOF_TIMEOUT_MS: Final = 2000
+SPANS: Final = "fulgurite:spans"
+SPANS_EVERY_S: Final = 60
+SPANS_AT_ONCE: Final = 1000
+SAFE_TIMEOUT_MS: Final = 2000
 OLDEST_SERVER: Final = "Redis 6.2 or newer, or Valkey"
 
 _REGISTER: Final = """
@@ -101,8 +107,10 @@ def _guarded(
         except (
             ResponseError
         ) as error:  # full, read-only, loading, in the wrong role: whatever it is, nothing is lost
+            self._servers.failed()
             raise StoreUnavailable(f"{self.where} refuses: {_said(error)[:200]}") from error
         except (RedisError, OSError, asyncio.TimeoutError) as error:  # noqa: UP041 - it differs before 3.11.3
+            self._servers.failed()
             raise StoreUnavailable(f"{self.where} does not answer: {_said(error)}") from error
 
     return call
@@ -118,7 +126,7 @@ class RedisStore:
     Parameters
     ----------
     url : str
-        ``redis://``, ``rediss://`` or ``unix://``, with what redis-py takes behind the question mark.
+        As in `fulgurite.collector.stores.servers`.
     label : str
         What to call the server in messages; by default the URL without its password.
     """
@@ -140,10 +148,9 @@ class RedisStore:
         self._waits_for_disk = False
         self._unmarked: dict[ReplicaKey, int] = {}
         self._marked: dict[ReplicaKey, EntryId] = {}
-        self._client = _client(url, ANSWER_TIMEOUT_S)
-        # Blocking reads have connections of their own and delay nobody; they time out by themselves.
-        self._blocking = _client(url, None)
-        self._register = self._client.register_script(_REGISTER)
+        address = Address.parse(url)
+        self._wait_replicas = address.wait_replicas
+        self._servers = servers_at(address)
         self.warnings: list[str] = []
 
     # --- life
@@ -156,33 +163,35 @@ class RedisStore:
     @_guarded
     async def open(self) -> None:
         """See `Store.open`."""
-        info = await self._client.info("server")
+        servers = await self._servers.each()
+        for client in servers:
+            has_waitaof = await self._see_to_fitness(client)
+            await self._see_to_durability(client, has_waitaof=has_waitaof)
+        if self._servers.is_cluster:
+            self._name += f" (cluster of {len(servers)})"
+
+    async def _see_to_fitness(self, client: Any) -> bool:
+        """Raises where the server is too old; returns whether it knows WAITAOF."""
+        info = await client.info("server")
         kind = "valkey" if "valkey_version" in info else "redis"
         version = info.get(f"{kind}_version", "of unknown version")
         self._name = f"{kind} {version}" + (" (embedded)" if self._is_embedded else "")
-        commands = await self._commands("xautoclaim", "waitaof")
+        commands = await _commands(client, "xautoclaim", "waitaof")
         if "xautoclaim" not in commands:  # it came with XTRIM MINID
             raise StoreUnfit(f"{self.where} is too old ({self._name}): the collector needs {OLDEST_SERVER}")
-        await self._see_to_durability(has_waitaof="waitaof" in commands)
+        return "waitaof" in commands
 
-    async def _commands(self, *names: str) -> set[str]:
-        try:
-            reply = await self._client.execute_command("COMMAND", "INFO", *names)
-        except NoPermissionError:
-            return set(names) - {"waitaof"}
-        return {_text(one[0]).lower() for one in reply if one}
-
-    async def _see_to_durability(self, *, has_waitaof: bool) -> None:
+    async def _see_to_durability(self, client: Any, *, has_waitaof: bool) -> None:
         if self._durability == "memory":
             return
         try:
-            config = await self._client.config_get("appendonly")
-            config |= await self._client.config_get("appendfsync")
+            config = await client.config_get("appendonly")
+            config |= await client.config_get("appendfsync")
         except ResponseError:
             config = {}
         persists = config.get("appendonly")
         if self._durability == "everysec":
-            if persists == "no":
+            if persists == "no" and not self.warnings:
                 self.warnings.append(
                     f"{self.where} keeps nothing on disk (appendonly no): what it holds is lost with it"
                 )
@@ -198,8 +207,14 @@ class RedisStore:
 
     async def close(self) -> None:
         """See `Store.close`."""
-        await self._client.aclose()
-        await self._blocking.aclose()
+        await self._servers.close()
+
+    async def _of(self, key: ReplicaKey) -> Any:
+        """The server that holds all keys of a replica."""
+        return await self._servers.of(_key(key, "frames"))
+
+    async def _enlist(self, key: ReplicaKey) -> None:
+        await (await self._servers.of(REGISTRY)).sadd(REGISTRY, key.text)
 
     # --- writing
 
@@ -207,31 +222,34 @@ class RedisStore:
     async def register(self, key: ReplicaKey, *, asked_epoch_ms: int, now_ms: int) -> Registration:
         """See `Store.register`."""
         keys = [_key(key, "epoch"), _key(key, "frames")]
-        epoch, sequence = await self._register(keys=keys, args=[asked_epoch_ms, now_ms, self._expiry_s])
+        # The script itself and not its hash: it runs once a connection, and a shard may not have it yet.
+        client = await self._of(key)
+        epoch, sequence = await client.eval(_REGISTER, 2, *keys, asked_epoch_ms, now_ms, self._expiry_s)
         return Registration(int(epoch), int(sequence))
 
     @_guarded
     async def announce(self, key: ReplicaKey, schema_hash: bytes, announcement: bytes) -> None:
         """See `Store.announce`."""
-        pipe = self._client.pipeline(transaction=True)
+        pipe = (await self._of(key)).pipeline(transaction=True)
         pipe.hset(_key(key, "schemas"), schema_hash, announcement)
         pipe.hset(_key(key, "state"), "announcement", announcement)
         pipe.expire(_key(key, "schemas"), self._expiry_s)
         pipe.expire(_key(key, "state"), self._expiry_s)
         await pipe.execute()
-        await self._client.sadd(REGISTRY, key.text)
+        await self._enlist(key)
 
     @_guarded
     async def announcement(self, key: ReplicaKey, schema_hash: bytes) -> bytes | None:
         """See `Store.announcement`."""
-        value: bytes | None = await self._client.hget(_key(key, "schemas"), schema_hash)
+        value: bytes | None = await (await self._of(key)).hget(_key(key, "schemas"), schema_hash)
         return value
 
     @_guarded
     async def append(self, key: ReplicaKey, entries: Sequence[Entry]) -> list[Outcome]:
         """See `Store.append`."""
         # A transaction: a server that is full may refuse one command and take the next, a hole for ever.
-        pipe = self._client.pipeline(transaction=True)
+        client = await self._of(key)
+        pipe = client.pipeline(transaction=True)
         for entry in entries:
             pipe.execute_command("XADD", *_written(key, entry))
         replies = await pipe.execute(raise_on_error=False)
@@ -242,8 +260,8 @@ class RedisStore:
             else:
                 self._unmarked[key] = self._unmarked.get(key, 0) + len(entry.batch)
                 outcomes.append(Outcome.APPENDED)
-        if self._waits_for_disk:
-            await self._wait_for_disk()
+        if self._waits_for_disk or self._wait_replicas:
+            await self._wait_until_safe(client, key)
         return outcomes
 
     async def _rejected(self, key: ReplicaKey, entry: Entry, error: Exception) -> Outcome:
@@ -254,24 +272,40 @@ class RedisStore:
             raise StaleEpoch(f"{entry.id.text} comes after {newest.text}, which is of a later epoch")
         return Outcome.DUPLICATE
 
-    async def _wait_for_disk(self) -> None:
-        # Any connection of ours will do: the log is one file, written in order, and ours is in it already.
-        local, _ = await self._client.execute_command("WAITAOF", 1, 0, AOF_TIMEOUT_MS)
+    async def _wait_until_safe(self, client: Any, key: ReplicaKey) -> None:
+        """Until what was appended is on disk, and with so many replicas, as was asked for.
+
+        Both commands speak of what their own connection wrote before, which may be another than the one that
+        appended: so they stand behind a write.
+        """
+        pipe = client.pipeline(transaction=False)
+        pipe.expire(_key(key, "frames"), self._expiry_s)
+        if self._waits_for_disk:
+            pipe.execute_command("WAITAOF", 1, self._wait_replicas, SAFE_TIMEOUT_MS)
+        else:
+            pipe.execute_command("WAIT", self._wait_replicas, SAFE_TIMEOUT_MS)
+        _, reply = await pipe.execute()
+        local, replicas = reply if self._waits_for_disk else (1, reply)
         if int(local) < 1:
-            raise StoreUnavailable(f"{self.where} did not write to disk within {AOF_TIMEOUT_MS / 1e3:g} s")
+            raise StoreUnavailable(f"{self.where} did not write to disk within {SAFE_TIMEOUT_MS / 1e3:g} s")
+        if int(replicas) < self._wait_replicas:
+            raise StoreUnavailable(
+                f"{self.where} has {replicas} replicas that took an entry within "
+                f"{SAFE_TIMEOUT_MS / 1e3:g} s, and {self._wait_replicas} are asked for"
+            )
 
     @_guarded
     async def beat(self, key: ReplicaKey, status: bytes) -> None:
         """See `Store.beat`."""
         newest = (await self._last_ids(key)).frames
         nbytes = self._unmarked.pop(key, 0)
-        pipe = self._client.pipeline(transaction=True)
+        pipe = (await self._of(key)).pipeline(transaction=True)
         pipe.hset(_key(key, "state"), "status", status)
         pipe.set(_key(key, "alive"), 1, px=int(ALIVE_S * 1000))
         if newest != self._marked.get(key) or nbytes:
             pipe.execute_command("XADD", _key(key, "marks"), "*", "p", newest.text, "b", nbytes)
             pipe.hincrby(_key(key, "state"), "bytes", nbytes)
-        for name in ("frames", "events", "marks", "state", "schemas", "epoch"):
+        for name in ("frames", "events", "marks", "state", "schemas", "epoch", *_WINDOWS):
             pipe.expire(_key(key, name), self._expiry_s)
         try:
             await pipe.execute()
@@ -279,18 +313,18 @@ class RedisStore:
             self._unmarked[key] = self._unmarked.get(key, 0) + nbytes
             raise
         self._marked[key] = newest
-        await self._client.sadd(REGISTRY, key.text)
+        await self._enlist(key)
 
     @_guarded
     async def trim(self, key: ReplicaKey) -> None:
         """See `Store.trim`."""
-        marks = _key(key, "marks")
-        too_old_ms = await self._server_ms() - int(self._retention.age_s * 1000)
-        held = int(await self._client.hget(_key(key, "state"), "bytes") or 0)
+        client, marks = await self._of(key), _key(key, "marks")
+        too_old_ms = await _server_ms(client) - int(self._retention.age_s * 1000)
+        held = int(await client.hget(_key(key, "state"), "bytes") or 0)
         cut: tuple[Any, EntryId] | None = None
         cut_bytes = 0
         start = "-"
-        while rows := await self._client.execute_command("XRANGE", marks, start, "+", "COUNT", 128):
+        while rows := await client.execute_command("XRANGE", marks, start, "+", "COUNT", 128):
             for mark, fields in rows:
                 mark_id = EntryId.parse(_text(mark))
                 row = _fields(fields)
@@ -301,12 +335,13 @@ class RedisStore:
                 start = f"({_text(rows[-1][0])}"
                 continue
             break
-        pipe = self._client.pipeline(transaction=False)
+        pipe = client.pipeline(transaction=False)
         if cut:
             pipe.execute_command("XTRIM", marks, "MINID", cut[0].next.text)
             pipe.execute_command("XTRIM", _key(key, "frames"), "MINID", cut[1].next.text)
             pipe.hincrby(_key(key, "state"), "bytes", -cut_bytes)
-        pipe.execute_command("XTRIM", _key(key, "events"), "MINID", f"{max(too_old_ms, 0)}-0")
+        oldest_ms = max(too_old_ms, cut[0].epoch_ms if cut else 0, 0)  # sketches may be large as well
+        pipe.execute_command("XTRIM", _key(key, "events"), "MINID", f"{oldest_ms}-0")
         await pipe.execute()
 
     # --- reading
@@ -318,10 +353,10 @@ class RedisStore:
         options = ["COUNT", limit] + (["BLOCK", max(1, int(wait_s * 1000))] if wait_s > 0 else [])
         command = ("XREAD", *options, "STREAMS", *keys, after.frames.text, after.events.text)
         if wait_s > 0:
-            read = self._blocking.execute_command(*command)
+            read = (await self._servers.blocking_of(keys[0])).execute_command(*command)
             reply = await asyncio.wait_for(read, wait_s + ANSWER_TIMEOUT_S)
         else:
-            reply = await self._client.execute_command(*command)
+            reply = await (await self._of(key)).execute_command(*command)
         streams = _streams(reply)
         frames = [_frames_entry(*row) for row in streams.get(keys[0], ())]
         events = [_events_entry(*row) for row in streams.get(keys[1], ())]
@@ -339,10 +374,9 @@ class RedisStore:
     @_guarded
     async def back(self, key: ReplicaKey, seconds: float) -> Position:
         """See `Store.back`."""
-        then_ms = max(0, await self._server_ms() - int(seconds * 1000))
-        marks = await self._client.execute_command(
-            "XREVRANGE", _key(key, "marks"), f"{then_ms}", "-", "COUNT", 1
-        )
+        client = await self._of(key)
+        then_ms = max(0, await _server_ms(client) - int(seconds * 1000))
+        marks = await client.execute_command("XREVRANGE", _key(key, "marks"), f"{then_ms}", "-", "COUNT", 1)
         if not marks:
             return Position()
         mark_id, fields = marks[0]
@@ -353,56 +387,149 @@ class RedisStore:
     @_guarded
     async def oldest(self, key: ReplicaKey) -> EntryId | None:
         """See `Store.oldest`."""
-        rows = await self._client.execute_command("XRANGE", _key(key, "frames"), "-", "+", "COUNT", 1)
+        client = await self._of(key)
+        rows = await client.execute_command("XRANGE", _key(key, "frames"), "-", "+", "COUNT", 1)
         return EntryId.parse(_text(rows[0][0])) if rows else None
+
+    @_guarded
+    async def mark_watched(self, keys: Sequence[ReplicaKey], seconds: float) -> None:
+        """See `Store.mark_watched`."""
+        for client, of_it in (await self._by_server(keys)).items():
+            pipe = client.pipeline(transaction=False)
+            for key in of_it:
+                pipe.set(_key(key, "watched"), 1, px=int(seconds * 1000))
+            await pipe.execute()
+
+    @_guarded
+    async def ask(self, key: ReplicaKey, control: bytes) -> None:
+        """See `Store.ask`."""
+        pipe = (await self._of(key)).pipeline(transaction=True)
+        pipe.hset(_key(key, "state"), "control", control)
+        pipe.expire(_key(key, "state"), self._expiry_s)
+        await pipe.execute()
+
+    @_guarded
+    async def wishes(self, keys: Sequence[ReplicaKey]) -> dict[ReplicaKey, Wish]:
+        """See `Store.wishes`."""
+        found: dict[ReplicaKey, Wish] = {}
+        for client, of_it in (await self._by_server(keys)).items():
+            pipe = client.pipeline(transaction=False)
+            for key in of_it:
+                pipe.exists(_key(key, "watched"))
+                pipe.hget(_key(key, "state"), "control")
+            replies = await pipe.execute()
+            rows = zip(of_it, replies[::2], replies[1::2], strict=True)
+            found |= {key: Wish(bool(watched), control or b"") for key, watched, control in rows}
+        return found
+
+    @_guarded
+    async def keep_windows(self, key: ReplicaKey, windows: Sequence[tuple[int, bytes]]) -> None:
+        """See `Store.keep_windows`."""
+        pipe = (await self._of(key)).pipeline(transaction=False)
+        for width_s, window in windows:
+            most = windows_kept(width_s, len(window), self._retention)
+            pipe.execute_command("XADD", _key(key, f"w{width_s}"), "MAXLEN", most, "*", "b", window)
+        await pipe.execute()
+
+    @_guarded
+    async def windows(self, key: ReplicaKey, width_s: int, *, seconds: float) -> list[bytes]:
+        """See `Store.windows`."""
+        client = await self._of(key)
+        start = str(max(0, await _server_ms(client) - int(seconds * 1000))) if seconds else "-"
+        rows = await client.execute_command("XRANGE", _key(key, f"w{width_s}"), start, "+")
+        return [bytes(_fields(fields)[b"b"]) for _, fields in rows]
+
+    async def _by_server(self, keys: Sequence[ReplicaKey]) -> dict[Any, list[ReplicaKey]]:
+        """The replicas of each server that holds some."""
+        shards: dict[Any, list[ReplicaKey]] = {}
+        for key in keys:
+            shards.setdefault(await self._of(key), []).append(key)
+        return shards
+
+    @_guarded
+    async def keep_spans(self, parts: Sequence[tuple[bytes, bytes]]) -> None:
+        """See `Store.keep_spans`."""
+        # One command for all of a request: a sorted set per minute, whose members begin with the trace id, so
+        # that a trace is a range of it, and the same member twice is one.
+        key = f"{SPANS}:{int(time.time() // SPANS_EVERY_S)}"
+        pipe = (await self._servers.of(key)).pipeline(transaction=False)
+        for at in range(0, len(parts), SPANS_AT_ONCE):
+            page = parts[at : at + SPANS_AT_ONCE]
+            words = [word for trace_id, part in page for word in (0, trace_id + part)]
+            pipe.execute_command("ZADD", key, *words)
+        pipe.expire(key, int(self._retention.age_s + SPANS_EVERY_S))
+        await pipe.execute()
+
+    @_guarded
+    async def spans(self, trace_id: bytes) -> list[bytes]:
+        """See `Store.spans`."""
+        now = int(time.time() // SPANS_EVERY_S)
+        minutes = range(now - int(self._retention.age_s // SPANS_EVERY_S) - 1, now + 2)
+        behind = int.from_bytes(trace_id, "big") + 1
+        end = b"+" if behind >> 8 * len(trace_id) else b"(" + behind.to_bytes(len(trace_id), "big")
+        names = [f"{SPANS}:{minute}" for minute in minutes]
+        found = await asyncio.gather(*(self._in_range(name, b"[" + trace_id, end) for name in names))
+        return [member[len(trace_id) :] for members in found for member in members]
+
+    async def _in_range(self, name: str, start: bytes, end: bytes) -> list[bytes]:
+        found: list[bytes] = await (await self._servers.of(name)).zrangebylex(name, start, end)
+        return found
 
     @_guarded
     async def replicas(self) -> list[ReplicaRow]:
         """See `Store.replicas`."""
-        keys = _keys(await self._client.smembers(REGISTRY))
-        pipe = self._client.pipeline(transaction=False)
-        for key in keys:
-            pipe.hmget(_key(key, "state"), "announcement", "status")
-            pipe.exists(_key(key, "alive"))
-        replies = await pipe.execute() if keys else []
-        rows = []
-        for key, (announcement, status), alive in zip(keys, replies[::2], replies[1::2], strict=True):
-            if announcement is None:
-                await self._client.srem(REGISTRY, key.text)
-            else:
-                rows.append(ReplicaRow(key, announcement, status or b"", bool(alive)))
-        return rows
+        registry = await self._servers.of(REGISTRY)
+        keys = _keys(await registry.smembers(REGISTRY))
+        shards = await self._by_server(keys)
+        found = await asyncio.gather(*(_rows(client, of_it) for client, of_it in shards.items()))
+        rows = [row for of_it in found for row in of_it]
+        forgotten = [row.key.text for row in rows if row.announcement is None]
+        if forgotten:
+            await _strike(registry, forgotten)
+        return sorted((row for row in rows if row.announcement is not None), key=lambda row: row.key)
 
     async def _last_ids(self, key: ReplicaKey) -> Position:
         """The newest ids that were ever given, whether or not their entries are still there."""
-        pipe = self._client.pipeline(transaction=False)
+        pipe = (await self._of(key)).pipeline(transaction=False)
         pipe.execute_command("XINFO STREAM", _key(key, "frames"))
         pipe.execute_command("XINFO STREAM", _key(key, "events"))
         replies = await pipe.execute(raise_on_error=False)
         return Position(*(_last_id(reply) for reply in replies))
 
-    async def _server_ms(self) -> int:
-        seconds, micros = await self._client.time()
-        return int(seconds) * 1000 + int(micros) // 1000
 
-
-def _client(url: str, answer_timeout_s: float | None) -> Any:
+async def _commands(client: Any, *names: str) -> set[str]:
+    """Which of these commands a server has."""
     try:
-        client = aioredis.Redis.from_url(
-            url,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=answer_timeout_s,
-            retry=Retry(NoBackoff(), 1),  # a pooled connection may have died since it was last used
-        )
-    except ValueError as error:
-        raise StoreUnfit(
-            f"not the address of a Redis-compatible server: {without_password(url)!r} ({error}); "
-            "write redis://HOST:PORT, rediss://… or unix:///PATH"
-        ) from error
-    # redis-py's own reader of the answer fails where a command is not known, which is what is asked here.
-    untouched: Any = lambda reply, **_: reply  # noqa: E731
-    client.set_response_callback("COMMAND", untouched)
-    return client
+        reply = await client.execute_command("COMMAND", "INFO", *names)
+    except NoPermissionError:
+        return set(names) - {"waitaof"}
+    return {_text(one[0]).lower() for one in reply if one}
+
+
+async def _server_ms(client: Any) -> int:
+    seconds, micros = await client.time()
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+async def _rows(client: Any, keys: Sequence[ReplicaKey]) -> list[Any]:
+    """What a server knows of these replicas; without an announcement where it has forgotten one."""
+    pipe = client.pipeline(transaction=False)
+    for key in keys:
+        pipe.hmget(_key(key, "state"), "announcement", "status")
+        pipe.exists(_key(key, "alive"))
+    replies = await pipe.execute()
+    return [
+        ReplicaRow(key, announcement, status or b"", bool(alive))
+        for key, (announcement, status), alive in zip(keys, replies[::2], replies[1::2], strict=True)
+    ]
+
+
+async def _strike(registry: Any, names: Sequence[str]) -> None:
+    """Take the forgotten off the list; who may only read leaves that to others."""
+    try:
+        await registry.srem(REGISTRY, *names)
+    except NoPermissionError:
+        pass
 
 
 def _keys(members: Iterable[bytes | str]) -> list[ReplicaKey]:
