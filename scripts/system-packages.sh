@@ -4,7 +4,7 @@
 set -u
 
 demo="libegl1 libegl-mesa0 libgl1-mesa-dri fonts-dejavu-core"
-test="$demo xvfb redis-server chromium"
+test="$demo xvfb redis-server chromium prometheus"
 case "${1:-demo}" in
   demo) wanted=$demo ;;
   test) wanted=$test ;;

@@ -41,6 +41,7 @@ def store(stage: Stage, folder: Path) -> str:
 def collector(stage: Stage, url: str, *arguments: str) -> str:
     """Start a collector; gives its address."""
     address = f"127.0.0.1:{port()}"
+    arguments = arguments or ("--history", "all")
     stage.fulgurite("collector", "--redis", url, "--listen", address, *arguments).says("listening on")
     return address
 

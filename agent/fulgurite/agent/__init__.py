@@ -60,7 +60,8 @@ def instrument(
     deep_ratio : share of steps captured at ``deep``, default 1/16, and 1.0 with an in-memory exporter.
     budget : share of step time that capture may take before it lowers its level, default 0.02; ``"none"``: no
         limit.
-    spool : folder in which frames are to wait for a collector; not kept yet, which a warning says.
+    spool : folder in which frames wait for a collector when memory has no room for them; default: none, they
+        are dropped and counted. ``FULGURITE_SPOOL_BYTES`` bounds it, default 256 MiB.
 
     Returns
     -------
@@ -98,7 +99,7 @@ def instrument(
 
     from fulgurite.agent.attachment import Agent  # torch is imported only when it is needed
 
-    _say_what_does_not_hold(settings, tokenizer)
+    _say_what_does_not_hold(settings, tokenizer, has_exporter=exporter is not None)
     if settings.disabled:
         settings = config.switched_off(settings)
         exporter = exporter if exporter is not None else InMemoryExporter()
@@ -114,12 +115,9 @@ def instrument(
     return agent
 
 
-def _say_what_does_not_hold(settings: config.Settings, tokenizer: Any) -> None:
-    if settings.spool is not None:
-        logger.warning(
-            "spool=%s has no effect in this version: frames wait for a collector in memory, up to its bound",
-            settings.spool,
-        )
+def _say_what_does_not_hold(settings: config.Settings, tokenizer: Any, *, has_exporter: bool) -> None:
+    if settings.spool is not None and has_exporter:
+        logger.warning("spool=%s has no effect with an exporter of your own", settings.spool)
     if settings.tokens == "text" and tokenizer is None:
         logger.warning("tokens='text' needs instrument(model, tokenizer=...): ids are sent, texts are not")
 
@@ -127,9 +125,33 @@ def _say_what_does_not_hold(settings: config.Settings, tokenizer: Any) -> None:
 def _link(model: Any, settings: config.Settings) -> Exporter:
     from fulgurite.agent.exporter import GrpcExporter
 
-    link = GrpcExporter(settings.endpoint)
+    link = GrpcExporter(
+        settings.endpoint,
+        access=settings.access,
+        spool=settings.spool,
+        spool_bytes=settings.spool_bytes,
+    )
     weakref.finalize(model, link.leave).atexit = False
-    return link
+    return _with_otlp(link, config.otlp())
+
+
+def _with_otlp(link: Exporter, wish: str) -> Exporter:
+    """The link, request spans and metrics by OTLP beside it (``on``), or these alone (``only``)."""
+    if wish == "off":
+        return link
+    try:
+        from fulgurite.agent.otel import RequestTelemetry, Several
+
+        telemetry = RequestTelemetry()
+    except (ImportError, ValueError) as error:
+        logger.warning("FULGURITE_OTLP=%s has no effect: %s (pip install 'fulgurite[otlp]')", wish, error)
+        return link
+    if not telemetry.has_targets:
+        logger.warning(
+            "FULGURITE_OTLP=%s has no effect: name a receiver with OTEL_EXPORTER_OTLP_ENDPOINT", wish
+        )
+        return link
+    return telemetry if wish == "only" else Several(link, telemetry)
 
 
 def _unwrapped(model: Any) -> Any:

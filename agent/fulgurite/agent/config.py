@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
+from fulgurite.wire.access import Access
 from fulgurite.wire.channels import LEVELS, Level
 
 Tokens = Literal["off", "ids", "text"]
@@ -19,6 +20,8 @@ TOKENS: tuple[Tokens, ...] = ("off", "ids", "text")
 DEFAULT_ENDPOINT = "127.0.0.1:4747"
 DEFAULT_BUDGET = 0.02
 DEFAULT_DEEP_RATIO = 1 / 16
+DEFAULT_SPOOL_BYTES = 256 << 20
+LEAST_SPOOL_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +35,10 @@ class Settings:
     tokens : what of a token may leave the process.
     deep_ratio : share of steps captured at ``deep``.
     budget : allowed share of step time; None: not limited.
-    spool : folder for frames that wait for a collector, or None.
+    spool : folder for frames that wait for a collector and memory has no room for, or None.
+    spool_bytes : how much may wait there.
     disabled : nothing is to be attached.
+    access : what is shown to the collector: the token and the certificates.
     """
 
     endpoint: str
@@ -42,7 +47,9 @@ class Settings:
     deep_ratio: float
     budget: float | None
     spool: Path | None
+    spool_bytes: int
     disabled: bool
+    access: Access
 
 
 def settings(
@@ -71,7 +78,7 @@ def settings(
     ratio = _ratio(
         _chosen(deep_ratio, env, "FULGURITE_DEEP_RATIO"), 1.0 if in_process else DEFAULT_DEEP_RATIO
     )
-    folder = _chosen(spool, env, "FULGURITE_SPOOL")
+    folder = _chosen(spool, env, "FULGURITE_SPOOL_DIR") or env.get("FULGURITE_SPOOL") or None
     return Settings(
         endpoint=_endpoint(str(_chosen(endpoint, env, "FULGURITE_ENDPOINT") or DEFAULT_ENDPOINT)),
         level=cast("Level", _word("level", _chosen(level, env, "FULGURITE_LEVEL") or "heads", LEVELS)),
@@ -79,7 +86,9 @@ def settings(
         deep_ratio=ratio,
         budget=_budget(_chosen(budget, env, "FULGURITE_BUDGET"), unlimited=in_process or ratio == 1.0),
         spool=_folder(folder),
+        spool_bytes=_size("FULGURITE_SPOOL_BYTES", env.get("FULGURITE_SPOOL_BYTES") or DEFAULT_SPOOL_BYTES),
         disabled=is_disabled(env),
+        access=_access(env, str(_chosen(endpoint, env, "FULGURITE_ENDPOINT") or DEFAULT_ENDPOINT)),
     )
 
 
@@ -143,6 +152,12 @@ def _endpoint(value: str) -> str:
     return address
 
 
+def _access(env: Mapping[str, str], endpoint: str) -> Access:
+    access = Access.from_environment(env, address=endpoint)
+    access.check(_endpoint(endpoint))
+    return access
+
+
 def _number(setting: str, value: object) -> float:
     try:
         return float(value)  # type: ignore[arg-type]
@@ -170,6 +185,27 @@ def _budget(value: object, *, unlimited: bool) -> float | None:
             f"budget must be a share of step time between 0 and 1, for example 0.02, or 'none', not {value!r}"
         )
     return share or None
+
+
+def otlp(env: Mapping[str, str] = os.environ) -> str:
+    """Whether the agent itself sends request spans and metrics by OTLP: ``off``, ``on`` or ``only``.
+
+    Raises
+    ------
+    ValueError
+        For another word in ``FULGURITE_OTLP``.
+    """
+    return str(_word("FULGURITE_OTLP", env.get("FULGURITE_OTLP") or "off", ("off", "on", "only")))
+
+
+def _size(setting: str, value: object) -> int:
+    try:
+        nbytes = int(str(value))
+    except ValueError:
+        raise ValueError(f"{setting} must be a number of bytes, not {value!r}") from None
+    if nbytes < LEAST_SPOOL_BYTES:
+        raise ValueError(f"{setting} must be at least {LEAST_SPOOL_BYTES} bytes, not {value!r}")
+    return nbytes
 
 
 def _folder(value: object) -> Path | None:

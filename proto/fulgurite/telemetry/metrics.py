@@ -12,6 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from fulgurite.telemetry.names import BY_NAME, METRICS, Metric
+from fulgurite.wire.sketch import (
+    BUCKET_BOUNDS,
+    ENTROPY,
+    EXPERT_LOAD,
+    INTER_TOKEN,
+    INTER_TOKEN_COUNTS,
+    SURPRISE,
+    Moments,
+    Sketch,
+)
 
 if TYPE_CHECKING:
     from fulgurite.telemetry.requests import RequestRecord
@@ -23,6 +33,7 @@ SERIES_BUDGET: Final = 2000
 """Series of one replica, a histogram's buckets, its count and its sum counted one by one."""
 SILENT_NS: Final = 5_000_000_000
 MOST_EXPERTS: Final = 32_768
+_SKETCHED: Final = {"fulgurite.token.surprisal": SURPRISE, "fulgurite.token.entropy": ENTROPY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,22 @@ class _Tally:
             at = int(np.searchsorted(self._edges, value, side="left"))
             self._exemplars[at] = Exemplar(value, record.ended_ns, record.trace_id, record.own_span_id)
 
+    def add_counts(self, counts: Array, total: float) -> None:
+        """Take in a histogram with the same bounds."""
+        if len(counts) == len(self._counts):
+            self._counts += counts.astype(np.int64)
+            self._total += total
+
+    def add_sketch(self, moments: Moments) -> None:
+        """Take in the buckets of a sketch of one number, whose bounds ours are a part of."""
+        if moments.buckets is None or moments.cells != 1:
+            return
+        width = moments.buckets.shape[1]
+        upper = np.append(BUCKET_BOUNDS, np.inf)[moments.first_bucket : moments.first_bucket + width]
+        places = np.searchsorted(self._edges, upper * (1 - 1e-3), side="left")
+        np.add.at(self._counts, places, moments.buckets[0].astype(np.int64))
+        self._total += float(moments.count[0] * moments.mean[0])
+
     @property
     def value(self) -> Histogram:
         return Histogram(
@@ -121,6 +148,17 @@ class _Moments:
         known = np.isfinite(values)
         self.count += known.sum(axis=0)
         self.total += np.where(known, values, 0.0).sum(axis=0)
+
+    def add_sketch(self, moments: Moments) -> None:
+        """Take in a sketch of the shape (layers,) or (layers, heads)."""
+        layers = moments.shape[0]
+        count = moments.count.reshape(layers, -1)
+        total = (moments.mean * moments.count).reshape(layers, -1)
+        if len(self.count) != layers:
+            self.count, self.total = np.zeros(layers, np.int64), np.zeros(layers)
+        heads = np.maximum(1, (count > 0).sum(axis=1))
+        self.count += count.max(axis=1)
+        self.total += total.sum(axis=1) / heads
 
 
 @dataclass(slots=True)
@@ -159,42 +197,46 @@ class ReplicaMeter:
         self._experts = min(experts, MOST_EXPERTS)
         self._chosen = np.zeros((0, self._experts), np.int64)
         self._sequences: dict[tuple[str, int], _Sequence] = {}
+        self._open: dict[str, None] = {}  # started, and not known to have ended
         self._tokens = self._prompt_tokens = 0
         self._outcomes: dict[str, int] = {}
-        self._newest_ns = 0
+        self._sketched: Sketch | None = None
         self.account = AgentAccount()
 
     def fold(self, batch: FrameBatch) -> None:
         """Take the tokens and events of a batch."""
         for event in batch.events:
             if event.kind == "started":
+                self._open[event.request_id] = None
                 self._prompt_tokens += sum(event.prompt_tokens_per_row) or event.prompt_tokens
             elif event.kind == "preempted":
                 self._outcomes["preempted"] = self._outcomes.get("preempted", 0) + 1
         for block in batch.blocks:
             self._take(block)
+        for sketch in batch.sketches:
+            if sketch.request is None:  # those of requests are of the same tokens
+                self._take_sketch(sketch)
         over = {e.request_id for e in batch.events if e.kind in ("finished", "aborted")}
+        for name in over:
+            self._open.pop(name, None)
         if over:
             self._sequences = {key: s for key, s in self._sequences.items() if key[0] not in over}
 
     def end(self, record: RequestRecord) -> None:
         """Take a request that ended."""
+        self._open.pop(record.request_id, None)
         self._outcomes[record.outcome] = self._outcomes.get(record.outcome, 0) + 1
         tally = self._histograms
         if record.outcome != "given_up":
             tally["gen_ai.server.request.duration"].add_one(record.duration_s, record)
         if record.first_token_s is not None:
             tally["gen_ai.server.time_to_first_token"].add_one(record.first_token_s, record)
-        per_sequence = record.output_tokens / max(1, record.sequences)
-        if record.outcome == "finished" and per_sequence > 1 and "ended_ns" in record.columns:
-            last_ns = int(record.columns["ended_ns"].max())
-            mean_s = max(0, last_ns - record.first_token_ns) / 1e9 / (per_sequence - 1)
-            tally["gen_ai.server.time_per_output_token"].add_one(mean_s, record)
+        if record.outcome == "finished" and record.pace_s is not None:
+            tally["gen_ai.server.time_per_output_token"].add_one(record.pace_s, record)
 
     def _take(self, block: FrameBlock) -> None:
         columns = block.columns
         self._tokens += len(block)
-        self._newest_ns = max(self._newest_ns, int(columns["ended_ns"].max(initial=0)))
         if "logprob" in columns:
             self._histograms["fulgurite.token.surprisal"].add(-columns["logprob"].astype(np.float64))
         if "entropy" in columns:
@@ -206,6 +248,29 @@ class ReplicaMeter:
         if "expert_ids" in columns and self._experts:
             self._count_experts(columns["expert_ids"])
         self._histograms["fulgurite.inter_token.duration"].add(self._gaps(block))
+
+    def _take_sketch(self, sketch: Sketch) -> None:
+        """Tokens of about a second, that came folded."""
+        self._tokens += sketch.tokens
+        self._sketched = sketch
+        for name, column in _SKETCHED.items():
+            moments = sketch.columns.get(column)
+            if moments is not None:
+                self._histograms[name].add_sketch(moments)
+        counts = sketch.columns.get(INTER_TOKEN_COUNTS)
+        times = sketch.columns.get(INTER_TOKEN)
+        if counts is not None and times is not None:
+            total = float(times.count[0] * times.mean[0])
+            self._histograms["fulgurite.inter_token.duration"].add_counts(counts.count, total)
+        if "head_write" in sketch.columns:
+            self._heads.add_sketch(sketch.columns["head_write"])
+        if "ffn_write" in sketch.columns:
+            self._ffn.add_sketch(sketch.columns["ffn_write"])
+        load = sketch.columns.get(EXPERT_LOAD)
+        if load is not None and len(load.shape) == 2 and load.shape[1] == self._experts:
+            if self._chosen.shape != load.shape:
+                self._chosen = np.zeros(load.shape, np.int64)
+            self._chosen += load.count.reshape(load.shape)
 
     def _count_experts(self, ids: Array) -> None:
         """Choices per layer and expert; `ids` has the shape (tokens, layers, chosen)."""
@@ -259,6 +324,8 @@ class ReplicaMeter:
 
     def _forget(self, now_ns: int) -> None:
         self._sequences = {k: s for k, s in self._sequences.items() if now_ns - s.ended_ns <= SILENT_NS}
+        if self._sketched is not None and now_ns - self._sketched.end_ns > SILENT_NS:
+            self._sketched = None
 
     def _every(self) -> Iterator[Point]:
         for name, tally in self._histograms.items():
@@ -268,9 +335,11 @@ class ReplicaMeter:
         yield _plain("fulgurite.prompt_tokens", self._prompt_tokens)
         for outcome, count in sorted(self._outcomes.items()):
             yield _plain("fulgurite.requests", count, {"fulgurite.outcome": outcome})
-        running = {key[0] for key in self._sequences}
-        yield _plain("fulgurite.sequences.running", len(self._sequences))
-        yield _plain("fulgurite.kv.tokens", sum(s.kv_tokens for s in self._sequences.values()))
+        running = self._open.keys() | {key[0] for key in self._sequences}
+        held = sum(s.kv_tokens for s in self._sequences.values())
+        told = self._sketched
+        yield _plain("fulgurite.sequences.running", len(self._sequences) + (told.sequences if told else 0))
+        yield _plain("fulgurite.kv.tokens", held + (told.kv_tokens if told else 0))
         yield from self._account_points(len(running))
         yield from self._layer_points("fulgurite.layer.head_write", self._heads)
         yield from self._layer_points("fulgurite.layer.ffn_write", self._ffn)

@@ -25,7 +25,8 @@ OUTPUT_TOKEN_BUCKETS: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.
 FIRST_TOKEN_BUCKETS: Final = (
     .001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1., 2.5, 5., 7.5, 10.,
 )  # fmt: skip
-NATS_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+NATS_BUCKETS: Final = tuple(float(f"{10 ** (n / 4):.4g}") for n in range(-8, 7))
+"""Every second bound of `fulgurite.wire.sketch.BUCKET_BOUNDS`, so that sketches are counted exactly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from fulgurite.cli.commands import collector, demo, doctor, replicas, tail, telemetry, trace, view
+from fulgurite.cli.commands import (
+    collector,
+    demo,
+    doctor,
+    export,
+    replicas,
+    run,
+    status,
+    tail,
+    telemetry,
+    token,
+    trace,
+    view,
+)
 from fulgurite.cli.commands.command import Command
 
 COMMANDS: dict[str, Command] = {
     module.COMMAND.name: module.COMMAND
-    for module in (demo, collector, view, replicas, tail, trace, telemetry, doctor)
+    for module in (
+        demo,
+        run,
+        collector,
+        view,
+        replicas,
+        status,
+        tail,
+        trace,
+        export,
+        telemetry,
+        token,
+        doctor,
+    )
 }

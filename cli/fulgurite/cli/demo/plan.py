@@ -92,7 +92,8 @@ def _collector(options: Options) -> ProcessSpec:
         name="collector",
         role="collector",
         module="fulgurite.cli",
-        arguments=("collector", "--listen", str(options.collector)),
+        # Whoever comes later sees the last minute of everything.
+        arguments=("collector", "--listen", str(options.collector), "--history", "all"),
     )
 
 

@@ -63,7 +63,7 @@ class PacedStop:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one replica until SIGTERM."""
-    options = _options(argv)
+    options = parser().parse_args(argv)
     stop = Stop()
     stop.install()
     from fulgurite.cli.demo.model import ModelUnavailable
@@ -82,14 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
+    """What it is told, by the demo and by the files of `deploy/`."""
     parser = argparse.ArgumentParser(prog="replica")
     parser.add_argument("--endpoint", required=True)
     parser.add_argument("--level", required=True)
     parser.add_argument("--model")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--pace", type=float, required=True)
-    return parser.parse_args(argv)
+    return parser
 
 
 def _load(name: str | None) -> tuple[Any, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import math
+from collections.abc import Callable
 from typing import Final
 
+import grpc
 from aiohttp import web
 from google.protobuf import json_format
 from google.rpc.status_pb2 import Status
@@ -16,6 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from fulgurite.collector.config import Listen
+from fulgurite.collector.gate import Denied
 from fulgurite.collector.otlp.intake import SpanIntake, Throttled
 from fulgurite.collector.otlp.parts import NotOtlp
 from fulgurite.collector.otlp.service import answer
@@ -23,6 +26,11 @@ from fulgurite.collector.otlp.service import answer
 MOST_BYTES: Final = 16 << 20
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
+STATUS_OF: Final = {
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+}
 _IDS: Final = ("traceId", "spanId", "parentSpanId")
 
 
@@ -33,15 +41,22 @@ class CannotServeHttp(Exception):
 class OtlpHttp:
     """Serves ``/v1/traces`` for the length of an `async with`.
 
+    Parameters
+    ----------
+    admit : callable
+        Is given the header Authorization, and raises `Denied`.
+
     Attributes
     ----------
     address : Listen
         Where; with the port that was found, once it is entered.
     """
 
-    def __init__(self, intake: SpanIntake, listen: Listen) -> None:
+    def __init__(
+        self, intake: SpanIntake, listen: Listen, *, admit: Callable[[str | None], None] = lambda _: None
+    ) -> None:
         self.address = listen
-        self._intake = intake
+        self._intake, self._admit = intake, admit
         application = web.Application(client_max_size=MOST_BYTES)
         application.router.add_post("/v1/traces", self._traces)
         # Bodies are unpacked here: what a few bytes of gzip may grow to is for us to bound.
@@ -68,9 +83,12 @@ class OtlpHttp:
         if kind not in (PROTOBUF, JSON):
             return _refusal(kind, 415, f"send {PROTOBUF} or {JSON}")
         try:
+            self._admit(request.headers.get("Authorization"))
             body = _unpacked(await request.read(), request.headers.get("Content-Encoding", ""))
             data = _from_json(body) if kind == JSON else body
             response = answer(await self._intake.take(data))
+        except Denied as denied:
+            return _refusal(kind, STATUS_OF.get(denied.code, 403), denied.reason)
         except web.HTTPRequestEntityTooLarge:
             return _refusal(kind, 413, f"more than {MOST_BYTES} bytes")
         except (NotOtlp, ValueError) as error:

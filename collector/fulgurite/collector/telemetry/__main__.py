@@ -72,7 +72,7 @@ async def _run(url: str, settings: object) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, over.set)
-    store = RedisStore(url, retention=Retention(), durability="memory")
+    store = RedisStore(url, retention=Retention(), durability="none")
     telemetry = Telemetry(store, settings)
     try:
         await store.open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,6 +16,9 @@ from fulgurite.telemetry.spans import spans_of
 from fulgurite.v1 import viewer_pb2
 from fulgurite.wire.codec import Codec, CodecError, codec_for, resource_from_pb
 from fulgurite.wire.frame import FrameBatch, RequestEvent
+
+Array = np.ndarray[Any, Any]
+Profile = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 PROVIDER: Final = "fulgurite.provider"
 DEFAULT_PROVIDER: Final = "transformers"
@@ -99,7 +103,7 @@ class ReplicaFolder:
         self._meter.fold(batch)
         self._window.fold(batch)
         found = Gathered(logs=[self._log(event) for event in batch.events])
-        for record in self._requests.fold(batch):
+        for record in self._requests.fold(batch, time.time_ns()):
             found.spans += self._end(record)
         return found
 
@@ -184,18 +188,28 @@ class _Window:
     def fold(self, batch: FrameBatch) -> None:
         """Take the tokens of a batch; what came before counts less and less."""
         for block in batch.blocks:
-            if "head_write" not in block.columns or "ffn_write" not in block.columns:
-                continue
-            heads = np.nan_to_num(block.columns["head_write"].astype(np.float64), posinf=0.0, neginf=0.0)
-            ffn = np.nan_to_num(block.columns["ffn_write"].astype(np.float64), posinf=0.0, neginf=0.0)
-            profile = np.concatenate([heads.mean(axis=(0, 2)), ffn.mean(axis=0)])
-            if profile.shape != self._total.shape:
-                self._total, self._weight, self._tokens = np.zeros_like(profile), 0.0, 0
-            keep = self.KEPT ** (len(block) / 64)
-            self._total = self._total * keep + profile * len(block)
-            self._weight = self._weight * keep + len(block)
-            self._tokens += len(block)
+            if "head_write" in block.columns and "ffn_write" in block.columns:
+                heads = _finite(block.columns["head_write"]).mean(axis=(0, 2))
+                ffn = _finite(block.columns["ffn_write"]).mean(axis=0)
+                self._take(np.concatenate([heads, ffn]), len(block))
+        for sketch in batch.sketches:
+            heads_told, ffn_told = sketch.columns.get("head_write"), sketch.columns.get("ffn_write")
+            if sketch.request is None and heads_told is not None and ffn_told is not None:
+                heads = _finite(heads_told.mean.reshape(heads_told.shape)).mean(axis=1)
+                self._take(np.concatenate([heads, _finite(ffn_told.mean)]), sketch.tokens)
 
-    def profile(self) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.float64]]] | None:
+    def _take(self, profile: Profile, tokens: int) -> None:
+        if profile.shape != self._total.shape:
+            self._total, self._weight, self._tokens = np.zeros_like(profile), 0.0, 0
+        keep = self.KEPT ** (tokens / 64)
+        self._total = self._total * keep + profile * tokens
+        self._weight = self._weight * keep + tokens
+        self._tokens += tokens
+
+    def profile(self) -> tuple[int, Profile] | None:
         """How many tokens it rests on, and the means; None before any was measured."""
         return (self._tokens, self._total / self._weight) if self._weight else None
+
+
+def _finite(values: Array) -> Array:
+    return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)

@@ -1,0 +1,1 @@
+"""Frames as files: what a collector tells a viewer, in the formats that analysis tools read."""
