@@ -47,6 +47,21 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev  ## the benchmarks; results go to benchmarks/results
 	$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: chaos fuzz soak
+chaos: $(VENV)/.installed-dev  ## hundreds of seeded runs with faults: docs/faults.md; ARGS="--runs 40", ARGS="--seed 17"
+	$(BIN)/python -m tests.chaos --runs 240 $(ARGS)
+
+fuzz: $(VENV)/.installed-dev  ## hostile messages at every parser, guided by coverage (needs atheris)
+	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+soak: $(VENV)/.installed-dev  ## half an hour of load with random faults: memory, threads, files; ARGS="--minutes 5"
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+.PHONY: bench-pipeline
+bench-pipeline: $(VENV)/.installed-dev  ## from agent to viewer: every row of its targets, beside OpenTelemetry and Rerun
+	$(BIN)/python -m benchmarks pipeline $(ARGS)
+
 proto:  ## generate the wire code, with the oldest toolchain that we serve
 	$(PYTHON) -m venv build/protoc
 	build/protoc/bin/pip install --quiet "grpcio-tools==1.62.3" "mypy-protobuf==3.6.0" "setuptools<80"

@@ -12,7 +12,7 @@ from benchmarks import page
 from benchmarks.conditions import conditions
 
 DEFAULT = ("wire", "decode", "latency")
-NAMES = (*DEFAULT, "overhead", "sweep")
+NAMES = (*DEFAULT, "overhead", "sweep", "pipeline")
 OUT = Path(__file__).parent / "out"
 
 ROUNDS = {"quick": 5, "full": 25}
@@ -25,6 +25,10 @@ def measure(name: str, *, quick: bool, model: str | None, out: Path) -> dict[str
         from benchmarks.overhead.run import overhead, sweep
 
         found = sweep(quick=quick, out=out) if name == "sweep" else overhead(quick=quick)
+    elif name == "pipeline":
+        from benchmarks.pipeline.run import pipeline
+
+        found = pipeline(quick=quick, out=out)
     else:
         module: Any = importlib.import_module(f"benchmarks.{name}")
         length = {"rounds": ROUNDS["quick" if quick else "full"]}

@@ -52,7 +52,11 @@ def section(record: Mapping[str, Any]) -> str:
         f"Python {found['python']}; {packages}; "
         f"model: {record['model']}; {found['when']}; commit {found['commit']}."
     )
-    parts = [f"## {record['benchmark']}", record["about"], table(record["rows"]), f"*{where}*"]
+    tables = [f"### {name}\n\n{table(rows)}" for name, rows in record.get("groups", {}).items()]
+    parts = [f"## {record['benchmark']}", record["about"], *(tables or [table(record["rows"])])]
+    if record.get("peers"):
+        where += " Peers: " + ", ".join(f"{name} {found}" for name, found in record["peers"].items()) + "."
+    parts.append(f"*{where}*")
     parts += [f"Skipped: {name}: {reason}" for name, reason in record.get("skipped", {}).items()]
     parts += [f"![{Path(plot).stem}](results/{plot})" for plot in record.get("plots", ())]
     return "\n\n".join(parts) + "\n"

@@ -53,7 +53,7 @@ def overhead(*, quick: bool) -> dict[str, Any]:
     plan = QUICK if quick else FULL
     peers, skipped = _environments()
     rows: list[Row] = []
-    with TemporaryDirectory() as folder, collector_process() as endpoint:
+    with TemporaryDirectory() as folder, collector_process("--history", "all") as endpoint:
         parameters = build(plan.shape, Path(folder))
         for dtype in plan.dtypes:
             with _workers(Path(folder), dtype, endpoint, peers, skipped) as workers:
@@ -178,7 +178,7 @@ def _point(plan: Plan, axis: str, value: int) -> list[Row]:
         shape = replace(shape, heads=value, kv_heads=value // 2)
     else:
         shape = replace(shape, layers=value)
-    with TemporaryDirectory() as folder, collector_process() as endpoint:
+    with TemporaryDirectory() as folder, collector_process("--history", "all") as endpoint:
         build(shape, Path(folder))
         with Worker(Path(sys.executable), folder, "float32", endpoint, "-") as worker:
             asked = {"rows": batch, "length": length, "tokens": plan.tokens}

@@ -25,6 +25,10 @@ CASES = (
     ("whole ends", "deep", "all"),
     ("auto", "deep", "first"),
     ("sharded", "deep", "all"),
+    ("auto", "heads", "joined"),
+    ("whole ends", "deep", "joined"),
+    ("auto", "heads", "leaving"),
+    ("auto", "heads", "alone"),
 )
 Case = tuple[str, str, str]
 WHOLE_ENDS = {"lm_head": "replicate", "model.embed_tokens": "replicate"}
@@ -57,6 +61,38 @@ def _split_outputs(model: Any) -> None:
         parallelize_module(layer.self_attn, mesh, {"o_proj": style})
 
 
+class Collected:
+    """An exporter that is not in-process, as far as the agent can tell: ranks join in front of it."""
+
+    def __init__(self) -> None:
+        self.kept = InMemoryExporter()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kept, name)
+
+
+def joined(generate: Any, model: Any, level: str, observers: str) -> dict[str, Any]:
+    """Generate twice, joined to the other rank; the second rank leaves in between, or never comes."""
+    exporter: Any = Collected()
+    if observers == "alone" and dist.get_rank():
+        return {"observed": [generate(), generate()]}
+    agent = instrument(model, level=level, exporter=exporter, deep_ratio=1.0)
+    first = generate()
+    found: dict[str, Any] = {"settled": agent.flush(60)}
+    if observers == "leaving":
+        if dist.get_rank():
+            agent.close()
+        dist.barrier()
+    second = generate()
+    found["settled"] &= agent.flush(60)
+    found |= {"observed": [first, second], "stats": agent.stats()}
+    if dist.get_rank() == 0:
+        found |= {"topology": exporter.topology, "events": exporter.events}
+    dist.barrier() if observers != "alone" else None
+    agent.close()
+    return found | {"blocks": list(exporter.blocks)}
+
+
 def observed(folder: Path, case: Case) -> dict[str, Any]:
     """Generate without and with an agent."""
     way, level, observers = case
@@ -68,6 +104,8 @@ def observed(folder: Path, case: Case) -> dict[str, Any]:
         return model.generate(ids, attention_mask=mask, **settings).tolist()
 
     found: dict[str, Any] = {"alone": generate()}
+    if observers in ("joined", "leaving", "alone"):
+        return found | joined(generate, model, level, observers)
     if observers != "all" and dist.get_rank() != 0:
         return found | {"observed": generate()}
     exporter: Any = InMemoryExporter()

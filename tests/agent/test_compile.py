@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch: Any = pytest.importorskip("torch")
@@ -301,6 +303,70 @@ def test_contributions_make_up_the_logit_in_a_compiled_pass_too() -> None:
         here = wanted[frame.sequence][frame.position - 1]
         assert_frame(frame, here)
         assert_contributions(frame, here["contributions"](frame.token_id))
+
+
+ROUTED = (
+    "attention_entropy", "sink_mass", "attended_positions", "attended_weights", "measured_layers", "kv_heat",
+    "neuron_ids", "neuron_values", "lens_prob", "head_contribution",
+)  # fmt: skip
+
+
+def assert_deep(found: Any, wanted: Any) -> None:
+    assert (found.sequence, found.position, found.token_id) == (
+        wanted.sequence, wanted.position, wanted.token_id,
+    )  # fmt: skip
+    for name in ROUTED:
+        got, ought = getattr(found, name), getattr(wanted, name)
+        assert got is not None, name
+        if ought.dtype.kind == "f":
+            np.testing.assert_allclose(got, ought, atol=2e-4, rtol=1e-3, err_msg=name)
+        else:
+            np.testing.assert_array_equal(got, ought, err_msg=name)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("way", [WAYS[1], WAYS[2], WAYS[4]])
+def test_routing_and_neurons_are_measured_in_the_graph(way: dict[str, Any], attention: str) -> None:
+    ids = prompts(2, 6)
+    model = BY_NAME["llama"].build()
+    model.set_attn_implementation(attention)
+    plain: Any = InMemoryExporter()
+    with instrument(model, level="deep", exporter=plain):
+        model.generate(ids, do_sample=False, max_new_tokens=NEW)
+    fresh = BY_NAME["llama"].build()
+    fresh.set_attn_implementation(attention)
+    exporter: Any = InMemoryExporter()
+    with instrument(fresh, level="deep", exporter=exporter) as agent:
+        static(fresh, ids, way)
+        settled = graphs()
+        static(fresh, ids, way)
+        assert graphs() == settled
+        assert breaks() == {}
+        assert agent.stats().errors == {}
+        assert dict(agent.stats().unavailable) == {}
+    assert len(exporter.frames) == 2 * len(plain.frames)
+    for found, wanted in zip(exporter.frames, 2 * plain.frames, strict=True):
+        assert_deep(found, wanted)
+
+
+def test_sampled_deep_steps_of_a_graph_look_at_one_layer_in_turn() -> None:
+    model = BY_NAME["llama"].build()
+    ids, way = prompts(1, 6), {"backend": "eager"}
+    exporter: Any = InMemoryExporter()
+    with instrument(model, level="deep", exporter=exporter, deep_ratio=0.5) as agent:
+        for _ in range(3):
+            static(model, ids, way)
+        assert agent.stats().errors == {}
+    looked = []
+    for frame in exporter.frames[1:]:
+        assert (frame.level == "deep") == (frame.step % 2 == 1) == (frame.neuron_ids is not None)
+        if frame.level == "deep" and frame.measured_layers is not None:
+            (layer,) = np.flatnonzero(frame.measured_layers)
+            assert np.isfinite(frame.attention_entropy[layer]).all()
+            looked.append(int(layer))
+    layers = agent.topology.layers
+    assert len(looked) >= 3 * NEW // 2 - 1
+    assert all(b == (a + 1) % layers for a, b in itertools.pairwise(looked))
 
 
 def test_routing_to_experts_is_said_to_be_missing_where_it_is_compiled() -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ import pytest
 
 from fulgurite.agent.exporter import Exporter, ExporterStats, GrpcExporter, InMemoryExporter
 from fulgurite.agent.link import LinkLimits
+from fulgurite.agent.wanted import Wanted
 from fulgurite.v1 import agent_pb2, frame_pb2
 from fulgurite.wire.codec import decode_batch, topology_from_pb
 from fulgurite.wire.frame import FrameBlock, RequestEvent, RequestRef
@@ -73,6 +75,7 @@ class Collector:
         self.goodbyes = 0
         self.scripts: list[Callable[[Iterator[agent_pb2.AgentMessage], Any], Iterable[Said]]] = []
         self.say: list[Said] = []
+        self.greeting: dict[str, Any] = {}
         self.port = 0
         self._server: Any = None
 
@@ -128,6 +131,7 @@ class Collector:
         epoch = hello.epoch_ms if hello.epoch_ms in known else max(known, default=FIRST_EPOCH) + 1
         stored = [last_of(batch) for batch in self.batches if batch.epoch_ms == epoch]
         fields: dict[str, Any] = {"epoch_ms": epoch, "resume_after": max(stored, default=0), "credit": 16}
+        fields |= self.greeting
         return Message(welcome=agent_pb2.Welcome(protocol=1, **fields))
 
     def store(self, batch: frame_pb2.Batch) -> Message:
@@ -674,6 +678,211 @@ def test_the_collector_ends_the_capture_for_good(collector: Collector, exporters
     until(lambda: exporter.stats().pending == 0, "the count")
     assert exporter.stats().dropped == {"killed": 3}
     assert len(collector.hellos) == 1
+
+
+# --- what nobody asked for
+
+
+UNWATCHED = agent_pb2.Demand(watched=False, one_in=0, history_level="heads")
+WATCHED = agent_pb2.Demand(watched=True, one_in=0, history_level="heads")
+
+
+def sketches(collector: Collector) -> list[frame_pb2.Sketch]:
+    return [sketch for batch in collector.batches for sketch in batch.sketches]
+
+
+def connected(collector: Collector, exporter: GrpcExporter, demand: agent_pb2.Demand) -> None:
+    """Let it connect, which begins with a frame, and hear what is wanted."""
+    collector.greeting = {"demand": demand}
+    exporter.export(block_of(1))
+    assert exporter.flush(20)
+
+
+def test_tokens_that_nobody_asked_for_go_as_sketches_and_are_not_captured(
+    collector: Collector, exporters: Make
+) -> None:
+    exporter = exporters(collector.endpoint)
+    connected(collector, exporter, UNWATCHED)
+    blocks = [block_of(2, step, position=np.full(2, step, np.int32)) for step in range(1, 31)]
+    for block in blocks:
+        exporter.export(block)
+    exporter.event(RequestEvent(request_id="r", kind="finished", time_ns=9))
+    assert exporter.flush(20)
+    assert exporter.stats() == ExporterStats(captured=1, acknowledged=1, pending=0, folded=60)
+    assert collector.sequences == [1]
+    until(lambda: sum(s.tokens for s in sketches(collector)) == 120, "the sketches")
+    mine = [sketch for sketch in sketches(collector) if sketch.HasField("request")]
+    seconds = [sketch for sketch in sketches(collector) if not sketch.HasField("request")]
+    assert sum(sketch.tokens for sketch in mine) == sum(sketch.tokens for sketch in seconds) == 60
+    assert {sketch.request.request_id for sketch in mine} == {"r"}
+    batch = next(batch for batch in collector.batches if batch.sketches)
+    decoded = decode_batch(batch, collector.hellos[0].schema).sketches[0]
+    values = np.concatenate([block.columns["head_write"] for block in blocks])
+    if decoded.tokens == 60:
+        np.testing.assert_allclose(decoded.columns["head_write"].mean, values.mean(axis=0).ravel(), rtol=1e-5)
+    events = [event.kind for batch in collector.batches for event in batch.events]
+    assert events == ["finished"]
+    until(lambda: any(stats.folded == 60 for stats in collector.stats), "the account")
+
+
+def test_whole_frames_come_with_a_watcher_and_go_with_it(collector: Collector, exporters: Make) -> None:
+    exporter = exporters(collector.endpoint)
+    connected(collector, exporter, UNWATCHED)
+    exporter.export(block_of(2, 1))
+    assert exporter.flush(20)
+    assert collector.sequences == [1]
+    collector.say.append(Message(control=agent_pb2.Control(demand=WATCHED)))
+    until(lambda: exporter.wanted_level() is None, "the watcher")
+    exporter.export(block_of(2, 2))
+    assert exporter.flush(20)
+    assert collector.sequences == [1, 2, 3]
+    collector.say.append(Message(control=agent_pb2.Control(demand=UNWATCHED)))
+    until(lambda: exporter.wanted_level() == "heads", "its end")
+    exporter.export(block_of(2, 3))
+    assert exporter.flush(20)
+    assert collector.sequences == [1, 2, 3]
+    assert exporter.stats().folded == 4
+
+
+def test_the_requests_that_the_history_samples_are_sent_whole(collector: Collector, exporters: Make) -> None:
+    exporter = exporters(collector.endpoint)
+    demand = agent_pb2.Demand(one_in=4, history_level="heads")
+    connected(collector, exporter, demand)
+    wanted = Wanted(watched=False, one_in=4)
+    requests = tuple(RequestRef(f"request-{i}") for i in range(40))
+    chosen = [i for i, request in enumerate(requests) if wanted.wants(request)]
+    assert 2 < len(chosen) < 20
+    columns = {**block_of(40).columns, "request_index": np.arange(40, dtype=np.uint16)}
+    exporter.export(FrameBlock(requests, columns))
+    for i in range(40):
+        exporter.export(FrameBlock((requests[i],), block_of(1, i).columns))
+    assert exporter.flush(20)
+    assert exporter.stats().captured == 1 + 2 * len(chosen)
+    assert exporter.stats().folded == 2 * (40 - len(chosen))
+    sent = {request.request_id for batch in collector.batches[1:] for request in batch.requests}
+    assert sent == {requests[i].request_id for i in chosen}
+    assert collector.sequences == list(range(1, 2 + 2 * len(chosen)))
+
+
+def test_a_collector_that_says_nothing_of_demand_gets_everything(
+    collector: Collector, exporters: Make
+) -> None:
+    exporter = exporters(collector.endpoint)
+    for step in range(20):
+        exporter.export(block_of(2, step))
+    assert exporter.flush(20)
+    assert exporter.stats() == ExporterStats(captured=40, acknowledged=40, pending=0)
+    assert sketches(collector) == []
+
+
+def test_folding_goes_on_while_the_collector_is_away(collector: Collector, exporters: Make) -> None:
+    exporter = exporters(collector.endpoint, budget_bytes=1 << 18)
+    connected(collector, exporter, UNWATCHED)
+    collector.stop()
+    exporter.event(RequestEvent(request_id="r", kind="started", time_ns=1))
+    for step in range(2000):  # far more than the buffer holds
+        exporter.export(block_of(2, step))
+        if not step % 20:
+            until(lambda: len(exporter._outbox) < 10, "room")
+    collector.start()
+    assert exporter.flush(20)
+    assert exporter.stats().folded == 4000
+    assert exporter.stats().errors.get("tokens_not_folded", 0) == 0
+    until(
+        lambda: sum(s.tokens for s in sketches(collector) if not s.HasField("request")) == 4000,
+        "the sketches",
+    )
+
+
+def test_the_level_of_the_history_holds_while_nobody_watches(collector: Collector, exporters: Make) -> None:
+    exporter = exporters(collector.endpoint)
+    demand = agent_pb2.Demand(one_in=16, history_level="pulse")
+    connected(collector, exporter, demand)
+    assert exporter.wanted_level() == "pulse"
+    collector.say.append(Message(control=agent_pb2.Control(level="heads", deep_ratio=0.5, demand=WATCHED)))
+    until(lambda: exporter.wanted_level() == "heads", "the watcher")
+    assert exporter.wanted_deep_ratio() == 0.5
+    collector.say.append(Message(control=agent_pb2.Control(own_level=True)))
+    until(lambda: exporter.wanted_level() is None, "its own level")
+    assert exporter.wanted_deep_ratio() is None
+
+
+def test_the_offset_of_the_clock_is_in_the_account(collector: Collector, exporters: Make) -> None:
+    exporter = exporters(collector.endpoint)
+    exporter.export(block_of())
+    assert exporter.flush(20)
+    assert exporter.stats().clock_offset_s is None
+    collector.say.append(
+        Message(ping=agent_pb2.Ping(ping_ns=1, clock_offset_ns=-2_000_000, round_trip_ns=500_000))
+    )
+    until(lambda: exporter.stats().clock_offset_s == -0.002, "the offset")
+    assert exporter.stats().round_trip_s == 0.0005
+
+
+# --- the disk
+
+
+def test_what_memory_has_no_room_for_waits_on_disk_and_arrives_in_order_once(
+    collector: Collector, exporters: Make, tmp_path: Path
+) -> None:
+    exporter = exporters(collector.endpoint, spool=tmp_path / "spool", budget_bytes=1 << 18)
+    exporter.export(block_of(1))
+    assert exporter.flush(20)
+    collector.stop()
+    for step in range(1500):
+        exporter.export(block_of(2, step))
+        if not step % 10:
+            until(lambda: 2 * exporter._outbox.nbytes < 1 << 18, "the disk")
+    stats = exporter.stats()
+    assert stats.dropped == {}
+    assert 2000 < stats.spooled_frames <= stats.pending == 3000
+    assert stats.spooled_bytes > 1 << 17
+    assert list((tmp_path / "spool").iterdir()) == []  # it has no name: nothing is left behind
+    collector.start()
+    assert exporter.flush(20)
+    assert exporter.stats() == ExporterStats(captured=3001, acknowledged=3001, pending=0)
+    assert collector.sequences == list(range(1, 3002))
+
+
+def test_the_spool_goes_on_in_a_new_epoch(collector: Collector, exporters: Make, tmp_path: Path) -> None:
+    exporter = exporters(collector.endpoint, spool=tmp_path, budget_bytes=1 << 17)
+    exporter.export(block_of(1))
+    assert exporter.flush(20)
+    collector.stop()
+    for step in range(300):
+        exporter.export(block_of(2, step))
+        until(lambda: 2 * exporter._outbox.nbytes < 1 << 17, "the disk")
+    assert exporter.stats().spooled_frames > 0
+    collector.batches.clear()  # it lost its store
+    collector.start()
+    assert exporter.flush(20)
+    assert exporter.stats().acknowledged == 601
+    later = [batch for batch in collector.batches if batch.epoch_ms == collector.batches[-1].epoch_ms]
+    assert sorted(b.first_sequence + i for b in later for i in range(b.count)) == list(range(1, 601))
+
+
+def test_a_spool_that_is_full_or_cannot_be_written_drops_and_counts(
+    collector: Collector, exporters: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    full = exporters(collector.endpoint, spool=tmp_path / "spool", budget_bytes=1 << 17, spool_bytes=1 << 21)
+    broken = exporters(collector.endpoint, spool=tmp_path / "file" / "spool", budget_bytes=1 << 17)
+    for exporter in (full, broken):
+        exporter.export(block_of(1))
+        assert exporter.flush(20)
+    collector.stop()
+    for exporter in (full, broken):
+        for step in range(4000):
+            exporter.export(block_of(2, step))
+            if not step % 10:
+                time.sleep(0)
+        until(lambda: exporter.stats().dropped, "a drop")  # noqa: B023
+        stats = exporter.stats()
+        assert stats.captured == stats.acknowledged + stats.pending + sum(stats.dropped.values())
+    assert set(full.stats().dropped) == {"outbox_full"}
+    assert full.stats().spooled_bytes <= 1 << 21
+    assert "spool_full" in broken.stats().dropped
+    assert broken.stats().spooled_frames == 0
 
 
 def test_one_exporter_serves_one_model(exporters: Make) -> None:

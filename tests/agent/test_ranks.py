@@ -171,6 +171,46 @@ def test_a_projection_that_is_split_in_another_way_has_no_heads_and_says_so(rank
             assert np.isfinite(block.columns["ffn_write"]).all()
 
 
+@pytest.mark.parametrize(("way", "level"), [("auto", "heads"), ("whole ends", "deep")])
+def test_ranks_join_through_the_first_one_by_themselves(ranks: Ranks, way: str, level: str) -> None:
+    first, second = ranks[way, level, "joined"]
+    wanted, out = in_one_process(level)
+    assert first["observed"] == second["observed"] == [out, out]
+    assert second["blocks"] == []
+    assert first["settled"]
+    assert second["settled"]
+    frames = [frame for block in first["blocks"] for frame in block.frames()]
+    assert_same(frames[:8], wanted, channels_of(wanted) - {"step"})
+    assert_same(frames[8:], wanted, channels_of(wanted) - {"step"})
+    assert dict(first["topology"].unavailable) == {}
+    assert first["stats"].errors == second["stats"].errors == {}
+    assert [event.kind for event in first["events"]] == ["started", "finished"] * 2
+    for stats in (first["stats"], second["stats"]):
+        assert (stats.captured, stats.acknowledged, stats.pending) == (16, 16, 0)
+
+
+def test_heads_of_a_rank_that_left_are_missing_and_that_is_said(ranks: Ranks) -> None:
+    first, second = ranks["auto", "heads", "leaving"]
+    assert first["observed"] == second["observed"] == [first["alone"]] * 2
+    frames = [frame for block in first["blocks"] for frame in block.frames()]
+    assert len(frames) == 16
+    for number, frame in enumerate(frames):
+        assert np.isfinite(frame.head_write[:, :2]).all()
+        assert np.isfinite(frame.head_write[:, 2:]).all() == (number < 8)
+        assert (frame.kv_bytes is None) == (number >= 8)
+        assert np.isfinite(frame.ffn_write).all()
+    assert first["stats"].errors == {"ranks:lost": 1}
+
+
+def test_a_rank_without_an_agent_holds_the_first_one_up_once_and_the_host_never(ranks: Ranks) -> None:
+    first, second = ranks["auto", "heads", "alone"]
+    assert first["observed"] == second["observed"] == [first["alone"]] * 2
+    frames = [frame for block in first["blocks"] for frame in block.frames()]
+    assert len(frames) == 16
+    assert all(np.isnan(frame.head_write[:, 2:]).all() for frame in frames)
+    assert first["stats"].errors == {"ranks:late": 1}
+
+
 def test_blocks_of_other_tokens_are_not_merged() -> None:
     model: Any = build("llama", dtype=torch.float32, attn_implementation="eager", seed=0)
     exporter: Any = InMemoryExporter()

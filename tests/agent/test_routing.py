@@ -394,16 +394,38 @@ class _Holder:
         self.function(call, output)
 
 
-def test_compiled_code_hides_attention_and_neurons_and_says_so() -> None:
+def test_compiled_code_leaves_attention_and_neurons() -> None:
     model: Any = build("llama", attn_implementation="sdpa")
-    alone = model.generate(tokens(6), max_new_tokens=3, do_sample=False)
+    plain: Any = InMemoryExporter()
+    with instrument(model, level="deep", exporter=plain):
+        alone = model.generate(tokens(6), max_new_tokens=3, do_sample=False)
     exporter: Any = InMemoryExporter()
     with instrument(model, level="deep", exporter=exporter) as agent:
         model.forward = torch.compile(model.forward, backend="eager", fullgraph=True)
         out = model.generate(tokens(6), max_new_tokens=3, do_sample=False)
         missing, errors = agent.stats().unavailable, agent.stats().errors
     assert torch.equal(out, alone)
-    assert errors == {}
+    assert errors == missing == {}
     for channel in (*routing.CHANNELS, *neurons.CHANNELS):
-        assert all(getattr(frame, channel) is None for frame in exporter.frames), channel
-        assert "compiled" in missing[channel]
+        for found, wanted in zip(exporter.frames, plain.frames, strict=True):
+            np.testing.assert_allclose(getattr(found, channel), getattr(wanted, channel), atol=1e-4)
+
+
+def test_a_row_in_a_graph_that_is_not_what_the_kernel_gave_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def reversed_values(module: Any, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:
+        return plain(module, query, key, value.flip(-2), *args, **options)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", reversed_values)
+    model: Any = build("llama", attn_implementation="sdpa")
+    exporter: Any = InMemoryExporter()
+    with instrument(model, level="deep", exporter=exporter) as agent:
+        model.forward = torch.compile(model.forward, backend="eager", fullgraph=True)
+        model.generate(tokens(6), max_new_tokens=4, do_sample=False)
+        missing = agent.stats().unavailable
+    assert all(frame.attention_entropy is None for frame in exporter.frames)
+    assert "not confirmed" in missing["attention_entropy"]
+    assert all(frame.neuron_ids is not None for frame in exporter.frames)

@@ -6,7 +6,7 @@ import pytest
 from tests.collector.stage import SCHEMA, batch_of
 
 from fulgurite.collector.config import Settings
-from fulgurite.collector.link import Link, Taken
+from fulgurite.collector.link import FIRST_PING_EVERY_S, FIRST_PINGS, PING_EVERY_S, Link, Taken
 from fulgurite.collector.refusal import Refused
 from fulgurite.collector.store import EntryId, Registration
 from fulgurite.v1 import agent_pb2
@@ -18,7 +18,24 @@ SETTINGS = Settings(ack_batches=3, ack_delay_s=0.05, credit=7)
 
 
 def link(resume_after: int = 0) -> Link:
-    return Link(codec_for(SCHEMA), Registration(EPOCH, resume_after), settings=SETTINGS, now_s=100.0)
+    """A link that has said its first pings."""
+    made = Link(codec_for(SCHEMA), Registration(EPOCH, resume_after), settings=SETTINGS, now_s=96.0)
+    for i in range(FIRST_PINGS):
+        ping = made.say(96.0 + i * FIRST_PING_EVERY_S)
+        assert ping is not None
+        assert ping.HasField("ping")
+    assert made.say(97.0) is None
+    return made
+
+
+def answer(of: Link, ping: agent_pb2.CollectorMessage | None, *, after_s: float, ahead_ns: int) -> None:
+    """The pong of an agent whose clock is ahead, half of the way there."""
+    assert ping is not None
+    sent_s = ping.ping.ping_ns / 1e9
+    wall_ns = 1_000_000_000 * 10**9 + int((sent_s + after_s) * 1e9)
+    answered_ns = wall_ns - int(after_s * 1e9 / 2) + ahead_ns
+    pong = agent_pb2.Pong(ping_ns=ping.ping.ping_ns, wall_ns=answered_ns)
+    of.pong(pong, now_s=sent_s + after_s, wall_ns=wall_ns)
 
 
 def taken(of: Link, first: int, frames: int = 4, epoch_ms: int = EPOCH) -> Taken:
@@ -35,20 +52,20 @@ def test_the_welcome_says_where_to_go_on() -> None:
 
 def test_an_acknowledgement_waits_for_company_but_not_long() -> None:
     one = link()
-    one.keep([taken(one, 1).entry], 101.0)
-    assert one.silent_until_s == pytest.approx(101.05)
-    assert one.say(101.04) is None
-    one.keep([taken(one, 5).entry], 101.04)
-    ack = one.say(101.05)
+    one.keep([taken(one, 1).entry], 98.0)
+    assert one.silent_until_s == pytest.approx(98.05)
+    assert one.say(98.04) is None
+    one.keep([taken(one, 5).entry], 98.04)
+    ack = one.say(98.05)
     assert ack is not None
     assert (ack.ack.epoch_ms, ack.ack.sequence, ack.ack.credit) == (EPOCH, 8, 7)
-    assert one.say(101.06) is None
+    assert one.say(98.06) is None
 
 
 def test_enough_batches_are_acknowledged_at_once() -> None:
     one = link()
-    one.keep([taken(one, first).entry for first in (1, 5, 9)], 101.0)
-    ack = one.say(101.0)
+    one.keep([taken(one, first).entry for first in (1, 5, 9)], 98.0)
+    ack = one.say(98.0)
     assert ack is not None
     assert ack.ack.sequence == 12
 
@@ -56,31 +73,68 @@ def test_enough_batches_are_acknowledged_at_once() -> None:
 def test_nothing_is_acknowledged_that_is_not_stored() -> None:
     one = link()
     taken(one, 1)
-    assert one.say(104.9) is None
-    assert one.say(104.9, at_last=True) is None
+    assert one.say(101.7) is None
+    assert one.say(101.7, at_last=True) is None
 
 
-def test_silence_is_broken_by_a_ping() -> None:
+def test_pings_go_on_whatever_else_is_said() -> None:
     one = link()
-    assert one.silent_until_s == 105.0
-    ping = one.say(105.0)
+    due_s = 96.75 + PING_EVERY_S
+    assert one.silent_until_s == due_s
+    ping = one.say(due_s)
     assert ping is not None
     assert ping.HasField("ping")
-    assert one.silent_until_s == 110.0
+    assert one.silent_until_s == due_s + PING_EVERY_S
+
+
+def test_the_quickest_ping_says_how_far_the_clocks_are_apart_and_the_agent_is_told() -> None:
+    one = Link(codec_for(SCHEMA), Registration(EPOCH, 0), settings=SETTINGS, now_s=96.0)
+    first = one.say(96.0)
+    assert first is not None
+    assert not first.ping.HasField("clock_offset_ns")
+    answer(one, first, after_s=0.100, ahead_ns=30_000_000)
+    second = one.say(96.25)
+    answer(one, second, after_s=0.002, ahead_ns=7_000_000)
+    third = one.say(96.5)
+    answer(one, third, after_s=0.500, ahead_ns=90_000_000)
+    last = one.say(96.75)
+    assert last is not None
+    assert last.ping.clock_offset_ns == pytest.approx(7_000_000, abs=1000)
+    assert last.ping.round_trip_ns == pytest.approx(2_000_000, abs=1000)
+
+
+def test_the_answer_to_a_ping_that_nobody_sent_says_nothing() -> None:
+    one = link()
+    one.pong(agent_pb2.Pong(ping_ns=5, wall_ns=6), now_s=98.0, wall_ns=7)
+    assert one.clock.best is None
+
+
+def test_what_is_wanted_is_in_the_welcome_and_said_again_only_when_it_changes() -> None:
+    one = link()
+    one.want(agent_pb2.Control(level="pulse", demand=agent_pb2.Demand(watched=False, one_in=16)))
+    welcome = one.welcome("me").welcome
+    assert (welcome.demand.one_in, welcome.control.level) == (16, "pulse")
+    assert one.say(97.1) is None
+    wanted = agent_pb2.Control(pause=True, demand=agent_pb2.Demand(watched=True))
+    one.want(wanted)
+    said = one.say(97.1)
+    assert said is not None
+    assert said.control == wanted
+    assert one.say(97.1) is None
 
 
 def test_at_last_what_is_owed_is_said() -> None:
     one = link()
-    one.keep([taken(one, 1).entry], 101.0)
-    ack = one.say(101.0, at_last=True)
+    one.keep([taken(one, 1).entry], 98.0)
+    ack = one.say(98.0, at_last=True)
     assert ack is not None
     assert ack.ack.sequence == 4
 
 
 def test_a_batch_that_came_before_is_read_again_and_acknowledged() -> None:
     one = link(resume_after=8)
-    one.keep([taken(one, 5).entry], 101.0)
-    ack = one.say(102.0)
+    one.keep([taken(one, 5).entry], 98.0)
+    ack = one.say(99.0)
     assert ack is not None
     assert ack.ack.sequence == 8
 

@@ -35,12 +35,12 @@ def test_a_variable_stands_over_the_default() -> None:
 
 
 def test_an_argument_stands_over_the_variable() -> None:
-    arguments = ["--listen", "[::1]:6000", "--redis", "memory://", "--durability", "memory"]
+    arguments = ["--listen", "[::1]:6000", "--redis", "memory://", "--durability", "none"]
     arguments += ["--retention-s", "90.5", "--retention-bytes", "1048576"]
     assert parse(arguments, {**VARIABLES, "FULGURITE_INSECURE": "no"}) == Settings(
         listen=Listen("::1", 6000),
         redis_url="memory://",
-        durability="memory",
+        durability="none",
         retention_s=90.5,
         retention_bytes=1 << 20,
     )
@@ -51,7 +51,8 @@ def test_a_public_address_needs_to_be_meant() -> None:
         parse(["--listen", "0.0.0.0:4747"], {})
     assert str(error.value) == (
         "0.0.0.0:4747 can be reached from other machines, and nobody would have to show credentials: "
-        "listen on 127.0.0.1, or say --insecure if the network is trusted"
+        "give --credentials FILE or --tls-client-ca FILE, listen on 127.0.0.1, or say --insecure if the "
+        "network is trusted"
     )
     assert parse(["--listen", "0.0.0.0:4747", "--insecure"], {}).insecure
 
@@ -69,7 +70,11 @@ def test_a_public_address_needs_to_be_meant() -> None:
             {"FULGURITE_COLLECTOR_LISTEN": "127.0.0.1:70000"},
             "not an address to listen on: '127.0.0.1:70000'; write HOST:PORT, such as 127.0.0.1:4747",
         ),
-        (["--durability", "some"], {}, "no such durability: 'some'; choose one of memory, everysec, always"),
+        (
+            ["--durability", "some"],
+            {},
+            "no such durability: 'some'; choose one of none, everysec, always, waitaof",
+        ),
         (["--retention-s", "long"], {}, "--retention-s is a number of seconds, not 'long'"),
         (["--retention-s", "0"], {}, "the retention must be 1 s to 30 days, not 0 s"),
         (["--retention-s", "nan"], {}, "the retention must be 1 s to 30 days, not nan s"),

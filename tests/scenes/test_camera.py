@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.scenes.streams import topology
 
-from fulgurite.viewer.camera import EASE_S, PRESETS, CameraRig, Insets, fit, grid, pick, project
+from fulgurite.viewer.camera import EASE_S, PRESETS, CameraRig, Insets, Pick, View, fit, grid, pick, project
 from fulgurite.viewer.layout import Layout
 from fulgurite.wire.topology import Topology
 
@@ -64,9 +64,41 @@ def test_pointing_at_a_head_finds_it_or_one_in_front_of_it(shape: Topology, pres
             continue
         found = pick(view, layout, at[layer, head, 0], at[layer, head, 1], WIDTH, HEIGHT)
         assert found is not None
-        assert found.kind == "head"
-        if (found.layer, found.head) != (layer, head):
-            assert at[found.layer, found.head, 2] < at[layer, head, 2]
+        if found != Pick("head", layer, head):
+            assert _depth(view, layout, found) < at[layer, head, 2] + 1e-6
+
+
+def _depth(view: View, layout: Layout, node: Pick) -> float:
+    """The depth of what was found: of a wall's cell, a plate or a cell of the cache that of its middle."""
+    quads = {"head": layout.walls, "ffn": layout.plates, "cell": layout.cells}[node.kind]
+    if quads is None:
+        return float(project(view, layout.heads[node.layer, node.head], WIDTH, HEIGHT)[2])
+    return float(project(view, quads[node.layer, max(0, node.head)], WIDTH, HEIGHT)[..., 2].mean())
+
+
+@pytest.mark.parametrize("preset", range(len(PRESETS)), ids=lambda index: PRESETS[index].label)
+@pytest.mark.parametrize(
+    "shape",
+    [topology(12, 12), topology(32, 32, experts=8), topology(80, 64), topology(61, 128, experts=256)],
+    ids=lambda shape: f"{shape.layers}x{shape.heads}",
+)
+def test_at_every_level_of_detail_every_kind_of_node_is_found_where_it_is_seen(
+    shape: Topology, preset: int
+) -> None:
+    layout, rig = Layout.for_topology(shape), CameraRig()
+    rig.show(preset)
+    view = rig.view(layout.points, WIDTH / HEIGHT, INSETS, 0.0)
+    kinds = {"ffn": layout.plates, "cell": layout.cells}
+    if layout.walls is not None:
+        kinds["head"] = layout.walls
+    for kind, quads in kinds.items():
+        middle = project(view, quads.mean(axis=2), WIDTH, HEIGHT)
+        for layer, index in list(np.ndindex(middle.shape[:2]))[:: max(1, middle[..., 0].size // 60)]:
+            found = pick(view, layout, *middle[layer, index, :2], WIDTH, HEIGHT)
+            wanted = Pick(kind, layer, -1 if kind == "ffn" and quads.shape[1] == 1 else index)
+            assert found is not None
+            if found != wanted and not (found.kind == "head" and layout.ffn_kind == "disc"):
+                assert _depth(view, layout, found) <= middle[layer, index, 2] + 0.02
 
 
 def test_in_the_overview_every_head_of_the_bundled_shape_can_be_pointed_at() -> None:

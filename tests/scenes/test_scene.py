@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tests.scenes.streams import SCALE, block, topology
 
-from fulgurite.viewer.bolts import Kind
+from fulgurite.viewer.bolts import Arcs, Bolts, Kind, frame_seed
 from fulgurite.viewer.colors import Display
 from fulgurite.viewer.contribution import NOT_CAPTURED, hue
 from fulgurite.viewer.scene import RATE_OVER_S, SPREAD_S, ReplicaScene, Storm
@@ -279,9 +280,11 @@ def test_one_chain_stands_for_so_many_tokens_as_were_not_drawn() -> None:
     scene.set_slots(72)
     names = tuple(f"r{i}" for i in range(24))
     scene.apply(block(SHAPE, requests=names), T0)
-    drawn = sum(token.has_chain for token in scene.strip)
-    assert 1 <= drawn < 24
-    assert scene.tokens_per_chain == pytest.approx(24 / drawn)
+    assert 1 <= scene.chains < 24
+    assert scene.tokens_per_chain == pytest.approx(24 / scene.chains)
+    scene.advance(T0 + SPREAD_S)
+    trunk = (scene.bolts.slots[:, 3, 1] == Kind.TRUNK) & (scene.bolts.slots[:, 1, 3] > 0)
+    assert len(np.unique(scene.bolts.slots[trunk, 2, :3], axis=0)) == scene.chains  # a colour each
 
 
 @pytest.mark.parametrize("shape", [topology(8, 8), topology(32, 32, experts=4), topology(126, 8)])
@@ -300,13 +303,21 @@ def test_a_chain_with_its_strikes_finds_room_however_many_replicas_are_shown(
 
 
 def test_who_waited_longest_for_a_chain_goes_first() -> None:
+    class Telling(Bolts):
+        seeds: ClassVar[list[int]] = []
+
+        def add(self, arcs: Arcs, at_s: float, spread_s: float, *, color: Any, seed: int) -> None:
+            self.seeds.append(seed)
+
     scene = _scene()
-    scene.set_slots(72)
-    names, had = tuple(f"r{i}" for i in range(12)), set()
+    scene.bolts = Telling(72)
+    names = tuple(f"r{i}" for i in range(12))
     for step in range(24):
         scene.apply(block(SHAPE, position=30 + step, requests=names), T0 + 0.25 * step)
-    had = {token.request_id for token in scene.strip if token.has_chain}
-    assert had == set(names)
+    whose = {frame_seed(name, 0, 30 + step): name for name in names for step in range(24)}
+    turns = [whose[seed] for seed in Telling.seeds]
+    assert len(turns) >= 12
+    assert all(len(set(turns[i : i + 12])) == 12 for i in range(len(turns) - 11))
 
 
 # the storm

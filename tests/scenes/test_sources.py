@@ -72,12 +72,14 @@ def test_pythons_own_hash_which_changes_from_run_to_run_shapes_no_bolt() -> None
 
 
 def test_the_seed_of_a_bolt_moves_its_path_and_nothing_else() -> None:
-    """In the shader the seed (`shape.x`) is an argument of `path`, and is read nowhere else."""
-    text = source("bolts")
-    uses = re.findall(r"[^\n]*shape\.x[^\n]*", text)
-    assert len(uses) == 2
-    assert all(re.search(r"path\([^;]*shape\.x, tick, amount\)", line) for line in uses)
-    assert "hash1" not in text.split("//# vertex main")[1]
+    """The seed (`shape.x`) makes `still` and `alive`, which only `off` reads: how far a path swings."""
+    main = source("bolts").split("//# vertex main")[1]
+    assert len(re.findall(r"shape\.x", main)) == 1
+    assert re.search(r"float still = shape\.x \* 97\.0, alive = still [^;]*;", main)
+    uses = re.findall(r"(\w+)\([^()]*\bstill\b[^()]*\)", main)
+    assert uses
+    assert set(uses) == {"off"}
+    assert "jags(" not in main
 
 
 @pytest.mark.parametrize("name", ["heads", "halos", "plates", "walls", "carpet", "spine", "lines", "labels"])

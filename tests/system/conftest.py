@@ -18,6 +18,11 @@ import pytest
 
 MARK = "FULGURITE_TEST_MARK"
 DEADLINE_S = 90.0
+SURROUNDINGS = {
+    "PYTHONUNBUFFERED": "1",
+    "OMP_NUM_THREADS": "1",
+    "FULGURITE_HISTORY": "all",  # every frame is stored, whether or not somebody watches
+}
 
 
 class Background:
@@ -33,7 +38,7 @@ class Background:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env={**os.environ, **environment, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+            env={**SURROUNDINGS, **os.environ, **environment},
             start_new_session=True,
         )
         streams = ((self.process.stdout, self.out), (self.process.stderr, self.err))

@@ -1,18 +1,12 @@
-"""The page in headless Chromium, on a real collector: lightning moves, pause holds, replicas can be chosen.
+"""The page with remote rendering in headless Chromium, on a real collector: lightning moves, pause holds it.
 
-The stream is made up here, step by step, and sent through the agent's own exporter.
+The stream is made up, step by step, and sent through the agent's own exporter.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,143 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.viewer.made_up import CHROMIUM, FLAGS, Replica, free_address, process, until, wave
 
-from fulgurite.agent.exporter import GrpcExporter
 from fulgurite.viewer.feed import probe
-from fulgurite.wire.frame import FrameBlock, RequestEvent, RequestRef
-from fulgurite.wire.topology import Topology
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-STEP_S = 0.06
-TOPOLOGY = Topology(
-    model_name="made-up",
-    architecture="llama",
-    layers=4,
-    heads=6,
-    kv_heads=3,
-    head_dim=8,
-    hidden_size=48,
-    ffn_size=96,
-    vocab_size=100,
-    parameters=100_000,
-)
-
-
-def _free_address() -> str:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{bound.getsockname()[1]}"
-
-
-def _until(condition: Callable[[], object], what: str, within_s: float = 40.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {within_s:g} s: {what}"
-        time.sleep(0.1)
-
-
-@contextmanager
-def _process(*command: str) -> Iterator[subprocess.Popen[str]]:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15.0)
-        finally:
-            process.kill()
-
-
-def _wave(step: int, n: int) -> np.ndarray[Any, Any]:
-    """What the values of a step are made of, 0 to 1, shape (n, 4, 6)."""
-    return 0.5 + 0.5 * np.sin(step + np.arange(n * 24, dtype=np.float32).reshape(n, 4, 6) * 2.3)
-
-
-class Replica:
-    """A made-up model: every step emits a token of each of its requests, with other values each time."""
-
-    def __init__(self, endpoint: str, name: str, requests: int, pace: threading.Event) -> None:
-        self._requests = tuple(RequestRef(f"{name}-{index}") for index in range(requests))
-        self._closing = threading.Event()
-        self._flowing = pace
-        self._exporter = GrpcExporter(endpoint)
-        self._exporter.attach(
-            TOPOLOGY,
-            level="deep",
-            ceiling="deep",
-            tokens="text",
-            resource={"service.name": "made-up", "service.instance.id": name},
-        )
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        for request in self._requests:
-            started = RequestEvent(request_id=request.request_id, kind="started", time_ns=time.time_ns())
-            self._exporter.event(started)
-        step = 0
-        while not self._closing.wait(STEP_S):
-            if self._flowing.is_set():
-                self._exporter.export(self._block(step))
-                step += 1
-
-    def _block(self, step: int) -> FrameBlock:
-        n, now_ns = len(self._requests), time.time_ns()
-        wave = _wave(step, n)
-        columns: dict[str, Any] = {
-            "request_index": np.arange(n, dtype=np.uint16),
-            "sequence": np.zeros(n, np.uint16),
-            "position": np.full(n, 5 + step % 200, np.int32),
-            "token_id": np.full(n, step % 100, np.int32),
-            "phase": np.ones(n, np.uint8),
-            "level": np.full(n, 3, np.uint8),
-            "step": np.full(n, step, np.int64),
-            "parent_row": np.full(n, -1, np.int16),
-            "started_ns": np.full(n, now_ns - 9_000_000, np.int64),
-            "ended_ns": np.full(n, now_ns, np.int64),
-            "batch_size": np.full(n, n, np.uint16),
-            "logprob": np.full(n, -0.1 - (step % 7) / 3, np.float32),
-            "entropy": np.full(n, 1.0, np.float32),
-            "head_write": 0.05 + 0.4 * wave**3,
-            "ffn_write": 0.1 + 0.5 * wave.mean(axis=-1),
-            "kv_tokens": np.full((n, 4), 5 + step % 200, np.int32),
-            "kv_bytes": np.full(n, 4096, np.int64),
-            "attention_entropy": np.full((n, 4, 6), 1.5, np.float32),
-            "attended_positions": np.broadcast_to(np.arange(8, dtype=np.int32), (n, 4, 6, 8)).copy(),
-            "attended_weights": np.broadcast_to(0.5 ** np.arange(1, 9), (n, 4, 6, 8)).astype(np.float32),
-            "measured_layers": np.ones((n, 4), np.uint8),
-            "head_contribution": (4.0 * wave - 2.0).astype(np.float32),
-            "ffn_contribution": np.full((n, 4), 0.5, np.float32),
-            "embedding_contribution": np.zeros(n, np.float32),
-            "other_contribution": np.zeros(n, np.float32),
-            "logit_centered": (4.0 * wave - 2.0).sum(axis=(1, 2)).astype(np.float32) + np.float32(2.0),
-            "residue": np.zeros(n, np.float32),
-        }
-        return FrameBlock(self._requests, columns, tuple(f" w{step}" for _ in range(n)))
-
-    def close(self) -> None:
-        """End the model."""
-        self._closing.set()
-        self._thread.join(5.0)
-        self._exporter.close(2.0)
 
 
 @dataclass
@@ -186,7 +51,7 @@ class Watched:
 
     def mode(self, wanted: str) -> None:
         """Wait until the playhead is in this mode."""
-        _until(lambda: self.state("fg_mode") == wanted, f"the mode is {wanted}")
+        until(lambda: self.state("fg_mode") == wanted, f"the mode is {wanted}")
 
 
 def _changed(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
@@ -210,14 +75,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[str]:
-    address = _free_address()
-    with _process("fulgurite.collector", "--redis", "memory://", "--listen", address) as process:
+    address = free_address()
+    with process("fulgurite.collector", "--redis", "memory://", "--listen", address) as started:
 
         def answers() -> bool:
-            assert process.poll() is None, "the collector ended"
+            assert started.poll() is None, "the collector ended"
             return probe(address, timeout_s=1.0).answer == "ready"
 
-        _until(answers, "the collector answers")
+        until(answers, "the collector answers")
         yield address
 
 
@@ -233,11 +98,12 @@ def flowing(collector: str) -> Iterator[threading.Event]:
 
 @contextmanager
 def _open(browser: Browser, collector: str, flowing: threading.Event) -> Iterator[Watched]:
-    listen = _free_address()
+    listen = free_address()
     url = f"http://{listen}/"
-    with _process("fulgurite.viewer", "--collector", collector, "--listen", listen) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith(f"fulgurite view: {url}")
+    arguments = ("--remote", "--collector", collector, "--listen", listen)
+    with process("fulgurite.viewer", *arguments) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline().startswith(f"fulgurite view: {url}")
         page = browser.new_page(viewport={"width": 1100, "height": 700})
         watched = Watched(page, flowing)
         _listen(watched, url)
@@ -246,7 +112,7 @@ def _open(browser: Browser, collector: str, flowing: threading.Event) -> Iterato
         yield watched
         page.close()
     assert watched.complaints == []
-    assert process.returncode == 0
+    assert started.returncode == 0
 
 
 def _listen(watched: Watched, url: str) -> None:
@@ -273,8 +139,8 @@ def _listen(watched: Watched, url: str) -> None:
 def watched(browser: Browser, collector: str, flowing: threading.Event) -> Iterator[Watched]:
     flowing.set()
     with _open(browser, collector, flowing) as opened:
-        _until(lambda: len(opened.state("fg_replicas") or ()) == 2, "both replicas are listed")
-        _until(lambda: opened.page.locator(".fg-token").count() > 10, "tokens are in the strip")
+        until(lambda: len(opened.state("fg_replicas") or ()) == 2, "both replicas are listed")
+        until(lambda: opened.page.locator(".fg-token").count() > 10, "tokens are in the strip")
         yield opened
 
 
@@ -289,13 +155,13 @@ def _still(watched: Watched) -> np.ndarray[Any, Any]:
         last[0] = now
         return same[0] == 2
 
-    _until(rests, "the picture rests")
+    until(rests, "the picture rests")
     return last[0]
 
 
 def test_lightning_moves_pause_holds_it_and_live_goes_on(watched: Watched) -> None:
     before = watched.picture()
-    _until(lambda: _changed(before, watched.picture()) > 0.01, "the picture changes while tokens flow")
+    until(lambda: _changed(before, watched.picture()) > 0.01, "the picture changes while tokens flow")
     watched.press("Space")
     watched.mode("paused")
     held = _still(watched)
@@ -307,7 +173,7 @@ def test_lightning_moves_pause_holds_it_and_live_goes_on(watched: Watched) -> No
     assert watched.page.locator(".fg-lane").all_inner_texts() == chips
     watched.press("Space")
     watched.mode("playing")
-    _until(lambda: _changed(held, watched.picture()) > 0.01, "the picture changes after the pause")
+    until(lambda: _changed(held, watched.picture()) > 0.01, "the picture changes after the pause")
     watched.press("l")
     watched.mode("live")
 
@@ -325,13 +191,13 @@ def test_the_replica_selector_changes_what_is_shown(watched: Watched) -> None:
     both = _still(watched)
     assert watched.page.locator(".fg-strip-replica").count() == 2
     watched.page.locator("[data-replica$='/two']").click()
-    _until(lambda: watched.page.locator(".fg-strip-replica").count() == 1, "one strip is left")
+    until(lambda: watched.page.locator(".fg-strip-replica").count() == 1, "one strip is left")
     alone = _still(watched)
     assert _changed(both, alone) > 0.05
     assert watched.page.locator("[data-replica$='/two']").get_attribute("aria-pressed") == "false"
     watched.press("a")
-    _until(lambda: watched.page.locator(".fg-strip-replica").count() == 2, "both are back")
-    _until(lambda: _changed(both, _still(watched)) < 0.01, "both are seen as before")
+    until(lambda: watched.page.locator(".fg-strip-replica").count() == 2, "both are back")
+    until(lambda: _changed(both, _still(watched)) < 0.01, "both are seen as before")
 
 
 def test_cameras_change_the_view_and_reset_brings_it_back(watched: Watched) -> None:
@@ -339,10 +205,10 @@ def test_cameras_change_the_view_and_reset_brings_it_back(watched: Watched) -> N
     watched.mode("paused")
     first = _still(watched)
     watched.press("4")
-    _until(lambda: watched.state("fg_camera") == 3, "the camera is chosen")
+    until(lambda: watched.state("fg_camera") == 3, "the camera is chosen")
     assert _changed(first, _still(watched)) > 0.05
     watched.press("r")
-    _until(lambda: _changed(first, _still(watched)) < 0.01, "the first view is back")
+    until(lambda: _changed(first, _still(watched)) < 0.01, "the first view is back")
 
 
 def test_dragging_turns_the_model(watched: Watched) -> None:
@@ -356,7 +222,7 @@ def test_dragging_turns_the_model(watched: Watched) -> None:
     watched.page.mouse.down()
     watched.page.mouse.move(x + 120, y, steps=6)
     watched.page.mouse.up()
-    _until(lambda: _changed(first, watched.picture()) > 0.05, "the model is turned")
+    until(lambda: _changed(first, watched.picture()) > 0.05, "the model is turned")
 
 
 def test_a_chip_tells_its_numbers_and_steps_go_from_token_to_token(watched: Watched) -> None:
@@ -369,13 +235,11 @@ def test_a_chip_tells_its_numbers_and_steps_go_from_token_to_token(watched: Watc
         assert word in tip
     first = watched.page.locator(".fg-token").first
     newest = first.inner_text()
-    _step_until(
-        watched, "Control+ArrowLeft", lambda: first.inner_text() != newest, "back to the token before"
-    )
-    _step_until(watched, "Control+ArrowRight", lambda: first.inner_text() == newest, "and forth again")
+    _stepuntil(watched, "Control+ArrowLeft", lambda: first.inner_text() != newest, "back to the token before")
+    _stepuntil(watched, "Control+ArrowRight", lambda: first.inner_text() == newest, "and forth again")
 
 
-def _step_until(watched: Watched, keys: str, condition: Callable[[], bool], what: str) -> None:
+def _stepuntil(watched: Watched, keys: str, condition: Callable[[], bool], what: str) -> None:
     """Press again and again: the tokens in between are those of the other replica."""
 
     def stepped() -> bool:
@@ -383,7 +247,7 @@ def _step_until(watched: Watched, keys: str, condition: Callable[[], bool], what
         watched.page.wait_for_timeout(500)
         return condition()
 
-    _until(stepped, what)
+    until(stepped, what)
 
 
 def _point_at_a_head(watched: Watched) -> None:
@@ -415,10 +279,10 @@ def test_pointing_at_a_head_shows_its_measured_values_a_click_keeps_them_and_esc
     name = card.locator("header span").inner_text()
     text = card.inner_text()
     step, rows = int(re.findall(r"w(\d+)”", text)[0]), {"one": 2, "two": 1}[name]
-    wave = float(_wave(step, rows)[-1, layer, head])  # the card is about the last row of the step
+    value = float(wave(step, rows)[-1, layer, head])  # the card is about the last row of the step
     shown = card.locator("dd:not(.fg-what)").all_inner_texts()
-    assert float(shown[0]) == pytest.approx(0.05 + 0.4 * wave**3, rel=0.01)
-    assert float(shown[1].removesuffix(" logits").replace("−", "-")) == pytest.approx(4 * wave - 2, abs=0.01)
+    assert float(shown[0]) == pytest.approx(0.05 + 0.4 * value**3, rel=0.01)
+    assert float(shown[1].removesuffix(" logits").replace("−", "-")) == pytest.approx(4 * value - 2, abs=0.01)
     assert "1.5 nats" in text
     assert "50 %" in card.locator("li").first.inner_text()
     watched.page.mouse.down()
@@ -442,11 +306,11 @@ def test_the_key_c_changes_hues_and_changes_them_back(watched: Watched) -> None:
     before = _still(watched)
     watched.press("c")
     button = watched.page.locator("[data-command=contribution]")
-    _until(lambda: button.get_attribute("aria-pressed") == "true", "the button shows it")
+    until(lambda: button.get_attribute("aria-pressed") == "true", "the button shows it")
     assert _changed(before, _still(watched)) > 0.02
     watched.press("c")
-    _until(lambda: button.get_attribute("aria-pressed") == "false", "the button shows it")
-    _until(lambda: _changed(before, _still(watched)) < 0.01, "the first picture is back")
+    until(lambda: button.get_attribute("aria-pressed") == "false", "the button shows it")
+    until(lambda: _changed(before, _still(watched)) < 0.01, "the first picture is back")
 
 
 def test_help_opens_and_closes_by_key_and_names_every_channel(watched: Watched) -> None:
@@ -475,11 +339,11 @@ def test_a_quiet_stream_costs_no_pictures(watched: Watched) -> None:
     first = _still(watched)
     assert _changed(first, _still(watched)) == 0.0
     watched.flowing.set()
-    _until(lambda: _changed(first, watched.picture()) > 0.01, "it goes on with the stream")
+    until(lambda: _changed(first, watched.picture()) > 0.01, "it goes on with the stream")
 
 
 def test_an_absent_collector_is_said_in_the_page(browser: Browser) -> None:
-    nobody = _free_address()
+    nobody = free_address()
     with _open(browser, nobody, threading.Event()) as opened:
         opened.page.get_by_text(f"Waiting for a collector at {nobody}").wait_for()
         assert "fulgurite collector --listen" in opened.page.locator(".fg-waiting").inner_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fulgurite.viewer.pace import SMALLEST_SCALE, Pace
+from fulgurite.viewer.pace import ARCS, FIRST_DETAIL, SMALLEST_SCALE, Pace
 
 
 def _after(pace: Pace, cost_at_full_size_s: float, pictures: int) -> Pace:
@@ -45,3 +45,25 @@ def test_the_size_does_not_swing_at_a_constant_cost() -> None:
             _after(pace, cost_s, 1)
             sizes.add(pace.scale)
         assert len(sizes) == 1, f"the size swings between {sizes} at {cost_s} s a picture"
+
+
+def test_fewer_arcs_live_before_a_picture_gets_smaller() -> None:
+    pace = Pace()
+    while pace.detail:
+        assert pace.scale == 1.0
+        _after(pace, 0.09, 1)
+    assert pace.arcs == ARCS[0]
+
+
+def test_where_there_is_time_more_arcs_live() -> None:
+    assert _after(Pace(), 0.005, 300).arcs == ARCS[-1]
+    assert _after(Pace(), 0.02, 300).arcs == ARCS[FIRST_DETAIL]
+
+
+def test_a_level_of_detail_that_cost_too_much_is_not_tried_again() -> None:
+    pace, seen = Pace(), []
+    for _ in range(600):
+        pace.learn(0.005 if pace.arcs <= 800 else 0.1)
+        seen.append(pace.arcs)
+    assert 1600 in seen
+    assert set(seen[-300:]) == {800}

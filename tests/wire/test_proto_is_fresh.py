@@ -22,7 +22,7 @@ def generated(name: str) -> Any:
 
 
 _MESSAGE = re.compile(r"^message (\w+) \{\n(.*?)^\}", re.DOTALL | re.MULTILINE)
-_FIELD = re.compile(r"^\s*(repeated )?(map<\w+, \w+>|[\w.]+) (\w+) = (\d+)", re.MULTILINE)
+_FIELD = re.compile(r"^\s*(?:optional )?(repeated )?(map<\w+, \w+>|[\w.]+) (\w+) = (\d+)", re.MULTILINE)
 _RPC = re.compile(r"rpc (\w+)\((stream )?(\w+)\) returns \((stream )?(\w+)\)")
 
 

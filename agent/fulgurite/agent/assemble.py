@@ -17,7 +17,9 @@ from fulgurite.agent import reduce
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
 from fulgurite.agent.identity import Committed, Request
 from fulgurite.agent.kv import CacheReading
+from fulgurite.agent.unreduced import Unreduced
 from fulgurite.wire.channels import LEVELS, TOP_K, Level
+from fulgurite.wire.frame import RequestRef
 
 Array = np.ndarray[Any, Any]
 _OWN_BYTES = 256  # of a row: the columns of one number each
@@ -36,6 +38,7 @@ class Step:
     layout : of the results, None where the layers were not measured.
     cached : what the cache held, None where it is not known.
     deep : finished columns of level `deep`.
+    unreduced : rows whose results are not among `host` yet.
     """
 
     host: Mapping[str, Array]
@@ -50,6 +53,7 @@ class Step:
     layout: reduce.Plan | None
     cached: CacheReading | None
     deep: Mapping[str, Array] = field(default_factory=dict)
+    unreduced: Unreduced | None = None
 
     @property
     def nbytes(self) -> int:
@@ -59,10 +63,16 @@ class Step:
             held += 2 * found.nbytes
         for found in self.deep.values():
             held += found.nbytes
+        if self.unreduced is not None:
+            held += self.unreduced.nbytes
         return held if self.cached is None else held + 4 * len(self.cached.resident) * self.ids.size
 
     def columns(self) -> dict[str, Array]:
         """Every channel that was measured, for the rows whose token is one."""
+        unreduced = self.unreduced
+        if unreduced is not None:  # two threads that read at the same time both put the same there
+            self.host = {**self.host, **unreduced.reduced(self.layout)}
+            self.unreduced = None
         columns = self._columns()
         real = self.committed.real
         if real.size == self.ids.size:
@@ -85,6 +95,8 @@ class Step:
             "batch_size": np.full(rows, self.batch, np.uint16),
             "logprob": host["logprob"].reshape(rows).astype(np.float32),
         }
+        if "logprob_sampled" in host:
+            columns["logprob_sampled"] = host["logprob_sampled"]
         if "plogp" in host:
             columns.update(_uncertainty(host))
         if "norms" in host and self.layout is not None:
@@ -108,6 +120,34 @@ class Step:
         if self.cached.row_bytes is not None:
             columns["kv_bytes"] = np.full(self.ids.size, self.cached.row_bytes, np.int64)
         return columns
+
+
+@dataclass(slots=True, eq=False)
+class PackedStep(Step):
+    """One measured step whose rows are of several requests.
+
+    Attributes
+    ----------
+    refs : of these requests.
+    index : ndarray of uint16, shape (n,), into `refs`.
+    kv_tokens : ndarray of int32, shape (n, layers); kv_bytes : ndarray of int64, shape (n,).
+    requests : how many were in the batch, those without a token included.
+    """
+
+    refs: tuple[RequestRef, ...] = ()
+    index: Array = field(default_factory=lambda: np.zeros(0, np.uint16))
+    kv_tokens: Array = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    kv_bytes: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    requests: int = 0
+
+    def _columns(self) -> dict[str, Array]:
+        columns = Step._columns(self)
+        columns["request_index"] = self.index
+        columns["batch_size"] = np.full(self.ids.size, self.requests, np.uint16)
+        return columns
+
+    def _memory(self) -> dict[str, Array]:
+        return {"kv_tokens": self.kv_tokens, "kv_bytes": self.kv_bytes}
 
 
 def _uncertainty(host: Mapping[str, Array]) -> dict[str, Array]:

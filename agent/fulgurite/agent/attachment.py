@@ -17,7 +17,9 @@ from fulgurite.agent import config
 from fulgurite.agent.anatomy import Anatomy, dissect
 from fulgurite.agent.capture import Capture
 from fulgurite.agent.engines.transformers import Engine
-from fulgurite.agent.exporter import Exporter
+from fulgurite.agent.exporter import Exporter, InMemoryExporter
+from fulgurite.agent.rank_exporters import LeadExporter, MemberExporter, joined
+from fulgurite.agent.rank_group import group_of
 from fulgurite.agent.sampling import Budget, Demand
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.stats import AgentStats
@@ -48,6 +50,7 @@ class Agent:
         self._closed = False
         self._lock = threading.Lock()
         anatomy = dissect(model)
+        exporter = self.exporter = self._joined(exporter, anatomy)
         texts = TokenTexts(tokenizer) if tokenizer is not None and settings.tokens == "text" else None
         self._capture = Capture(
             anatomy,
@@ -62,6 +65,17 @@ class Agent:
         self._capture.look_again = self._look_again
         self._resource = config.resource(model_name=anatomy.topology.model_name)
         self._engine = Engine(model, self._capture, outer)
+
+    def _joined(self, exporter: Exporter, anatomy: Anatomy) -> Exporter:
+        """Of a model that is split over processes, all take part in one replica; what stays in a process
+        does not."""
+        if not isinstance(exporter, InMemoryExporter):
+            with self._shield.at("ranks"):
+                found = joined(exporter, group_of(anatomy), self._shield)
+                if isinstance(found, LeadExporter | MemberExporter):
+                    weakref.finalize(self._model(), found.leave).atexit = False
+                return found
+        return exporter
 
     def start(self) -> None:
         """Say what is observed, then observe it."""
@@ -171,6 +185,11 @@ class Agent:
             overhead_ratio=self._capture.overhead_ratio,
             gram_bytes=self._capture.gram_bytes,
             shelf_bytes=self._capture.shelf.nbytes,
+            folded=told.folded,
+            spooled_frames=told.spooled_frames,
+            spooled_bytes=told.spooled_bytes,
+            clock_offset_s=told.clock_offset_s,
+            round_trip_s=told.round_trip_s,
             unavailable=dict(self.topology.unavailable),
         )
 

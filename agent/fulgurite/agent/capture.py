@@ -19,38 +19,35 @@ import torch
 from torch import nn
 
 from fulgurite.agent import reduce
-from fulgurite.agent.anatomy import Anatomy, LayerParts, declared
-from fulgurite.agent.assemble import Step
+from fulgurite.agent.anatomy import Anatomy, declared
+from fulgurite.agent.assemble import PackedStep, Step
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
 from fulgurite.agent.contribution import Attribution
 from fulgurite.agent.deep import Deep, Reasons
 from fulgurite.agent.exporter import Exporter
-from fulgurite.agent.grams import gram
+from fulgurite.agent.headweights import HeadWeights, norm_of
 from fulgurite.agent.identity import Committed, Request
 from fulgurite.agent.late import LateBlock
 from fulgurite.agent.lens import CHANNELS as LENS
-from fulgurite.agent.norms import NormSpec
+from fulgurite.agent.measure import WITH_LAYERS, Measure
+from fulgurite.agent.posts import Posts
+from fulgurite.agent.probe_cost import probe_cost_ns
 from fulgurite.agent.probes import Current, Pass, Probes
-from fulgurite.agent.ranks import OWN, OWN_DEEP, elsewhere
 from fulgurite.agent.readout import Readout, find_readout
 from fulgurite.agent.sampling import Budget, Demand, level_of_step
-from fulgurite.agent.shelf import ROWS, Place, Shelf
+from fulgurite.agent.shelf import EVERY, NOBODY, ROWS, Place, Shelf
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
+from fulgurite.agent.unmeasured import unmeasured
 from fulgurite.agent.weights import (
-    Unreadable,
     Watched,
-    effective_bias,
-    effective_weight,
     identity_of,
-    tolerance,
 )
-from fulgurite.agent.wiring import LayerWiring, Tap, candidate_taps, part_of, wire
+from fulgurite.agent.wiring import LayerWiring, Tap, wire
 from fulgurite.wire.channels import LEVELS, Level
 from fulgurite.wire.frame import RequestEvent
 
 Array = np.ndarray[Any, Any]
-_WITH_LAYERS = ("heads", "deep")
 _OF_DEEP = ("attention", "neurons", "lens_")
 _OF_LAYERS = ("head_write", "ffn_write", "ffn_cosine", "residual_norm")
 _UNROUTED = "not measured in compiled passes, where no Python sees what the experts are handed"
@@ -83,7 +80,8 @@ class Capture:
         self.exporter = exporter
         self.demand = demand
         self.budget = budget
-        self.deep_ratio = deep_ratio
+        self.deep_ratio = self._own_deep_ratio = deep_ratio
+        self._wanted_deep_ratio = getattr(exporter, "wanted_deep_ratio", None)  # an exporter may have it
         self.shield = shield
         self.texts = texts
         self.current = Current()
@@ -92,41 +90,45 @@ class Capture:
         self.overhead_ratio = float("nan")
         self.running: dict[str, Request] = {}
         self.on_wired: Any = None
+        self._coming: tuple[int, Level, frozenset[int]] | None = None
         self.kept_places: set[tuple[int, str]] = set()
         self._lock = threading.Lock()
         self._in_flight: dict[int, weakref.ref[Pass]] = {}  # by thread
         self._epoch_ns = time.time_ns() - time.perf_counter_ns()
         self.shelf = Shelf()
         self._probes = Probes(self.current, shield, self.shelf)
-        self._deep = Deep(anatomy, self.current, shield)
         self._layout: reduce.Plan | None = None
         self._wiring: tuple[LayerWiring, ...] = ()
-        self._candidates: list[tuple[int, Tap]] = []
-        self._inputs: dict[int, int] = {}
-        self._candidate_plan = -1
         self._opening = (0, 0)  # plan and slots of a pass that begins now, replaced as one
-        self._grams: list[torch.Tensor] = []
-        self._plain: dict[int, torch.Tensor] = {}
-        self._marks: dict[int, tuple[object, ...]] = {}
-        self._blind: dict[int, str] = {}
         self._watched = Watched()
-        self._joints = _joints(anatomy)
+        self._fit()
         self.look_again: Callable[[], Anatomy | None] | None = None
         self._unsettled = True
         self._probe_ns = 0
-        self._final: tuple[int, int] | None = None
         self._attribution: Attribution | None = None
         self._readout_mark: tuple[object, ...] = ()
+
+    def _fit(self) -> None:
+        """What holds the parts of the model that is there now."""
+        anatomy = self.anatomy
+        self._joints = _joints(anatomy)
+        self._posts = Posts(anatomy, self._probes, is_deep=self._is_deep)
+        self._weights = HeadWeights(anatomy.layers)
+        self._deep = Deep(anatomy, self.current, self.shield, self.shelf, always=self.deep_ratio >= 1.0)
+        self._measures = Measure(
+            anatomy.topology.layers,
+            weights=self._weights,
+            deep=self._deep,
+            watched=self._watched,
+            shield=self.shield,
+        )
 
     def prepare(self) -> None:
         """What is computed before the first pass: the Gram matrices, and what a probe costs."""
         if LEVELS.index(self.demand.ceiling) < LEVELS.index("heads"):
             return
-        self._probe_ns = _probe_cost_ns()
-        for layer in self.anatomy.layers:
-            if layer.projection is not None:
-                with self.shield.at("gram"):
-                    self._build_gram(layer, None)
+        self._probe_ns = probe_cost_ns()
+        self._weights.prepare(self.shield)
         self._settle_weights()
 
     def install(self) -> None:
@@ -142,12 +144,12 @@ class Capture:
                 return
             self._unsettled = True
             if self._layout is None:
-                self._watch_candidates()
-                slots = self._candidate_slots
+                self._posts.watch_candidates()
+                slots = self._posts.candidate_slots
             else:
-                self._watch_plan(self._layout)
+                self._posts.watch_plan(self._layout)
                 slots = self._layout.slots
-            self._watch_experts()
+            self._posts.watch_experts()
             if self._is_deep:
                 self._deep.install()
             self._opening = (self._probes.plan, slots)
@@ -178,69 +180,27 @@ class Capture:
     @property
     def gram_bytes(self) -> int:
         """Memory of the Gram matrices."""
-        return sum(g.nbytes for g in (self._grams or self._plain.values()))
-
-    def _watch_candidates(self) -> None:
-        layers = self.anatomy.layers
-        self._candidate_plan = self._probes.plan
-        self._candidates = [(layer.index, tap) for layer in layers for tap in candidate_taps(layer)]
-        for slot, (index, tap) in enumerate(self._candidates):
-            self._watch(layers[index], tap, slot, by_keyword=True)
-        heads = [layer for layer in layers if layer.projection is not None]
-        self._inputs = {layer.index: len(self._candidates) + i for i, layer in enumerate(heads)}
-        for layer in heads:
-            assert layer.projection is not None
-            self._watch_heads(layer, self._inputs[layer.index])
-        self._final = None
-        if self._is_deep and self.anatomy.final_norm is not None:
-            into = len(self._candidates) + len(heads)
-            self._final = (into, into + 1)
-            device, width = _device_of(self.anatomy.final_norm), self.anatomy.topology.hidden_size
-            self._probes.watch_input(self.anatomy.final_norm, into, width=width, device=device)
-            self._probes.watch_output(self.anatomy.final_norm, into + 1, width=width, device=device)
+        return self._weights.nbytes
 
     @property
     def _is_deep(self) -> bool:
         return self.demand.ceiling == "deep"
-
-    def _watch_plan(self, layout: reduce.Plan) -> None:
-        for slot, (index, tap) in enumerate(layout.places):
-            self._watch(self.anatomy.layers[index], tap, slot, by_keyword=tap.part in ("block", "ffn"))
-        for group in layout.groups:
-            for slot, index in zip(group.slots, group.layers, strict=True):
-                self._watch_heads(self.anatomy.layers[index], slot)
-
-    def _watch(self, layer: LayerParts, tap: Tap, slot: int, *, by_keyword: bool) -> None:
-        module = part_of(layer, tap.part)
-        assert module is not None
-        device, width = _device_of(layer.block), self.anatomy.topology.hidden_size
-        if tap.side == "in":
-            self._probes.watch_input(module, slot, by_keyword=by_keyword, width=width, device=device)
-        else:
-            self._probes.watch_output(module, slot, width=width, device=device)
-
-    def _watch_heads(self, layer: LayerParts, slot: int) -> None:
-        assert layer.projection is not None
-        width = layer.held_heads * layer.head_dim
-        self._probes.watch_input(layer.projection, slot, width=width, device=_device_of(layer.block))
-
-    def _watch_experts(self) -> None:
-        for layer in self.anatomy.layers:
-            for module in layer.experts:
-                self._probes.watch_experts(module, layer.index)
 
     def open(self, batch: int, width: int) -> Pass | None:
         """A forward pass of `batch` rows and `width` positions begins; None where nothing is wanted."""
         started = time.perf_counter_ns()
         before = self.demand.level
         self.demand.hear(self.exporter.wanted_level())
+        if self._wanted_deep_ratio is not None:
+            asked = self._wanted_deep_ratio()
+            self.deep_ratio = self._own_deep_ratio if asked is None else asked
         level = self.demand.level
         if level != before:
             self.install()
         if level not in ("off", "pulse") and self._watched.has_changed():
             self.refresh()
-        self.shelf.tick()
         if level == "off":
+            self.shelf.tick()
             self.current.passing = None
             return None
         plan, slots = self._opening
@@ -248,12 +208,30 @@ class Capture:
         passing.step = self._count_step()
         passing.level = level_of_step(passing.step, level, self.deep_ratio)
         if self._is_deep:
-            is_first, is_all = self._layout is None, passing.level == "deep" and self.deep_ratio >= 1.0
-            passing.looks = self._deep.turn(passing, every=is_first or is_all)
+            passing.looks = self._looks_of(passing.step, passing.level)
+        self._tick(passing.level, passing.looks)
         passing.started_ns = started
         self.current.passing = passing
         self._takes_off(passing)
         return passing
+
+    def _looks_of(self, step: int, level: Level) -> frozenset[int]:
+        """The layers whose attention is looked at in a step: asked twice, it says the same."""
+        if self._coming is None or self._coming[:2] != (step, level) or self._layout is None:
+            every = self._layout is None or (level == "deep" and self.deep_ratio >= 1.0)
+            self._coming = (step, level, self._deep.turn(level, every=every))
+        return self._coming[2]
+
+    def _tick(self, level: Level, looks: frozenset[int]) -> None:
+        """Tell the shelf of the pass that begins, or of the one that comes."""
+        turn = EVERY if len(looks) > 1 else next(iter(looks), NOBODY)
+        self.shelf.tick(deep=level == "deep" or self._layout is None, turn=turn)
+
+    def _tick_ahead(self) -> None:
+        """The next pass may be one that nothing of ours sees begin."""
+        level = level_of_step(self.steps, self.demand.level, self.deep_ratio)
+        is_asked = self._is_deep and self.shelf.is_used
+        self._tick(level, self._looks_of(self.steps, level) if is_asked else frozenset())
 
     def _takes_off(self, passing: Pass) -> None:
         """The shelf holds one pass: those that run at the same time, in several threads, leave none."""
@@ -264,10 +242,6 @@ class Capture:
                 if running is not None:
                     running.crowded = passing.crowded = True
         self._in_flight[mine] = weakref.ref(passing)
-
-    @property
-    def _candidate_slots(self) -> int:
-        return len(self._candidates) + len(self._inputs) + (2 if self._final is not None else 0)
 
     def _count_step(self) -> int:
         step = next(self._numbers)  # no lock: another thread may hold it for as long as it learns the wiring
@@ -290,7 +264,7 @@ class Capture:
         raw = passing.deep.get(("unembedded", 0)) if passing.deep else None
         if raw is not None:
             passing.deep["unembedded", 0] = _last_logits(passing, raw)
-        if passing.level in _WITH_LAYERS and self.anatomy.layers:
+        if passing.level in WITH_LAYERS and self.anatomy.layers:
             with self.shield.at("wiring"):
                 kept = passing.kept
                 if not kept or (kept[0] is None and all(tensor is None for tensor in kept)):
@@ -313,6 +287,8 @@ class Capture:
         passing = Pass(batch, width, slots, plan=plan)
         passing.step = self._count_step()
         passing.level = level_of_step(passing.step, self.demand.level, self.deep_ratio)
+        if self._is_deep:
+            passing.looks = self._looks_of(passing.step, passing.level)
         passing.started_ns = started_ns
         self._takes_off(passing)
         rows = logits.read(batch, positions, 1)
@@ -332,6 +308,8 @@ class Capture:
         passing.alive = self.shelf.alive(places or (), passing.batch, passing.width)
         if self._layout is not None or bool(passing.alive):
             passing.kept = list(found)
+            if passing.level == "deep" or (self._is_deep and self._layout is None):
+                self._deep.fetch(passing, now=self._layout is None)
 
     def _went_unseen(self, passing: Pass) -> None:
         """Nothing of this pass's layers is there: that is not zero, it is nothing."""
@@ -354,6 +332,8 @@ class Capture:
         *,
         committed_ns: int,
         lines: Committed | None = None,
+        scores: torch.Tensor | None = None,
+        hand_over: Callable[[Step], None] | None = None,
     ) -> None:
         """The tokens that followed from `passing` are known: reduce, and hand the frames over.
 
@@ -361,8 +341,11 @@ class Capture:
         ----------
         tokens : Tensor of int64, shape (batch,), (batch, n) where one pass gave several, or (m,) with `lines`
         lines : which rows they followed from, where that is not one to one.
+        scores : Tensor, shape (batch, V): what was sampled from, where processors changed the logits.
+        hand_over : takes the step in place of the exporter.
         """
         entered = time.perf_counter_ns()
+        passing.scores = scores
         if torch.is_grad_enabled() or torch.is_autocast_enabled(tokens.device.type):
             with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
                 host = self._taken(passing, tokens, lines)
@@ -370,11 +353,64 @@ class Capture:
             host = self._taken(passing, tokens, lines)
         ids = host.pop("tokens").reshape(-1).astype(np.int32)
         committed = lines if lines is not None else request.commit(ids, stops)
-        self.shelf.tick()
-        if committed.real.size and "logprob" in host:
-            self._export(self._step(passing, request, host, ids, committed, committed_ns))
+        self._tick_ahead()
+        if committed.real.size and ("logprob" in host or passing.unreduced is not None):
+            step = self._step(passing, request, host, ids, committed, committed_ns)
+            (hand_over or self.hand_over)(step)
         passing.own_ns += time.perf_counter_ns() - entered
         self._account(passing)
+
+    def commit_packed(
+        self,
+        passing: Pass,
+        tokens: torch.Tensor,
+        committed: Committed,
+        request: Request,
+        make: Callable[..., PackedStep],
+        *,
+        committed_ns: int,
+    ) -> None:
+        """As `commit`, of a pass whose rows are of many requests.
+
+        Parameters
+        ----------
+        tokens : Tensor of int64, shape (m, 1)
+        committed : which rows they followed from.
+        request : one of them.
+        make : a step of what was measured.
+        """
+        entered = time.perf_counter_ns()
+        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+            host = self._taken(passing, tokens, committed)
+        ids = host.pop("tokens").reshape(-1).astype(np.int32)
+        self._tick_ahead()
+        if "logprob" in host or passing.unreduced is not None:
+            step = make(
+                host=host,
+                ids=ids,
+                committed=committed,
+                request=request,
+                level=passing.level,
+                number=passing.step,
+                batch=passing.batch,
+                started_ns=passing.started_ns + self._epoch_ns,
+                ended_ns=committed_ns + self._epoch_ns,
+                layout=self._layout,
+                cached=None,
+            )
+            step.unreduced = passing.unreduced
+            self._add_deep(step, host, passing, committed)
+            self.hand_over(step)
+        passing.own_ns += time.perf_counter_ns() - entered
+        self._account(passing)
+
+    def _add_deep(self, step: Step, host: dict[str, Array], passing: Pass, committed: Committed) -> None:
+        if passing.level != "deep":
+            return
+        step.deep = self._deep.columns(host, committed.position, passing.fetched)
+        if late := self._deep.refused_late():
+            self._make_unavailable(late)
+        step.host = {name: found for name, found in host.items() if not name.startswith(_OF_DEEP)}
 
     def _taken(self, passing: Pass, tokens: torch.Tensor, lines: Committed | None) -> dict[str, Array]:
         if lines is not None:
@@ -411,9 +447,8 @@ class Capture:
             self._layout,
             cached,
         )
-        if passing.level == "deep":
-            step.deep = self._deep.columns(host, committed.position)
-            step.host = {name: found for name, found in host.items() if not name.startswith(_OF_DEEP)}
+        step.unreduced = passing.unreduced
+        self._add_deep(step, host, passing, committed)
         return step
 
     def event(
@@ -466,17 +501,17 @@ class Capture:
         plan, layout = self._probes.plan, self._layout
         if passing.plan == plan:
             return
-        complete = passing.plan == self._candidate_plan and all(t is not None for t in passing.kept)
+        complete = passing.plan == self._posts.candidate_plan and all(t is not None for t in passing.kept)
         passing.references.clear()
-        if complete and layout is not None and len(passing.kept) == self._candidate_slots:
-            passing.kept, passing.plan = self._moved(passing, layout), plan
+        if complete and layout is not None and len(passing.kept) == self._posts.candidate_slots:
+            passing.kept, passing.plan = self._posts.moved(passing.kept, layout), plan
         else:
             passing.level = "pulse"
 
     def _wire(self, passing: Pass) -> None:
         layers = self.anatomy.layers
         seen: list[dict[Tap, Array]] = [{} for _ in layers]
-        for slot, (index, tap) in enumerate(self._candidates):
+        for slot, (index, tap) in enumerate(self._posts.candidates):
             kept = passing.kept[slot] if slot < len(passing.kept) else None
             if kept is not None:
                 seen[index][tap] = _rows(kept)
@@ -487,44 +522,36 @@ class Capture:
             wire(
                 layer,
                 found,
-                epsilon=_epsilon(passing, self._candidates),
+                epsilon=self._posts.epsilon(passing),
                 constants=self.anatomy.constants + declared(layer.block),
             )
             for layer, found in zip(layers, seen, strict=True)
         )
         topology = self.anatomy.topology
-        self._confirm_weights(passing, seen)
+        self._weights.confirm(self._posts.handed(passing), seen, self._posts.epsilon(passing))
         layout = reduce.plan(
             layers,
             self._wiring,
             heads=topology.heads,
             width=topology.hidden_size,
             deep=self._is_deep,
-            blind=self._blind,
+            blind=self._weights.blind,
         )
-        self._build_grams(layout)
+        self._weights.complete(layout, self._wiring)
         unread = self._read_out(passing, layout) if self._is_deep else {}
         undeep = self._deep.learn(passing, self._wiring, seen) if self._is_deep else {}
         self._deep.settle()
         self._say_what_is_missing(unread, undeep)
-        passing.kept = self._moved(passing, layout)
+        passing.kept = self._posts.moved(passing.kept, layout)
         passing.references.clear()
         self._layout = layout
         self._probes.remove()
         self._unsettled = True
-        self._watch_plan(layout)
-        self._watch_experts()
-        self.shelf.retain(self._probes.keys | self.kept_places)
+        self._posts.watch_plan(layout)
+        self._posts.watch_experts()
+        self.shelf.retain(self._probes.keys | self._deep.keys | self.kept_places)
         passing.plan = self._probes.plan
         self._opening = (passing.plan, layout.slots)
-
-    def _moved(self, passing: Pass, layout: reduce.Plan) -> list[torch.Tensor | None]:
-        """What the candidates kept, where the plan looks for it."""
-        places = {place: slot for slot, place in enumerate(self._candidates)}
-        moved = [passing.kept[places[place]] for place in layout.places]
-        for group in layout.groups:
-            moved += [passing.kept[self._inputs[int(index)]] for index in group.layers]
-        return moved
 
     def _read_out(self, passing: Pass, layout: reduce.Plan) -> dict[str, str]:
         """Find how the stream becomes logits; the reason for each channel that cannot be told."""
@@ -540,21 +567,21 @@ class Capture:
             if wires.order in ("unknown", "post_norm"):
                 reason = f"in layer {layer.index}, {next(iter(wires.reasons.values()))}"
                 return {**missing, **dict.fromkeys(CONTRIBUTIONS, reason)}
-        if self._blind:
-            index, why = next(iter(self._blind.items()))
+        if self._weights.blind:
+            index, why = next(iter(self._weights.blind.items()))
             return {**missing, **dict.fromkeys(CONTRIBUTIONS, f"in layer {index}, {why}")}
         if not isinstance(readout, str):
-            epsilon = _epsilon(passing, self._candidates)
+            epsilon = self._posts.epsilon(passing)
             self._attribution = Attribution(
                 self.anatomy.layers, self._wiring, layout, readout, epsilon=epsilon
             )
         return missing
 
     def _readout(self, passing: Pass) -> Readout | str:
-        if self._final is None or passing.logits is None:
+        if self._posts.final is None or passing.logits is None:
             return "the model's final norm was not found"
-        end = self._candidates.index((len(self.anatomy.layers) - 1, Tap("block", "out")))
-        slots = dict(zip(("into", "out", "end"), (*self._final, end), strict=True))
+        end = self._posts.candidates.index((len(self.anatomy.layers) - 1, Tap("block", "out")))
+        slots = dict(zip(("into", "out", "end"), (*self._posts.final, end), strict=True))
         seen = {name: _host_rows(passing.kept[slot]) for name, slot in slots.items()}
         return find_readout(
             self.anatomy.final_norm,
@@ -563,20 +590,13 @@ class Capture:
             passing.logits,
             unembedded=passing.deep.get(("unembedded", 0)),
             constants=self.anatomy.constants,
-            tolerance=max(1e-4, 4 * _epsilon(passing, self._candidates)),
+            tolerance=max(1e-4, 4 * self._posts.epsilon(passing)),
         )
 
     def _say_what_is_missing(self, unread: dict[str, str], undeep: Reasons) -> None:
-        reasons: Reasons = {channel: list(found) for channel, found in undeep.items()}
-        for layer, wires in zip(self.anatomy.layers, self._wiring, strict=True):
-            for channel, reason in wires.reasons.items():
-                reasons.setdefault(channel, []).append((layer.index, reason))
-            if why := self._blind.get(layer.index):
-                reasons.setdefault("head_write", []).append((layer.index, why))
-            elif why := elsewhere(layer):
-                for channel in OWN + (OWN_DEEP if self._is_deep else ()):
-                    reasons.setdefault(channel, []).append((layer.index, why))
-        said = {channel: f"{_layer_names(found)}: {found[0][1]}" for channel, found in reasons.items()}
+        said = unmeasured(
+            self.anatomy.layers, self._wiring, self._weights.blind, undeep, is_deep=self._is_deep
+        )
         said.update(unread)
         if not said:
             return
@@ -591,67 +611,9 @@ class Capture:
             with self.shield.at("announce"):
                 self.on_wired()
 
-    def _build_gram(self, layer: LayerParts, norm: NormSpec | None) -> None:
-        assert layer.projection is not None
-        self._marks[layer.index] = identity_of(layer.projection)
-        self._blind.pop(layer.index, None)
-        try:
-            weight = effective_weight(layer.projection)
-            if weight.shape[1] != layer.held_heads * layer.head_dim:
-                raise Unreadable("its weights are split over several processes, and not by heads")
-            self._plain[layer.index] = gram(weight, layer.held_heads, norm)
-        except Unreadable as reason:
-            self._plain.pop(layer.index, None)
-            self._blind[layer.index] = f"the weights of its output projection are not known: {reason}"
-
-    def _confirm_weights(self, passing: Pass, seen: list[dict[Tap, Array]]) -> None:
-        """What we read is what the projection applied in this pass; else its heads are not told."""
-        for layer in self.anatomy.layers:
-            z = passing.kept[self._inputs[layer.index]] if layer.index in self._inputs else None
-            gave = seen[layer.index].get(Tap("projection", "out"))
-            if layer.projection is None or layer.index in self._blind or z is None:
-                continue
-            if z.shape[-1] != layer.held_heads * layer.head_dim:
-                self._blind[layer.index] = (
-                    f"its output projection was handed {z.shape[-1]} values per position, not the "
-                    f"{layer.held_heads * layer.head_dim} of its heads"
-                )
-            elif gave is not None and layer.held_heads == layer.heads:
-                try:
-                    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-                        error = _misfit(layer.projection, z, gave)
-                except Unreadable as reason:
-                    self._blind[layer.index] = f"its output projection is not known: {reason}"
-                    continue
-                if error > max(tolerance(layer.projection), 4 * _epsilon(passing, self._candidates)):
-                    self._blind[layer.index] = (
-                        f"its output projection gave something else than its weights do (by {error:.0%})"
-                    )
-
     def _settle_weights(self) -> None:
         parts = [(layer.projection, layer.ffn_linear) for layer in self.anatomy.layers]
         self._watched.settle(tuple(part for pair in parts for part in pair if part is not None))
-
-    def _norm_of(self, index: int) -> NormSpec | None:
-        mixer = self._wiring[index].mixer if self._wiring else None
-        return mixer.norm if mixer is not None else None
-
-    def _build_grams(self, layout: reduce.Plan) -> None:
-        for layer in self.anatomy.layers:
-            if (
-                layer.projection is not None
-                and (self._norm_of(layer.index) or layer.index not in self._plain)
-                and layer.index not in self._blind
-            ):
-                self._build_gram(layer, self._norm_of(layer.index))
-        self._collect(layout)
-
-    def _collect(self, layout: reduce.Plan) -> None:
-        grams = [[self._plain[int(index)] for index in group.layers] for group in layout.groups]
-        self._grams = [torch.stack([g.to(group[0].device) for g in group]) for group in grams]
-        for group, stacked in zip(layout.groups, self._grams, strict=True):
-            for i, index in enumerate(group.layers):
-                self._plain[int(index)] = stacked[i]
 
     def refresh(self) -> None:
         """Build the Gram matrices anew whose projection was written to or exchanged since (adapters,
@@ -660,21 +622,15 @@ class Capture:
         if any(parent._modules.get(name) is not part for parent, name, part in self._joints):
             self._start_over()
             return
-        stale = [
-            layer
-            for layer in self.anatomy.layers
-            if layer.projection is not None
-            and layer.index in self._marks
-            and self._marks[layer.index] != identity_of(layer.projection)
-        ]
-        blind = set(self._blind)
+        stale = self._weights.stale()
+        blind = set(self._weights.blind)
         for layer in stale:
-            self._build_gram(layer, self._norm_of(layer.index))
-        if set(self._blind) != blind:
+            self._weights.build(layer, norm_of(self._wiring, layer.index))
+        if set(self._weights.blind) != blind:
             self._start_over()
             return
         if stale and self._layout is not None:
-            self._collect(self._layout)
+            self._weights.collect(self._layout)
         if self._deep.readout is not None and (stale or self._is_readout_stale()):
             self._layout = self._attribution = None  # found anew in the next pass
             self.install()
@@ -685,11 +641,9 @@ class Capture:
         if anatomy is None:
             return
         self.remove()
-        self.anatomy, self._joints = anatomy, _joints(anatomy)
-        self._deep = Deep(anatomy, self.current, self.shield)
-        self._layout = self._attribution = None
-        self._wiring, self._grams = (), []
-        self._plain, self._marks, self._blind = {}, {}, {}
+        self.anatomy = anatomy
+        self._fit()
+        self._layout, self._attribution, self._wiring = None, None, ()
         self.prepare()
         self.install()
         self._make_unavailable({})
@@ -699,38 +653,14 @@ class Capture:
         return unembedding is not None and identity_of(unembedding) != self._readout_mark
 
     def _measure(self, passing: Pass, tokens: torch.Tensor) -> dict[str, Array]:
-        """Every result of this pass on the host, in one copy."""
-        logits = passing.logits
-        assert logits is not None
-        ids = tokens if tokens.device == logits.device else tokens.to(logits.device)
+        """Every result of this pass on the host."""
         if passing.plan != self._probes.plan:
             passing.level = "pulse"  # what it kept is not what is looked for any more
-        full = passing.level in _WITH_LAYERS
-        host: dict[str, Array] = {}
-        found: dict[str, torch.Tensor] = {}
-        if logits.device.type == "cpu" and logits.shape[0] == 1:
-            host = reduce.row_uncertainty(logits, ids, full=full)
-        else:
-            found = {"tokens": ids, **reduce.uncertainty(logits, ids, full=full)}
-        if full and self._layout is not None and not self.shield.is_out("reduce"):
-            with self.shield.at("reduce"):
-                top_ids = found.get("top_ids")
-                if passing.level == "deep" and top_ids is None:
-                    top_ids = torch.from_numpy(reduce.top_ids(host))
-                found.update(self._layers(passing, self._layout, ids, top_ids))
-        if full and passing.extra and not self.shield.is_out("experts"):
-            with self.shield.at("experts"):
-                found.update(_experts(passing, self._layer_count))
-        for name in ("alive", "alive_logits"):
-            if (alive := getattr(passing, name)) is not None:
-                found[name] = alive
-        if found:
-            host.update(reduce.to_host(found))
-        return self._alive(passing, host)
+        return self._alive(passing, self._measures.of(passing, tokens, self._layout, self._attribution))
 
     def _alive(self, passing: Pass, host: dict[str, Array]) -> dict[str, Array]:
         """What was measured, without what a compiled graph did not leave in this pass."""
-        logits, layers = host.pop("alive_logits", None), host.pop("alive", None)
+        logits, layers, deep = (host.pop(name, None) for name in ("alive_logits", "alive", "alive_deep"))
         if (logits is not None or layers is not None) and self.shelf.stamp != passing.stamp:
             logits, layers = (None if found is None else np.zeros(1) for found in (logits, layers))
         if logits is not None and not logits.all():
@@ -742,6 +672,11 @@ class Capture:
         if logits is not None or layers is not None:
             self.shelf.is_used = True
             self._say_routing_is_missing()
+        if deep is not None:
+            quiet = [
+                f"{kind}{i}" for (kind, i), there in zip(passing.fetched, deep, strict=True) if not there
+            ]
+            return {name: found for name, found in host.items() if name not in quiet}
         return host
 
     def _say_routing_is_missing(self) -> None:
@@ -750,62 +685,18 @@ class Capture:
         ):
             self._make_unavailable(dict.fromkeys(("expert_ids", "expert_weights"), _UNROUTED))
 
-    @property
-    def _layer_count(self) -> int:
-        return self.anatomy.topology.layers
-
-    def _layers(
-        self, passing: Pass, layout: reduce.Plan, tokens: torch.Tensor, candidates: torch.Tensor | None
-    ) -> dict[str, torch.Tensor]:
-        kept = passing.kept
-        if any(tensor is None for tensor in kept):
-            self.shield.note("probe:silent")
-            self.shield.say_once(
-                "silent", "a part of the model was not seen in a pass: no activity is told of its token"
-            )
-            return {}
-        vectors: list[torch.Tensor] = kept[: len(layout.places)]  # type: ignore[assignment]
-        if not vectors:
-            return {}
-        if layout.is_joint:  # the heads' outputs are as wide as the stream: all of it is one tensor
-            whole = reduce.stack(kept)  # type: ignore[arg-type]
-            stacked = whole[: len(vectors)]
-            found = reduce.stream(stacked, layout)
-            found["heads0"] = reduce.squares(whole[len(vectors) :], self._grams[0])
-        else:
-            stacked = reduce.stack(vectors)
-            found = reduce.stream(stacked, layout)
-            for i, group in enumerate(layout.groups):
-                inputs: list[torch.Tensor] = kept[group.slots[0] : group.slots[-1] + 1]  # type: ignore[assignment]
-                found[f"heads{i}"] = reduce.head_squares(inputs, self._grams[i])
-        if passing.level == "deep" and self._watched.has_changed():
-            passing.level = "heads"  # the weights of this pass are not those that are there now
-        if passing.level == "deep":
-            with self.shield.at("deep"):
-                found.update(self._deep.measure(passing, layout, stacked, candidates))
-        if passing.level == "deep" and self._attribution is not None and passing.logits is not None:
-            heads: dict[int, torch.Tensor] = {
-                int(index): kept[slot]  # type: ignore[misc]
-                for group in layout.groups
-                for slot, index in zip(group.slots, group.layers, strict=True)
-            }
-            with self.shield.at("contribution"):
-                found.update(
-                    self._attribution.of(
-                        stacked,
-                        heads,
-                        passing.logits,
-                        tokens[:, 0].to(stacked.device),
-                        unembedded=passing.deep.get(("unembedded", 0)),
-                    )
-                )
-        return found
-
-    def _export(self, step: Step) -> None:
+    def hand_over(self, step: Step) -> None:
+        """Give a step to the exporter."""
         real = step.committed.real
         texts = self.texts.of(step.ids[real]) if self.texts is not None else None
         self.exporter.export(
-            LateBlock((step.request.ref,), step.columns, rows=real.size, nbytes=step.nbytes, texts=texts)
+            LateBlock(
+                step.refs if isinstance(step, PackedStep) else (step.request.ref,),
+                step.columns,
+                rows=real.size,
+                nbytes=step.nbytes,
+                texts=texts,
+            )
         )
 
     def _account(self, passing: Pass) -> None:
@@ -844,24 +735,17 @@ class Capture:
 def _last_logits(passing: Pass, logits: torch.Tensor) -> torch.Tensor:
     """Logits of the rows that matter, (batch * keep, vocabulary), owned by us where the pass made more of
     them."""
+    if passing.picked is not None:
+        count = passing.picked.shape[0]
+        is_whole = logits.shape[1] == passing.width and count < passing.width
+        rows = logits[0].index_select(0, passing.picked) if is_whole else logits[0, :count]
+        return rows.clone()  # what samples may write into them
     if passing.keep > 1:
         return logits[:, -passing.keep :].reshape(-1, logits.shape[-1])
     if passing.last is not None and logits.shape[1] == passing.width:
         return logits[torch.arange(passing.batch, device=logits.device), passing.last.to(logits.device)]
     rows = logits.select(1, -1)
     return rows.clone() if logits.shape[1] > 1 else rows
-
-
-def _experts(passing: Pass, layers: int) -> dict[str, torch.Tensor]:
-    """Expert ids and weights, (layers, n, experts per token); -1 and NaN where a layer has none."""
-    like = next(iter(passing.extra.values()))[0]
-    rows, most = passing.measured, max(ids.shape[-1] for ids, _ in passing.extra.values())
-    ids = torch.full((layers, rows, most), -1.0, device=like.device)
-    weights = torch.full((layers, rows, most), float("nan"), device=like.device)
-    for layer, (chosen, gates) in passing.extra.items():
-        ids[layer, :, : chosen.shape[-1]] = chosen.reshape(rows, -1).float()
-        weights[layer, :, : gates.shape[-1]] = gates.reshape(rows, -1).float()
-    return {"expert_ids": ids, "expert_weights": weights}
 
 
 def _joints(anatomy: Anatomy) -> list[tuple[nn.Module, str, nn.Module]]:
@@ -874,23 +758,6 @@ def _joints(anatomy: Anatomy) -> list[tuple[nn.Module, str, nn.Module]]:
     return found
 
 
-def _misfit(projection: nn.Module, z: torch.Tensor, gave: Array) -> float:
-    """Relative error of what the matrix gives for `z` against what the projection gave."""
-    weight, bias = effective_weight(projection), effective_bias(projection)
-    made = z.detach().reshape(-1, z.shape[-1]).to(weight.device, torch.float32) @ weight.T
-    wanted = torch.as_tensor(gave, dtype=torch.float32, device=weight.device)
-    if bias is not None:
-        wanted = wanted - bias.to(weight.device, torch.float32)
-    if made.shape != wanted.shape:
-        return float("inf")
-    return float((made - wanted).norm() / made.norm().clamp(min=1e-12))
-
-
-def _device_of(module: nn.Module) -> torch.device | None:
-    found = next(module.parameters(), None)
-    return None if found is None else found.device
-
-
 def _rows(kept: torch.Tensor) -> Array:
     """What was kept as float64 rows on the host."""
     found: Array = kept.detach().to("cpu", torch.float64).reshape(-1, kept.shape[-1]).numpy()
@@ -899,41 +766,3 @@ def _rows(kept: torch.Tensor) -> Array:
 
 def _host_rows(kept: torch.Tensor | None) -> Array | None:
     return None if kept is None else _rows(kept)
-
-
-def _epsilon(passing: Pass, candidates: list[tuple[int, Tap]]) -> float:
-    kept = (passing.kept[slot] for slot in range(len(candidates)))
-    return max(
-        (torch.finfo(t.dtype).eps for t in kept if t is not None and t.is_floating_point()), default=1e-7
-    )
-
-
-def _layer_names(found: list[tuple[int, str]]) -> str:
-    numbers = [str(index) for index, _ in found]
-    if len(numbers) == 1:
-        return f"layer {numbers[0]}"
-    return f"{len(numbers)} layers ({', '.join(numbers[:2])}{', …' if len(numbers) > 2 else ''})"
-
-
-def _probe_cost_ns() -> int:
-    """What one of our hooks costs on this machine, measured on a module that does nothing."""
-    module, current = nn.Identity(), Current()
-    tensor = torch.zeros(1, 1, 1)
-    bare = _time_calls(module, tensor)
-    probes = Probes(current, Shield(strict=False))
-    probes.watch_input(module, 0)
-    probes.trust()
-    current.passing = Pass(1, 1, 1)
-    with_probe = _time_calls(module, tensor)
-    probes.remove()
-    return max(0, with_probe - bare)
-
-
-def _time_calls(module: nn.Module, tensor: torch.Tensor, calls: int = 50, rounds: int = 3) -> int:
-    best = 1 << 60
-    for _ in range(rounds):
-        started = time.perf_counter_ns()
-        for _ in range(calls):
-            module(tensor)
-        best = min(best, time.perf_counter_ns() - started)
-    return best // calls

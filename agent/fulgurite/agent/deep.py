@@ -18,8 +18,10 @@ from fulgurite.agent.looks import Looks
 from fulgurite.agent.probes import Current, Pass
 from fulgurite.agent.readout import Readout, UnembeddingProbe
 from fulgurite.agent.reduce import Plan
+from fulgurite.agent.shelf import Shelf
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.wiring import LayerWiring, Tap
+from fulgurite.wire.channels import Level
 
 Array = np.ndarray[Any, Any]
 Reasons = dict[str, list[tuple[int, str]]]
@@ -33,13 +35,17 @@ class Deep:
     readout : how the stream becomes logits; None until the first pass showed it.
     """
 
-    def __init__(self, anatomy: Anatomy, current: Current, shield: Shield) -> None:
+    def __init__(
+        self, anatomy: Anatomy, current: Current, shield: Shield, shelf: Shelf, *, always: bool = False
+    ) -> None:
         self.layers = layers = anatomy.layers
         self.heads = anatomy.topology.heads
         self.readout: Readout | None = None
         self._unembedding = UnembeddingProbe(anatomy.unembedding, current)
-        self._looks = Looks(layers, current, shield)
-        self._neurons = neurons.Neurons(current, shield)
+        self._shelf = shelf
+        self._looks = Looks(layers, current, shield, shelf, always=always)
+        self._neurons = neurons.Neurons(current, shield, shelf)
+        self._late: dict[int, str] = {}
         self._refused: frozenset[int] = frozenset()
 
     def install(self) -> None:
@@ -60,23 +66,66 @@ class Deep:
         """How many hooks are in the model, what stands in front of attention functions counted as such."""
         return self._looks.hooks + self._neurons.hooks + int(self._unembedding.is_installed)
 
+    @property
+    def keys(self) -> set[tuple[int, str]]:
+        """Of the places on the shelf."""
+        return self._looks.keys | self._neurons.keys
+
+    def fetch(self, passing: Pass, *, now: bool) -> None:
+        """Take what a compiled graph may have left of this pass; `passing.alive_deep` says what it did.
+
+        Parameters
+        ----------
+        now : ask the device at once, and leave out what is not there.
+        """
+        places = {("attention", i): place for i, place in self._looks.fetched(passing).items()}
+        reads = {name: place.buffer[: passing.batch].unsqueeze(1) for name, place in places.items()}
+        alive = [self._shelf.alive_each(list(places.values()), passing.batch, 1)] if places else []
+        for i, place in self._neurons.places.items():
+            rows = place.read(passing.batch, passing.width, passing.keep)
+            if rows is not None:
+                places["neurons", i], reads["neurons", i] = place, rows
+        wide = [place for (kind, _), place in places.items() if kind == "neurons"]
+        if wide:
+            alive.append(self._shelf.alive_each(wide, passing.batch, passing.width))
+        if not alive:
+            return
+        flags = torch.cat([flag.to(alive[0].device) for flag in alive])
+        names = tuple(reads)
+        if now:
+            names = tuple(name for name, there in zip(reads, flags.tolist(), strict=True) if there)
+            reads, flags = {name: reads[name] for name in names}, flags[flags]
+        passing.deep.update(reads)
+        passing.fetched, passing.alive_deep = names, flags
+
+    def refused_late(self) -> dict[str, str]:
+        """Channels of which a compiled pass showed, since the last look, that they cannot be had."""
+        refused = self._looks.refused
+        if len(refused) == len(self._late):
+            return {}
+        self._late = refused
+        index, why = next(iter(refused.items()))
+        return dict.fromkeys(routing.CHANNELS, f"layer {index}: {why}")
+
     def settle(self) -> None:
         """The first pass is over: take out what only it needed."""
         if self.readout is None or self.readout.cap is None:
             self._unembedding.remove()
 
-    def turn(self, passing: Pass, *, every: bool) -> frozenset[int]:
-        """The layers whose attention is looked at in this pass: all, or one after the other."""
+    def turn(self, level: Level, *, every: bool) -> frozenset[int]:
+        """The layers whose attention is looked at in a pass: all, or one after the other."""
         if every:
             return self._looks.every()
-        return self._looks.next() if passing.level == "deep" else frozenset()
+        return self._looks.next() if level == "deep" else frozenset()
 
     def learn(
         self, passing: Pass, wiring: Sequence[LayerWiring], seen: Sequence[Mapping[Tap, Array]]
     ) -> Reasons:
         """What the first pass showed that cannot be had, by channel: layers and why."""
         reasons: Reasons = {}
-        unreached = list(self._looks.missing(passing).items())
+        if passing.picked is None:
+            self._late = self._looks.missing(passing)
+        unreached = list(self._late.items())
         for channel in routing.CHANNELS if unreached else ():
             reasons[channel] = unreached
         found = [
@@ -117,15 +166,24 @@ class Deep:
             found.update(lens.look(self.readout, streams, candidates.to(stacked.device)))
         return found
 
-    def columns(self, host: Mapping[str, Array], positions: Array) -> dict[str, Array]:
+    def columns(
+        self, host: Mapping[str, Array], positions: Array, fetched: Sequence[tuple[str, int]] = ()
+    ) -> dict[str, Array]:
         """The channels, rows first; one that no layer gives is absent.
 
         Parameters
         ----------
         positions : ndarray of int, shape (n,), of the emitted tokens
+        fetched : what of it a compiled graph left, by kind and layer
         """
         found: dict[str, Array] = {}
-        looked = _by_layer(host, "attention")
+        looked = {i: rows for i, rows in _by_layer(host, "attention").items() if rows.size}
+        for i in [i for kind, i in fetched if kind == "attention"]:
+            told = self._looks.believed(i, looked[i]) if i in looked else None
+            if told is None:
+                looked.pop(i, None)
+            else:
+                looked[i] = told
         if looked:
             found.update(routing.columns(looked, positions, self.layers, self.heads))
         largest = _by_layer(host, "neurons")

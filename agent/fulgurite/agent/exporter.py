@@ -14,15 +14,19 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
+from fulgurite.agent.config import DEFAULT_SPOOL_BYTES
 from fulgurite.agent.gauge import ScaleGauge
 from fulgurite.agent.link import Link, LinkLimits
 from fulgurite.agent.outbox import DEFAULT_BUDGET_BYTES, Outbox
 from fulgurite.agent.privacy import check_policy
 from fulgurite.agent.shield import Shield
+from fulgurite.agent.wanted import EVERYTHING
 from fulgurite.v1 import agent_pb2
+from fulgurite.wire.access import Access
 from fulgurite.wire.codec import PROTOCOL, codec_for, resource_to_pb, schema_for, topology_to_pb
 from fulgurite.wire.frame import Frame, FrameBlock, RequestEvent, Scale
 from fulgurite.wire.ledger import Ledger
@@ -30,6 +34,7 @@ from fulgurite.wire.topology import Topology
 
 if TYPE_CHECKING:
     from fulgurite.agent.pump import Pump
+    from fulgurite.agent.spool import Spool
 
 INSTANCE_ID: Final = "service.instance.id"
 
@@ -46,6 +51,12 @@ class ExporterStats:
         Frames lost, by reason.
     errors : mapping of str to int
         Failures that were swallowed, by kind.
+    folded : int
+        Tokens that nobody asked for: in sketches, not captured.
+    spooled_frames, spooled_bytes : int
+        Of those pending, what waits on disk.
+    clock_offset_s, round_trip_s : float or None
+        This machine's clock less the collector's, and the time a word takes there and back.
     """
 
     captured: int
@@ -53,6 +64,11 @@ class ExporterStats:
     pending: int
     dropped: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, int] = field(default_factory=dict)
+    folded: int = 0
+    spooled_frames: int = 0
+    spooled_bytes: int = 0
+    clock_offset_s: float | None = None
+    round_trip_s: float | None = None
 
 
 @runtime_checkable
@@ -143,6 +159,7 @@ class InMemoryExporter:
 
     def export(self, block: FrameBlock) -> None:
         """See `Exporter.export`."""
+        _ = block.columns  # what is kept for long is kept as columns, which weigh least
         with self._lock:
             self._captured += len(block)
             self._blocks.append(block)
@@ -257,10 +274,14 @@ class GrpcExporter:
         ``exact`` or ``compact`` (see `fulgurite.wire.codec`).
     budget_bytes : int
         What all buffers together may weigh.
-    credentials : grpc.ChannelCredentials, optional
+    access : Access, optional
         Without: plain text.
     limits : LinkLimits, optional
         How long to wait for what.
+    spool : Path, optional
+        Folder where frames wait that memory has no room for.
+    spool_bytes : int
+        How much may wait there.
 
     Raises
     ------
@@ -274,13 +295,16 @@ class GrpcExporter:
         *,
         encoding: str = "exact",
         budget_bytes: int = DEFAULT_BUDGET_BYTES,
-        credentials: Any = None,
+        access: Access | None = None,
         limits: LinkLimits | None = None,
+        spool: Path | None = None,
+        spool_bytes: int = DEFAULT_SPOOL_BYTES,
     ) -> None:
         if encoding not in ("exact", "compact"):
             raise ValueError(f"encoding must be exact or compact, not {encoding!r}")
-        self._endpoint, self._encoding, self._credentials = endpoint, encoding, credentials
+        self._endpoint, self._encoding, self._access = endpoint, encoding, access
         self._budget_bytes = budget_bytes
+        self._spool_folder, self._spool_bytes = spool, spool_bytes
         self._limits = limits or LinkLimits(window_bytes=min(8 << 20, budget_bytes // 2))
         self._attachment: _Attachment | None = None
         self._closed = False
@@ -293,6 +317,7 @@ class GrpcExporter:
         self._outbox = Outbox(self._ledger, self._budget_bytes)
         self._shield = Shield()
         self._pump: Pump | None = None
+        self._prepared: Pump | None = None  # its making takes milliseconds, which no token should pay
         self._starting = Lock()
         self._condition = _Condition("")
 
@@ -325,12 +350,14 @@ class GrpcExporter:
         named = {INSTANCE_ID: str(uuid.uuid4()), **resource}
         self._attachment = _Attachment(topology, level, ceiling, tokens, named)
         self._condition = _Condition(level)
-        import fulgurite.agent.pump  # noqa: F401 - now, and not under the first token
+        self._prepared = self._make_pump(self._attachment)
 
     def export(self, block: FrameBlock) -> None:
         """See `Exporter.export`."""
         try:
-            self._outbox.put(block)
+            pump = self._pump
+            wanted = EVERYTHING if pump is None else pump.link.wanted
+            self._outbox.put(block, True if wanted.is_all else wanted.rows(block))
             self._after_put()
         except Exception as error:
             self._swallow(error)
@@ -347,8 +374,14 @@ class GrpcExporter:
         """See `Exporter.wanted_level`."""
         if self._pump is None:
             return None
-        link = self._pump.link
-        return "off" if link.paused or link.stopped_for else link.level
+        link, attachment = self._pump.link, self._attachment
+        if link.paused or link.stopped_for:
+            return "off"
+        return link.wanted.level(link.level, attachment.ceiling if attachment is not None else "deep")
+
+    def wanted_deep_ratio(self) -> float | None:
+        """The share of steps to capture at ``deep`` that the collector asks for; None: nothing asked."""
+        return None if self._pump is None else self._pump.link.deep_ratio
 
     def paused(self) -> bool:
         """Whether the collector asked for a pause."""
@@ -369,7 +402,21 @@ class GrpcExporter:
             pending=account.pending,
             dropped=account.dropped,
             errors=self._errors(),
+            folded=account.folded,
+            **self._link_stats(),
         )
+
+    def _link_stats(self) -> dict[str, Any]:
+        pump = self._pump
+        if pump is None:
+            return {}
+        told: dict[str, Any] = {}
+        if pump.spool is not None:
+            told |= {"spooled_frames": pump.spool.frames, "spooled_bytes": pump.spool.nbytes}
+        if pump.link.clock_offset_ns is not None:
+            offset_s, round_trip_s = pump.link.clock_offset_ns / 1e9, pump.link.round_trip_ns / 1e9
+            told |= {"clock_offset_s": offset_s, "round_trip_s": round_trip_s}
+        return told
 
     def report(self, *, overhead_ratio: float, level: str, running_requests: int, kv_bytes: int) -> None:
         """See `Exporter.report`."""
@@ -410,9 +457,9 @@ class GrpcExporter:
             return  # another thread is at it
         try:
             if self._pump is None and not self._closed:
-                pump = self._make_pump(attachment)
+                pump = self._prepared or self._make_pump(attachment)
                 pump.start()
-                self._pump = pump
+                self._pump, self._prepared = pump, None
         finally:
             self._starting.release()
 
@@ -428,9 +475,18 @@ class GrpcExporter:
             hello=self._hello,
             account=self._account,
             shield=self._shield,
-            credentials=self._credentials,
+            access=self._access,
             limits=self._limits,
+            experts=attachment.topology.experts,
+            spool=self._make_spool(),
         )
+
+    def _make_spool(self) -> Spool | None:
+        if self._spool_folder is None:
+            return None
+        from fulgurite.agent.spool import Spool
+
+        return Spool(self._spool_folder, self._spool_bytes)
 
     def _hello(self, link: Link) -> agent_pb2.Hello:
         attachment = self._attachment
@@ -451,12 +507,16 @@ class GrpcExporter:
 
     def _account(self) -> agent_pb2.AgentStats:
         account, condition = self._ledger.account(), self._condition
+        spool = self._pump.spool if self._pump is not None else None
         return agent_pb2.AgentStats(
             captured=account.captured,
             acknowledged=account.acknowledged,
             pending=account.pending,
             dropped=account.dropped,
             errors=self._errors(),
+            folded=account.folded,
+            spooled_frames=spool.frames if spool is not None else 0,
+            spooled_bytes=spool.nbytes if spool is not None else 0,
             level=condition.level,
             overhead_ratio=condition.overhead_ratio,
             running_requests=condition.running_requests,
@@ -468,8 +528,11 @@ class GrpcExporter:
         errors = dict(self._shield.errors)
         if self._pump is not None:
             errors |= {f"link:{kind}": count for kind, count in tuple(self._pump.link.errors.items())}
+            errors |= dict(self._pump.folding.lost)
         if evicted := self._outbox.events_evicted:
             errors["events_evicted"] = evicted
+        if unfolded := self._outbox.unfolded:
+            errors["tokens_not_folded"] = unfolded
         return errors
 
     def _discard(self, reason: str) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 from torch import nn
 from torch.compiler import is_compiling
 
+from fulgurite.agent.shelf_looks import leave_look
+
 _NAMES = ("module", "query", "key", "value", "attention_mask")
 
 # the call's arguments by name (query (b, H, t, D), key and value (b, Hkv, s, D), …), and what it gave
@@ -87,6 +89,7 @@ class _Wrapper:
     def __call__(self, *args: Any, **options: Any) -> Any:
         output = self.original(*args, **options)
         if is_compiling():
+            leave_look(args, options, output)
             return output
         observers = self.interception.observers(args[0] if args else options.get("module"))
         if observers and len(args) <= len(_NAMES):

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from fulgurite.agent.wanted import EVERYTHING, Wanted
 from fulgurite.v1 import agent_pb2, frame_pb2
 from fulgurite.wire.channels import LEVELS
 from fulgurite.wire.codec import agent_message_bytes, batch_bytes
@@ -153,7 +154,7 @@ class Link:
         self._attempt = 0
         self._opened_s = self._heard_s = self._retry_s = self._hold_s = self._report_s = 0.0
         self.hang: Hang | None = None  # why the stream is to be broken off
-        self._last_taken = self._sent_to = 0  # places of the last frame drawn, and of the last ever sent
+        self.last_taken = self._sent_to = 0  # places of the last frame drawn, and of the last ever sent
         self._base = 0  # place in the process's stream that sequence 0 of the epoch has
         self._acknowledged = 0  # in the epoch
         self.phase: Phase = "apart"
@@ -161,6 +162,10 @@ class Link:
         self.collector_id = ""
         self.level: str | None = None
         self.paused = False
+        self.deep_ratio: float | None = None
+        self.wanted = EVERYTHING
+        self.clock_offset_ns: int | None = None
+        self.round_trip_ns = 0
         self.stopped_for = self.stopped_because = ""
         self.errors: Counter[str] = Counter()
         self.window_bytes = 0
@@ -223,7 +228,15 @@ class Link:
         """A batch that was drawn, stamped with `epoch_ms` and `sequence_of` its first frame."""
         self._window.append(parcel)
         self.window_bytes += len(parcel.data)
-        self._last_taken = max(self._last_taken, parcel.last_sequence)
+        self.last_taken = max(self.last_taken, parcel.last_sequence)
+
+    def stamp_of(self, parcel: Parcel) -> tuple[int, int]:
+        """Epoch and sequence that its first frame has now."""
+        return self.epoch_ms, self.sequence_of(parcel.first_sequence)
+
+    def stamped(self, parcel: Parcel, stamp: tuple[int, int]) -> Parcel:
+        """A parcel whose data has this stamp, as it is to be sent now."""
+        return parcel if stamp == self.stamp_of(parcel) else self._restamped(parcel)
 
     def sequence_of(self, place: int) -> int:
         """Sequence in the epoch of a place in the stream of the process."""
@@ -240,7 +253,7 @@ class Link:
         elif kind == "control":
             self._controlled(message.control)
         elif kind == "ping":
-            self._pings.append(message.ping.ping_ns)
+            self._pinged(message.ping)
         elif kind == "refusal":
             self._refused(message.refusal)
         elif kind is not None:  # None: of a later version of the protocol
@@ -297,16 +310,19 @@ class Link:
         self._credit = welcome.credit
         self._hold_s = 0.0
         self._report_s = now_s  # the account first: it says what was dropped before
-        self.level = None
+        self.level = self.deep_ratio = None
         self._want(welcome.level)
         self.paused = False
+        self._demanded(welcome.demand if welcome.HasField("demand") else None)
+        if welcome.HasField("control"):
+            self._controlled(welcome.control)
 
     def _begin_epoch(self, epoch_ms: int) -> None:
         first = self.epoch_ms == 0 and self._acknowledged == 0 and self._base == 0
         if (
             not first
         ):  # the first epoch begins with the process, so that what was dropped before is a gap in it
-            self._base = self._window[0].first_sequence - 1 if self._window else self._last_taken
+            self._base = self._window[0].first_sequence - 1 if self._window else self.last_taken
         self.epoch_ms = epoch_ms
         self._acknowledged = 0
         self._sent_to = self._base
@@ -358,11 +374,30 @@ class Link:
         return parcel
 
     def _controlled(self, control: agent_pb2.Control) -> None:
+        if control.own_level:
+            self.level = None
         self._want(control.level)
         self.paused = control.pause
+        asked = control.deep_ratio if control.HasField("deep_ratio") else None
+        if asked is None or 0.0 <= asked <= 1.0:
+            self.deep_ratio = asked
+        else:
+            self.errors["unknown_deep_ratio"] += 1
+        if control.HasField("demand"):
+            self._demanded(control.demand)
         if control.kill:
             self.level = "off"
             self._stop("killed", "it was switched off there")
+
+    def _demanded(self, demand: agent_pb2.Demand | None) -> None:
+        self.wanted = (
+            EVERYTHING if demand is None else Wanted(demand.watched, demand.one_in, demand.history_level)
+        )
+
+    def _pinged(self, ping: agent_pb2.Ping) -> None:
+        self._pings.append(ping.ping_ns)
+        if ping.HasField("clock_offset_ns"):
+            self.clock_offset_ns, self.round_trip_ns = ping.clock_offset_ns, ping.round_trip_ns
 
     def _want(self, level: str) -> None:
         if level in LEVELS:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.compiler import is_compiling
@@ -24,9 +25,12 @@ from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.interface import INTERCEPTION
 from fulgurite.agent.probes import Current, Pass
 from fulgurite.agent.routing import learned_sinks, summary
+from fulgurite.agent.shelf import ROWS, Place, Shelf
+from fulgurite.agent.shelf_looks import forget, leave_weights, misfit, register, width_of
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.softmax_row import exact, is_plain, recomputed, seen_keys
 
+Array = np.ndarray[Any, Any]
 UNREACHED = (
     "Python sees neither the weights nor the queries and keys of its attention: it is compiled, or calls its "
     'kernel itself (attn_implementation="eager" without compilation may give them)'
@@ -38,7 +42,12 @@ _TAKE_OUT_AFTER = 3
 class Looks:
     """Watches the attention of the layers that have heads, and tells whose turn it is."""
 
-    def __init__(self, layers: Sequence[LayerParts], current: Current, shield: Shield) -> None:
+    def __init__(
+        self, layers: Sequence[LayerParts], current: Current, shield: Shield, shelf: Shelf, *, always: bool
+    ) -> None:
+        self._shelf = shelf
+        self._always = always
+        self._places: dict[int, Place] = {}
         self._looks = {
             layer.index: _Look(layer, current, shield)
             for layer in layers
@@ -50,6 +59,41 @@ class Looks:
         """Watch."""
         for look in self._looks.values():
             look.install()
+            if not look.refused and (place := self._place(look)) is not None:
+                self._places[look.index] = place
+                register(look.mixer, place, look.index)
+
+    def _place(self, look: _Look) -> Place | None:
+        """Where graphs leave this layer's records. On a device they would be made in each pass, so only where
+        each is looked at."""
+        device = next((p.device for p in look.mixer.parameters()), torch.device("meta"))
+        if device.type != "cpu" and not self._always:
+            return None
+        return self._shelf.place((id(look.mixer), "look"), width_of(look.heads), device)
+
+    @property
+    def keys(self) -> set[tuple[int, str]]:
+        """Of the places on the shelf."""
+        return {(id(self._looks[index].mixer), "look") for index in self._places}
+
+    def fetched(self, passing: Pass) -> dict[int, Place]:
+        """The places of the layers that are looked at in this pass, which a graph may have written."""
+        fits = passing.keep == 1 and passing.batch <= ROWS
+        return {i: place for i, place in self._places.items() if fits and i in passing.looks}
+
+    def believed(self, index: int, record: Array) -> Array | None:
+        """What a graph left of a layer, (n, w), without how far it is off; None where it is not the
+        kernel's."""
+        look = self._looks[index]
+        if look.refused or not (record[:, -1] <= 1.0).all():
+            look.refused = look.refused or UNCONFIRMED
+            return None
+        return record[:, :-1]
+
+    @property
+    def refused(self) -> dict[int, str]:
+        """Layers that are not looked at, and why."""
+        return {index: look.refused for index, look in self._looks.items() if look.refused}
 
     def remove(self) -> None:
         """Take everything out."""
@@ -77,7 +121,7 @@ class Looks:
         for index, look in self._looks.items():
             if ("attention", index) not in passing.deep and not look.refused:
                 look.refused = UNREACHED
-        return {index: look.refused for index, look in self._looks.items() if look.refused}
+        return self.refused
 
 
 class _Look:
@@ -108,6 +152,7 @@ class _Look:
             self._handle.remove()
             self._handle = None
             INTERCEPTION.discard(self.mixer, self.called)
+            forget(self.mixer)
 
     @property
     def is_installed(self) -> bool:
@@ -168,14 +213,8 @@ class _Look:
 
     def _confirm_kernel(self, passing: Pass, weights: torch.Tensor, value: torch.Tensor, output: Any) -> None:
         """The kernel's result (b, t, H, D) is these weights times the values."""
-        gave = passing.rows((output[0] if isinstance(output, tuple) else output).detach()).float()
-        b, k, heads, s = weights.shape
-        groups = heads // value.shape[1]
-        spread = weights.transpose(1, 2).reshape(b, value.shape[1], groups * k, s)
-        made = (spread @ value[:, :, :s].float()).reshape(b, heads, k, -1).transpose(1, 2)
-        tolerance = max(1e-4, 4 * torch.finfo(value.dtype).eps)
-        error = torch.linalg.vector_norm(gave.reshape(made.shape) - made)
-        self._settle(passing, bool(error <= tolerance * torch.linalg.vector_norm(made)))
+        gave = output[0] if isinstance(output, tuple) else output
+        self._settle(passing, bool(misfit(passing, weights, value, gave) <= 1.0))
 
     def _confirm_weights(self, passing: Pass, weights: torch.Tensor, visible: torch.Tensor) -> None:
         """Weights are a softmax row: none is negative, they sum to 1 but for a learned sink, hidden keys have
@@ -206,9 +245,13 @@ class _WeightsHook:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        if is_compiling() or not isinstance(output, tuple) or len(output) < 2:
+        if not isinstance(output, tuple) or len(output) < 2:
             return
         weights = output[1]
+        if is_compiling():
+            if isinstance(weights, torch.Tensor) and weights.dim() == 4:
+                leave_weights(module, weights, kwargs.get("attention_mask"), sinks=self.look.sinks)
+            return
         if isinstance(weights, torch.Tensor) and weights.dim() == 4:
             self.look.handed_out(module, args, kwargs, weights)
 

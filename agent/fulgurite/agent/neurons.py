@@ -20,8 +20,9 @@ from torch import nn
 from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
-from fulgurite.agent.anatomy import LayerParts
+from fulgurite.agent.anatomy import LayerParts, linear_shape
 from fulgurite.agent.probes import Current
+from fulgurite.agent.shelf import DEEP, Place, Shelf, leave
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.weights import Unreadable, columns_of, effective_weight, identity_of
 from fulgurite.agent.wiring import LayerWiring, Tap
@@ -54,9 +55,12 @@ def refusal(layer: LayerParts, wires: LayerWiring, seen: Mapping[Tap, Array]) ->
 class Neurons:
     """The down projections that are watched, and the size of each neuron's column."""
 
-    def __init__(self, current: Current, shield: Shield) -> None:
+    def __init__(self, current: Current, shield: Shield, shelf: Shelf) -> None:
         self.current = current
         self.shield = shield
+        self.shelf = shelf
+        self.places: dict[int, Place] = {}
+        self.keys: set[tuple[int, str]] = set()
         self._sizes: dict[int, torch.Tensor] = {}
         self._firsts: dict[int, int] = {}
         self._reasons: dict[int, str] = {}
@@ -68,11 +72,26 @@ class Neurons:
         self.remove()
         for layer in layers:
             if layer.ffn_linear is not None and not layer.experts:
-                probe = _NeuronProbe(self.current, self.shield, layer.index)
+                probe = _NeuronProbe(self.current, self.shield, layer.index, self._place(layer))
                 self._handles.append(layer.ffn_linear.register_forward_pre_hook(probe))
+
+    def _place(self, layer: LayerParts) -> Place | None:
+        """Where compiled graphs leave what this layer's down projection is handed."""
+        linear = layer.ffn_linear
+        shape = None if linear is None else linear_shape(linear)
+        device = None if linear is None else next((p.device for p in linear.parameters()), None)
+        if shape is None or device is None:
+            return None
+        key = (id(linear), "neurons")
+        place = self.shelf.place(key, shape[0], device)
+        if place is not None:
+            self.keys.add(key)
+            self.places[layer.index] = place
+        return place
 
     def remove(self) -> None:
         """Take every hook out."""
+        self.places, self.keys = {}, set()
         while self._handles:
             self._handles.pop().remove()
 
@@ -121,9 +140,10 @@ class Neurons:
 class _NeuronProbe:
     """Keeps what a down projection is handed, for the steps that are looked at deeply."""
 
-    __slots__ = ("current", "failures", "index", "shield")
+    __slots__ = ("current", "failures", "index", "place", "shield")
 
-    def __init__(self, current: Current, shield: Shield, index: int) -> None:
+    def __init__(self, current: Current, shield: Shield, index: int, place: Place | None) -> None:
+        self.place = place
         self.current = current
         self.shield = shield
         self.index = index
@@ -131,6 +151,8 @@ class _NeuronProbe:
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         if is_compiling():
+            if self.place is not None and args:
+                leave(args[0], self.place, DEEP)
             return
         passing = self.current.passing
         if passing is None or not args or self.failures >= _TAKE_OUT_AFTER:

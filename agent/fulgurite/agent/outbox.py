@@ -6,7 +6,8 @@ sending thread, nor for another thread of the host. The sending thread sleeps on
 only ever releases.
 
 Every frame has a place in the stream of the process, from 1 on. What was evicted keeps its places, so whoever
-reads the stream sees a gap there.
+reads the stream sees a gap there. Tokens that are to be folded pass through in the same order, without a
+place.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from threading import Lock, get_ident
-from typing import Final
+from typing import Final, Literal
+
+import numpy as np
 
 from fulgurite.agent.late import LateBlock
-from fulgurite.wire.frame import FrameBlock, RequestEvent
+from fulgurite.wire.frame import Array, FrameBlock, RequestEvent
 from fulgurite.wire.ledger import Ledger
 
 DEFAULT_BUDGET_BYTES: Final = 16 << 20
@@ -41,12 +44,15 @@ class Drawn:
         Place of the first frame in the stream of the process, from 1 on; for an event, of the frame after it.
     nbytes : int
         What it held in the outbox.
+    rows : bool or ndarray of bool
+        Of a block: which of its tokens are frames; the others are to be folded.
     """
 
     payload: FrameBlock | RequestEvent
     frames: int
     first_sequence: int
     nbytes: int
+    rows: Array | bool = True
 
 
 @dataclass(slots=True)
@@ -57,9 +63,10 @@ class _Cell:
     frames_in: int = 0
     frames_out: int = 0
     events_evicted: int = 0
+    unfolded: int = 0
 
 
-_Item = tuple[FrameBlock | RequestEvent, int, int]  # payload, frames, bytes
+_Item = tuple[FrameBlock | RequestEvent, int, int, Array | bool]  # payload, frames, bytes, rows
 
 
 class Outbox:
@@ -92,10 +99,15 @@ class Outbox:
 
     # --- the host's side: O(1), no lock
 
-    def put(self, block: FrameBlock) -> None:
-        """Hand over a block. Where the budget is exceeded the oldest goes, counted as ``outbox_full``."""
-        frames = len(block)
-        if not frames:
+    def put(self, block: FrameBlock, rows: Array | bool = True) -> None:
+        """Hand over a block. Where the budget is exceeded the oldest goes, counted as ``outbox_full``.
+
+        Parameters
+        ----------
+        rows : which of the tokens are wanted as frames; the others are to be folded.
+        """
+        tokens = len(block)
+        if not tokens:
             return
         nbytes = _BLOCK_OVERHEAD_BYTES
         if isinstance(block, LateBlock):  # whose columns are not looked at here: that would make them
@@ -103,13 +115,18 @@ class Outbox:
         else:
             for column in block.columns.values():
                 nbytes += column.nbytes
+        if rows is True:
+            frames = tokens
+        else:
+            frames = 0 if rows is False else int(np.count_nonzero(rows))
+            self._ledger.fold(tokens - frames)
         self._ledger.capture(frames)
-        self._append((block, frames, nbytes))
+        self._append((block, frames, nbytes, rows))
 
     def put_event(self, event: RequestEvent) -> None:
         """Hand over an event. It keeps its place among the frames, and waits for them."""
         nbytes = _EVENT_BYTES + sum(map(len, event.prompt_texts))
-        self._append((event, 0, nbytes))
+        self._append((event, 0, nbytes, True))
 
     def _append(self, item: _Item) -> None:
         cell = self._cell()
@@ -119,18 +136,22 @@ class Outbox:
         held, waiting = self._totals()
         while held > self._budget - self._reserved and self._evict():
             held, waiting = self._totals()
-        if waiting >= self._wake_at_frames or not item[1]:  # an event counts for no frame, and is rare
+        # An event counts for no frame, and is rare. What is to be folded can wait.
+        if waiting >= self._wake_at_frames or (not item[1] and item[3] is True):
             self.wake()
 
     def _evict(self) -> bool:
         try:
-            _, frames, nbytes = self._items.popleft()
+            payload, frames, nbytes, rows = self._items.popleft()
         except IndexError:
             return False
         cell = self._cell()
         cell.bytes_held -= nbytes
         cell.frames_out += frames
-        cell.events_evicted += not frames
+        if rows is not True:
+            cell.unfolded += len(payload) - frames  # type: ignore[arg-type]
+        else:
+            cell.events_evicted += not frames
         self._ledger.drop(frames, "outbox_full")
         return True
 
@@ -156,17 +177,37 @@ class Outbox:
         # order.
         first_sequence = self.position + 1
         try:
-            payload, frames, nbytes = self._items.popleft()
+            payload, frames, nbytes, rows = self._items.popleft()
         except IndexError:
             return None
         cell = self._cell()
         cell.bytes_held -= nbytes
         cell.frames_out += frames
-        return Drawn(payload, frames, first_sequence, nbytes)
+        return Drawn(payload, frames, first_sequence, nbytes, rows)
+
+    @property
+    def next_kind(self) -> Literal["nothing", "frames", "event", "folds"]:
+        """What the oldest item is. The host may evict it before it is taken."""
+        try:
+            _, frames, _, rows = self._items[0]
+        except IndexError:
+            return "nothing"
+        return "frames" if frames else "folds" if rows is False else "event"
+
+    @property
+    def is_half_full(self) -> bool:
+        """Whether half of the budget that is left to it is used."""
+        return 2 * self.nbytes > self._budget - self._reserved
 
     def reserve(self, nbytes: int) -> None:
-        """Leave so much of the budget to what the sender holds itself."""
-        self._reserved = min(nbytes, self._budget)
+        """Leave so much of the budget to what the sender holds itself.
+
+        What has to go for it goes here, on the sender's thread: the host's next `put` would pay for all of it.
+        """
+        reserved = min(nbytes, self._budget)
+        while self.nbytes > self._budget - reserved and self._evict():
+            pass
+        self._reserved = reserved
 
     # --- readings
 
@@ -189,6 +230,11 @@ class Outbox:
     def events_evicted(self) -> int:
         """Events that went because the outbox was full."""
         return sum(cell.events_evicted for cell in tuple(self._cells.values()))
+
+    @property
+    def unfolded(self) -> int:
+        """Tokens that were to be folded and went because the outbox was full."""
+        return sum(cell.unfolded for cell in tuple(self._cells.values()))
 
     def __len__(self) -> int:
         """Items waiting, events included."""

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.shelf import Place, Shelf, leave
 from fulgurite.agent.shield import STRIKES, Shield
+from fulgurite.agent.unreduced import Unreduced
 from fulgurite.wire.channels import Level
 
 
@@ -31,6 +32,8 @@ class Pass:
     batch, width : rows and positions of the pass.
     plan : which set of probes it was opened for.
     alive, alive_logits : of a compiled pass: whether its graph left what is read, one float32 each.
+    fetched, alive_deep : what of `deep` was read from the shelf, and whether a graph left it there, bool
+        each.
     stamp, crowded : number of the pass on the shelf; whether another thread's pass ran at the same time.
     arrivals : how many calls of `generate` had begun or ended when it was opened.
     keep : how many last positions matter: 1, or several where drafts are verified.
@@ -40,13 +43,17 @@ class Pass:
     extra : integer and weight tensors of expert routing, by layer.
     deep : what level `deep` keeps besides, by kind and layer, one row per position that matters.
     looks : layers whose attention is looked at.
+    picked : of many requests packed into one row: the positions that matter, shape (n,).
+    scores : (batch, vocabulary), what was sampled from, where processors changed the logits.
     references : what probes that are not trusted yet made a copy of.
+    unreduced : rows that are not reduced on the host's thread.
     """
 
     __slots__ = (
-        "__weakref__", "alive", "alive_logits", "arrivals", "batch", "cache", "call", "crowded", "deep",
-        "extra", "keep", "kept", "last", "level", "logits", "looks", "mask", "measured", "own_ns", "plan",
-        "position_ids", "references", "stamp", "started_ns", "step", "width",
+        "__weakref__", "alive", "alive_deep", "alive_logits", "arrivals", "batch", "cache", "call", "crowded",
+        "deep", "extra", "fetched", "keep", "kept", "last", "level", "logits", "looks", "mask", "measured",
+        "own_ns", "picked", "plan", "position_ids", "references", "scores", "stamp", "started_ns", "step",
+        "unreduced", "width",
     )  # fmt: skip
 
     def __init__(self, batch: int, width: int, slots: int, *, plan: int = 0) -> None:
@@ -57,15 +64,20 @@ class Pass:
         self.measured = batch
         self.alive: torch.Tensor | None = None
         self.alive_logits: torch.Tensor | None = None
+        self.alive_deep: torch.Tensor | None = None
+        self.fetched: tuple[tuple[str, int], ...] = ()
         self.crowded = False
         self.arrivals = 0
         self.stamp = 0
         self.last: torch.Tensor | None = None
+        self.picked: torch.Tensor | None = None
         self.kept: list[torch.Tensor | None] = [None] * slots
         self.extra: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.deep: dict[tuple[str, int], torch.Tensor] = {}
         self.looks: frozenset[int] = frozenset()
         self.logits: torch.Tensor | None = None
+        self.scores: torch.Tensor | None = None
+        self.unreduced: Unreduced | None = None
         self.cache: Any = None
         self.call: Any = None
         self.mask: torch.Tensor | None = None
@@ -85,6 +97,8 @@ class Pass:
             return tensor
         if tensor.shape[:2] != (self.batch, self.width):
             tensor = tensor.reshape(self.batch, self.width, *tensor.shape[1:])
+        if self.picked is not None:
+            return tensor.index_select(1, self.picked.to(tensor.device))
         if self.last is not None:
             return tensor[torch.arange(self.batch, device=tensor.device), self.last.to(tensor.device), None]
         return tensor[:, -self.keep :].clone()

@@ -1,8 +1,9 @@
-"""The daemon thread that does what the link decides: take from the outbox, encode, send, listen.
+"""The daemon thread that does what the link decides: take from the outbox, encode, fold, send, listen.
 
 Everything that can be slow or fail happens here and not on the host's thread. Nothing here holds a lock that
 the host takes. The thread sleeps on the outbox; a new token, a word from the collector and the closing all
-wake it.
+wake it. While the collector is away, or slow, what would overflow in memory goes to the spool, where there is
+one, and from there to the collector before anything newer.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from collections import deque
 from collections.abc import Callable
 from random import random
 from threading import Thread
-from typing import Any, Final
+from typing import Final
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
+from fulgurite.agent.folding import GATHER_S as FOLD_S
+from fulgurite.agent.folding import Folding
 from fulgurite.agent.gauge import ScaleGauge
 from fulgurite.agent.link import (
     Action,
@@ -35,11 +39,14 @@ from fulgurite.agent.outage import Outage
 from fulgurite.agent.outbox import NEVER, Drawn, Outbox
 from fulgurite.agent.privacy import redact_block, redact_event
 from fulgurite.agent.shield import Shield
+from fulgurite.agent.spool import Spool
 from fulgurite.agent.stream import End, Stream
 from fulgurite.v1 import agent_pb2
+from fulgurite.wire.access import Access
 from fulgurite.wire.codec import Codec, CodecError, agent_message_bytes
-from fulgurite.wire.frame import FrameBatch, FrameBlock, RequestEvent, Scale
+from fulgurite.wire.frame import Array, FrameBatch, FrameBlock, RequestEvent, Scale
 from fulgurite.wire.ledger import Ledger
+from fulgurite.wire.sketch import Sketch
 
 logger = logging.getLogger("fulgurite.agent")
 
@@ -47,6 +54,7 @@ BATCH_FRAMES: Final = 256
 BATCH_BYTES: Final = 1 << 20  # as captured; encoded it is about half
 GATHER_S: Final = 0.004
 EVENTS_ALONE_S: Final = 1.0
+EVENTS_ASIDE: Final = 512
 _LONGEST_SLEEP_S: Final = 1.0
 _FAREWELL_S: Final = 0.5
 
@@ -64,6 +72,10 @@ class Pump:
         ``off``, ``ids`` or ``text``: what of a token may leave the process.
     hello, account : callable
         The first message of a stream, and the agent's own account.
+    experts : int
+        Of the attached model.
+    spool : Spool, optional
+        Where frames wait that memory has no room for.
     """
 
     def __init__(
@@ -77,14 +89,18 @@ class Pump:
         hello: Callable[[Link], agent_pb2.Hello],
         account: Callable[[], agent_pb2.AgentStats],
         shield: Shield,
-        credentials: Any = None,
+        access: Access | None = None,
         limits: LinkLimits | None = None,
+        experts: int = 0,
+        spool: Spool | None = None,
     ) -> None:
         self.link = Link(ledger, jitter=random, limits=limits)
-        self._endpoint, self._credentials = endpoint, credentials
+        self._endpoint, self._access = endpoint, access
         self._outbox, self._ledger, self._codec, self._tokens = outbox, ledger, codec, tokens
         self._hello, self._account, self._shield = hello, account, shield
         self._outage = Outage(endpoint)
+        self.spool = spool
+        self.folding = Folding(experts)
         self._gauge = ScaleGauge()
         self._scale_due = False
         self._stream: Stream | None = None
@@ -136,7 +152,9 @@ class Pump:
             self._ledger.drop(drawn.frames, reason)
 
     def _busy(self) -> bool:
-        return self._ledger.account().pending > 0 or len(self._outbox) > 0
+        if self._ledger.account().pending > 0 or len(self._outbox) > 0:
+            return True
+        return not self.folding.is_idle or self.link.unacknowledged > 0
 
     # --- the thread
 
@@ -156,6 +174,8 @@ class Pump:
 
     def _step(self, now_s: float) -> None:
         self._receive(now_s)
+        self._fold()
+        self._relieve(now_s)
         self._do(self.link.due(now_s), now_s)
 
     def _do(self, action: Action, now_s: float) -> None:
@@ -176,7 +196,8 @@ class Pump:
             self._sleep(action.until_s - now_s)
 
     def _sleep(self, timeout_s: float) -> None:
-        self._outbox.wait(max(0.0, min(timeout_s, _LONGEST_SLEEP_S)), frames=NEVER)
+        longest_s = FOLD_S if self._is_folding or self.spool is not None else _LONGEST_SLEEP_S
+        self._outbox.wait(max(0.0, min(timeout_s, longest_s)), frames=NEVER)
 
     def _send(self, message: bytes) -> None:
         if self._stream is not None:
@@ -187,7 +208,7 @@ class Pump:
     def _open(self, now_s: float) -> None:
         self.link.opened(now_s)
         try:
-            self._stream = Stream(self._endpoint, self._credentials, self._outbox.wake)
+            self._stream = Stream(self._endpoint, self._access, self._outbox.wake)
         except Exception as error:  # no thread to be had, a name that cannot be parsed
             self._break(End("absent", str(error)), now_s)
             return
@@ -233,6 +254,14 @@ class Pump:
     # --- batches
 
     def _draw(self, until_s: float, now_s: float) -> None:
+        if self.spool is not None and len(self.spool):
+            self._unspool(self.spool)
+            return
+        if sketches := self.folding.due(now_s, at_once=self._hurry):
+            self._pack([], sketches)
+            return
+        if self._is_folding:
+            until_s = min(until_s, now_s + FOLD_S)
         waiting = self._outbox.frames + sum(drawn.frames for drawn in self._ahead)
         if not waiting:
             self._draw_events(until_s, now_s)
@@ -248,7 +277,7 @@ class Pump:
     def _draw_events(self, until_s: float, now_s: float) -> None:
         """No frame waits. Events that waited long enough for one go alone."""
         self._ripe_s = None
-        if not len(self._outbox):
+        if not len(self._outbox) and not self._ahead:
             self._lone_event_s = None
             self._outbox.wait(until_s - now_s)
             return
@@ -279,34 +308,117 @@ class Pump:
     def _next(self) -> Drawn | None:
         if self._ahead:
             return self._ahead.popleft()
-        drawn = self._outbox.take()
+        drawn = self._take()
+        while drawn is not None and drawn.rows is not True:
+            drawn = self._fold_rows(drawn) or self._take()
         if drawn is None or (drawn.frames <= BATCH_FRAMES and drawn.nbytes <= BATCH_BYTES):
             return drawn
         self._ahead.extend(_split(drawn))
         return self._ahead.popleft()
 
-    def _pack(self, drawn: list[Drawn]) -> None:
+    # --- tokens that nobody asked for
+
+    @property
+    def _is_folding(self) -> bool:
+        return not self.link.wanted.is_all or not self.folding.is_idle
+
+    def _take(self) -> Drawn | None:
+        drawn = self._outbox.take()
+        if drawn is not None and isinstance(drawn.payload, RequestEvent):
+            self.folding.event(drawn.payload, time.monotonic())
+        return drawn
+
+    def _fold(self) -> None:
+        """Take what is only to be folded from the head of the outbox, and events out of its way."""
+        while (kind := self._outbox.next_kind) == "folds" or (kind == "event" and self._may_step_aside):
+            drawn = self._take()
+            if drawn is not None and (kept := self._fold_rows(drawn)) is not None:
+                self._ahead.append(kept)
+
+    @property
+    def _may_step_aside(self) -> bool:
+        return len(self._ahead) < EVENTS_ASIDE and not self.link.wanted.is_all
+
+    def _fold_rows(self, drawn: Drawn) -> Drawn | None:
+        """Fold what is to be folded of it; what is left, as if it had come alone."""
+        block, now_s = drawn.payload, time.monotonic()
+        if drawn.rows is True or not isinstance(block, FrameBlock):
+            return drawn
+        try:
+            rest = block if drawn.rows is False else _only(block, ~drawn.rows)
+            self.folding.take(rest, now_s)
+        except Exception as error:
+            self._shield.note(f"fold:{type(error).__name__}")
+            self._shield.say_once("fold", "tokens could not be folded: %s", error)
+        if drawn.rows is False:
+            return None
+        kept = _only(block, drawn.rows)
+        nbytes = drawn.nbytes * drawn.frames // max(1, len(block))
+        return Drawn(kept, drawn.frames, drawn.first_sequence, nbytes)
+
+    # --- the spool
+
+    def _relieve(self, now_s: float) -> None:
+        """Move what memory will have no room for to the disk, oldest first."""
+        spool = self.spool
+        while spool is not None and self._outbox.is_half_full and spool.takes(BATCH_BYTES, now_s):
+            drawn = self._gather()
+            if not drawn:
+                return
+            self._pack(drawn, spool=spool)
+
+    def _write(self, parcel: Parcel, spool: Spool) -> None:
+        try:
+            spool.write(parcel, self.link.stamp_of(parcel), time.monotonic())
+        except OSError as error:
+            self._ledger.drop(parcel.frames, "spool_full")
+            self._shield.note(f"spool:{type(error).__name__}")
+            self._shield.say_once("spool", "the spool cannot be written, and frames are dropped: %s", error)
+
+    def _unspool(self, spool: Spool) -> None:
+        found = spool.read()
+        if found is None:
+            return
+        parcel, stamp, is_whole = found
+        if not is_whole:
+            self._ledger.drop(parcel.frames, "spool_lost")
+            self._shield.note("spool:damaged")
+            return
+        self.link.add(self.link.stamped(parcel, stamp))
+        self._reserve()
+
+    def _reserve(self) -> None:
+        self._outbox.reserve(self.link.window_bytes + sum(item.nbytes for item in self._ahead))
+
+    # --- encoding
+
+    def _pack(
+        self, drawn: list[Drawn], sketches: list[Sketch] | None = None, spool: Spool | None = None
+    ) -> None:
         """Encode as one batch; where that fails, one by one, so that only what is wrong is lost."""
-        if not drawn:
+        if not drawn and not sketches:
             return
         try:
-            parcel = self._parcel(drawn)
+            parcel = self._parcel(drawn, sketches or [])
         except Exception as error:
             if len(drawn) > 1:
                 for one in drawn:
-                    self._pack([one])
+                    self._pack([one], spool=spool)
                 return
-            self._ledger.drop(drawn[0].frames, "invalid")
+            self._ledger.drop(sum(one.frames for one in drawn), "invalid")
             if not isinstance(error, CodecError):
                 raise
             self._shield.note("encode:CodecError")
             self._shield.say_once("encode", "a frame cannot be sent and is dropped: %s", error)
             return
-        self.link.add(parcel)
-        self._outbox.reserve(self.link.window_bytes + sum(item.nbytes for item in self._ahead))
+        if spool is not None:
+            self._write(parcel, spool)
+        else:
+            self.link.add(parcel)
+        self._reserve()
 
-    def _parcel(self, drawn: list[Drawn]) -> Parcel:
-        first = drawn[0].first_sequence
+    def _parcel(self, drawn: list[Drawn], sketches: list[Sketch]) -> Parcel:
+        first = drawn[0].first_sequence if drawn else self.link.last_taken + 1
         blocks = [item.payload for item in drawn if isinstance(item.payload, FrameBlock)]
         events = [item.payload for item in drawn if isinstance(item.payload, RequestEvent)]
         batch = FrameBatch(
@@ -316,6 +428,7 @@ class Pump:
             events=tuple(redact_event(event, self._tokens) for event in events),
             scales=self._scales(blocks),
             sent_ns=time.time_ns(),
+            sketches=tuple(sketches),
         )
         data = self._codec.encode(batch).SerializeToString()
         return Parcel(first, sum(item.frames for item in drawn), agent_message_bytes(data))
@@ -353,6 +466,8 @@ class Pump:
             self._stream.close()
         reason = self.stopped_for or "closed"
         self.link.give_up_window("unacknowledged")
+        if self.spool is not None:
+            self._ledger.drop(self.spool.close(), reason)
         while self._ahead:
             self._ledger.drop(self._ahead.popleft().frames, reason)
         self.drain(reason)
@@ -368,6 +483,15 @@ class Pump:
         deadline = time.monotonic() + _FAREWELL_S
         while not stream.ended and (left := deadline - time.monotonic()) > 0:
             self._sleep(left)
+
+
+def _only(block: FrameBlock, rows: Array) -> FrameBlock:
+    """The rows, and no requests but theirs."""
+    kept = block.select(np.flatnonzero(rows))
+    used, index = np.unique(kept.columns["request_index"], return_inverse=True)
+    requests = tuple(block.requests[i] for i in used.tolist())
+    columns = {**kept.columns, "request_index": index.astype(np.uint16)}
+    return FrameBlock(requests, columns, kept.texts)
 
 
 def _split(drawn: Drawn) -> list[Drawn]:

@@ -31,7 +31,9 @@ _BY_HEAD = (
     "head_write", "head_contribution", "attention_entropy", "sink_mass", "learned_sink_mass",
     "attended_weights",
 )  # fmt: skip
-_SAME = ("position", "sequence", "token_id", "step", "level", "measured_layers")
+_SAME = ("position", "sequence", "token_id", "step", "measured_layers")
+_SUMS = ("residue", "kv_bytes", "kv_heat", "neuron_ids", "neuron_values")
+TOLD = ("position", "sequence", "step", "level", *OWN, *OWN_DEEP, "measured_layers", "logit_centered")
 _PARTLY = "(tensor parallelism)"
 
 
@@ -60,7 +62,7 @@ def merge(blocks: Sequence[FrameBlock]) -> FrameBlock:
     """
     if not blocks:
         raise ValueError("merge() needs the block of at least one rank")
-    parts = [block.columns for block in blocks]
+    parts = _alike([block.columns for block in blocks])
     for name in _SAME:
         held = [part[name] for part in parts if name in part]
         if any(not np.array_equal(held[0], other) for other in held[1:]):
@@ -82,11 +84,34 @@ def merge(blocks: Sequence[FrameBlock]) -> FrameBlock:
     return FrameBlock(blocks[0].requests, columns, blocks[0].texts)
 
 
+def share(block: FrameBlock) -> dict[str, Array]:
+    """What another process needs of a block to put its own together: nothing that says which tokens these
+    are."""
+    return {name: column for name, column in block.columns.items() if name in TOLD}
+
+
+def partial(block: FrameBlock) -> FrameBlock:
+    """The block without what is a sum over ranks of which some are missing."""
+    columns = {name: column for name, column in block.columns.items() if name not in _SUMS}
+    return FrameBlock(block.requests, columns, block.texts)
+
+
 def merge_topologies(topologies: Sequence[Topology]) -> Topology:
     """The first one, without what was unavailable only because other ranks tell it."""
     first = topologies[0]
     kept = tuple((channel, why) for channel, why in first.unavailable if not why.endswith(_PARTLY))
     return replace(first, unavailable=kept)
+
+
+def _alike(parts: Sequence[Mapping[str, Array]]) -> list[Mapping[str, Array]]:
+    """Of ranks that a change of level reached at different steps, what the lowest one has."""
+    levels = [part["level"][0] if "level" in part else 0 for part in parts]
+    if len(set(levels)) == 1:
+        return list(parts)
+    lowest = parts[int(np.argmin(levels))]
+    own = set(OWN + OWN_DEEP) | {"measured_layers"}
+    kept = [{n: c for n, c in part.items() if n in lowest or n not in own} for part in parts]
+    return [{**kept[0], "level": lowest["level"]}, *kept[1:]]
 
 
 def _all(parts: Iterable[Mapping[str, Array]], name: str) -> list[Array]:

@@ -4,8 +4,8 @@ A compiled or captured graph runs no Python: a hook is traced once, and what it 
 graph does. So while a graph is traced, a probe puts one operator into it, which copies the rows that matter
 into a buffer of fixed address. With the rows goes a stamp: the number of the pass, read from a tensor that we
 advance from outside. A buffer whose stamp is not that of this pass was not written by it, so "not measured"
-is told from "quiet". The same tensor holds the gate: where it is shut, nothing is written, and nothing is
-compiled anew.
+is told from "quiet". The same tensor holds the gates: where one is shut, nothing is written, and nothing is
+compiled anew. One is for what is looked at deeply, in sampled passes only.
 
 Costs one small copy per place and pass, and `ROWS` rows of float32 per place.
 
@@ -25,25 +25,33 @@ from torch.compiler import is_exporting
 ROWS = 16  # of a pass (rows times positions) that are left; of a wider one the last position of each row
 _STAMPS = 1 << 24  # exact in float32
 _OPEN, _SHUT = 1.0, 0.0
+STAMP, OPEN, DEEP, TURN = range(4)  # what a clock holds
+EVERY, NOBODY = -1, -2  # whose turn it is, beside the numbers of layers
 
 _library: Any = torch.library.Library("fulgurite", "DEF")  # type: ignore[no-untyped-call]
-_library.define("leave(Tensor x, Tensor(a!) buffer, Tensor clock) -> ()")
+_library.define("leave(Tensor x, Tensor(a!) buffer, Tensor clock, int gate=1) -> ()")
 
 
-def _leave(x: torch.Tensor, buffer: torch.Tensor, clock: torch.Tensor) -> None:
+def _leave(x: torch.Tensor, buffer: torch.Tensor, clock: torch.Tensor, gate: int = OPEN) -> None:
     """Copy the rows of `x` (..., w) that matter into `buffer` (r + 1, w), and stamp its last row."""
+    if clock.device.type == "cpu" and not (clock[OPEN].item() and clock[gate].item()):
+        return
     rows = _rows(x, buffer.shape[0] - 1)
     if rows is None or rows.shape[-1] != buffer.shape[1]:
         return
+    put(rows, buffer, clock, (clock[OPEN] * clock[gate]) == _OPEN)
+
+
+def put(rows: torch.Tensor, buffer: torch.Tensor, clock: torch.Tensor, is_open: torch.Tensor) -> None:
+    """Write `rows` (n, w) and the stamp. Elsewhere than on the CPU, where `is_open` was asked before, the
+    device decides: to ask it would wait for it, and cannot be captured."""
     count = rows.shape[0]
-    tail = torch.stack([clock[0], torch.full_like(clock[0], count)])
+    tail = torch.stack([clock[STAMP], torch.full_like(clock[STAMP], count)])
     if buffer.device.type == "cpu":
-        if clock[1].item() == _OPEN:
-            buffer[:count].copy_(rows)
-            buffer[-1, :2].copy_(tail)
-            buffer[-1, 2] += 1
+        buffer[:count].copy_(rows)
+        buffer[-1, :2].copy_(tail)
+        buffer[-1, 2] += 1
         return
-    is_open = clock[1] == _OPEN  # on the device: to ask for it would wait for it, and cannot be captured
     buffer[:count].copy_(torch.where(is_open, rows.to(buffer.dtype), buffer[:count]))
     buffer[-1, :2].copy_(torch.where(is_open, tail, buffer[-1, :2]))
     buffer[-1, 2] += is_open
@@ -56,7 +64,7 @@ def _rows(x: torch.Tensor, most: int) -> torch.Tensor | None:
     return x[:, -1] if x.dim() == 3 and x.shape[0] <= most else None
 
 
-def _traced(x: torch.Tensor, buffer: torch.Tensor, clock: torch.Tensor) -> None:
+def _traced(x: torch.Tensor, buffer: torch.Tensor, clock: torch.Tensor, gate: int = OPEN) -> None:
     """Nothing is returned, so there is nothing to say of its shape."""
 
 
@@ -64,13 +72,13 @@ _library.impl("leave", _leave, "CompositeExplicitAutograd")
 _library.impl("leave", _traced, "Meta")
 
 
-def leave(tensor: torch.Tensor, place: Place) -> None:
+def leave(tensor: torch.Tensor, place: Place, gate: int = OPEN) -> None:
     """In a graph that is traced: have `tensor` copied to `place`. Anything but plain code would break it.
 
     A graph that is exported goes elsewhere, where there is no agent: it gets nothing of ours.
     """
     if not is_exporting():
-        torch.ops.fulgurite.leave(tensor.detach(), place.buffer, place.clock)
+        torch.ops.fulgurite.leave(tensor.detach(), place.buffer, place.clock, gate)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +89,7 @@ class Place:
     ----------
     buffer : Tensor of float32, shape (r + 1, w); the last row holds the stamp, the number of rows, and
         how often it was written.
-    clock : Tensor of float32, shape (2,), the number of the pass and the gate.
+    clock : Tensor of float32, shape (4,), the number of the pass, the gates, and whose turn it is.
     """
 
     buffer: torch.Tensor
@@ -108,6 +116,7 @@ class Shelf:
         self._lock = threading.Lock()
         self.stamp = 0
         self._is_open = True
+        self._deep, self._turn = True, EVERY
         self.is_used = False
 
     def place(self, key: tuple[int, str], width: int, device: torch.device) -> Place | None:
@@ -123,7 +132,7 @@ class Shelf:
     def _made(self, width: int, device: torch.device) -> Place:
         with torch.inference_mode(False):
             if device not in self._clocks:
-                self._clocks[device] = _fixed(torch.tensor([0.0, _OPEN], device=device))
+                self._clocks[device] = _fixed(torch.tensor([0.0, _OPEN, _OPEN, EVERY], device=device))
             buffer = _fixed(torch.zeros(ROWS + 1, width, device=device))
             buffer[-1, 0] = -1.0
         return Place(buffer, self._clocks[device])
@@ -139,10 +148,17 @@ class Shelf:
         """Memory of all places."""
         return sum(place.buffer.nbytes for place in tuple(self._places.values()))
 
-    def tick(self) -> None:
-        """The next pass is another one."""
+    def tick(self, *, deep: bool = False, turn: int = NOBODY) -> None:
+        """The next pass is another one.
+
+        Parameters
+        ----------
+        deep : it is looked at deeply.
+        turn : the layer whose attention is looked at, or `EVERY` or `NOBODY`.
+        """
         if self.is_used:
             self.stamp = (self.stamp + 1) % _STAMPS
+            self._deep, self._turn = deep, turn
             self._tell()
 
     def gate(self, is_open: bool) -> None:
@@ -152,17 +168,23 @@ class Shelf:
             self._tell()
 
     def _tell(self) -> None:
+        gates = (_OPEN if is_open else _SHUT for is_open in (self._is_open, self._deep))
+        now = torch.tensor([float(self.stamp), *gates, float(self._turn)])
         for clock in self._clocks.values():
-            clock[0], clock[1] = float(self.stamp), _OPEN if self._is_open else _SHUT
+            clock.copy_(now)
 
     def alive(self, places: Sequence[Place], batch: int, width: int) -> torch.Tensor:
         """Whether all of these were written in this pass, by one of this shape: a tensor of one
         float32."""
+        return self.alive_each(places, batch, width).all().float().reshape(1)
+
+    def alive_each(self, places: Sequence[Place], batch: int, width: int) -> torch.Tensor:
+        """As `alive`, of each place: bool, (places,)."""
         rows = batch * width if batch * width <= ROWS else batch
         first = places[0].buffer.device
         tails = torch.stack([place.buffer[-1, :2].to(first) for place in places])
         wanted = torch.tensor([float(self.stamp), float(rows)], device=first)
-        return (tails == wanted).all().float().reshape(1)
+        return (tails == wanted).all(-1)
 
 
 def _fixed(tensor: torch.Tensor) -> torch.Tensor:

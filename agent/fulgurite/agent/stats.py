@@ -28,6 +28,13 @@ class AgentStats:
         Memory of the precomputed projections' Gram matrices.
     shelf_bytes : int
         Memory in which compiled graphs leave what was measured.
+    folded : int
+        Tokens whose frames nobody asked for: in sketches, not captured.
+    spooled_frames, spooled_bytes : int
+        Of those pending, what waits on disk.
+    clock_offset_s, round_trip_s : float or None
+        This machine's clock less the collector's, and the time a word takes there and back; None before it
+        was measured.
     unavailable : mapping of str to str
         Channels that cannot be measured soundly on this model, and why.
     """
@@ -41,6 +48,11 @@ class AgentStats:
     overhead_ratio: float
     gram_bytes: int = 0
     shelf_bytes: int = 0
+    folded: int = 0
+    spooled_frames: int = 0
+    spooled_bytes: int = 0
+    clock_offset_s: float | None = None
+    round_trip_s: float | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, int] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from typing import Any, Final
 import grpc
 
 from fulgurite.agent.link import Failure
+from fulgurite.wire.access import Access
 
 METHOD: Final = "/fulgurite.v1.AgentService/Connect"
 _MAX_UNREAD: Final = 256
@@ -60,15 +61,13 @@ class Stream:
     ----------
     endpoint : str
         ``HOST:PORT``.
-    credentials : grpc.ChannelCredentials, optional
-        Without: plain text.
+    access : Access, optional
+        The token and the certificates, read anew for each stream. Without: plain text, no token.
     notify : callable
         Called on the reading thread when there is something in `unread`. Must not block.
     """
 
-    def __init__(
-        self, endpoint: str, credentials: grpc.ChannelCredentials | None, notify: Callable[[], None]
-    ) -> None:
+    def __init__(self, endpoint: str, access: Access | None, notify: Callable[[], None]) -> None:
         self.unread: deque[bytes | End] = deque()
         self._notify = notify
         self._closed = False
@@ -76,11 +75,7 @@ class Stream:
         options = list(_OPTIONS)
         if endpoint.startswith(_LOOPBACK):
             options.append(("grpc.enable_http_proxy", 0))
-        self._channel = (
-            grpc.insecure_channel(endpoint, options)
-            if credentials is None
-            else grpc.secure_channel(endpoint, credentials, options)
-        )
+        self._channel = (access or Access()).channel(endpoint, options)
         # Bytes both ways: a reply that does not parse must not end in a traceback on the host's log.
         connect = self._channel.stream_stream(METHOD, request_serializer=None, response_deserializer=None)
         self._call = connect(self._requests())

@@ -32,13 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _complain(str(error), 2)
     try:
+        from fulgurite.collector.security import Unsafe
         from fulgurite.collector.server import CannotListen
         from fulgurite.collector.workers import WorkerFailed
     except ImportError as error:
         return _complain(_missing(error), 1)
     try:
         return asyncio.run(_run(settings))
-    except CannotListen as error:
+    except (CannotListen, Unsafe) as error:
         return _complain(str(error), 2)
     except WorkerFailed as error:
         return _complain(str(error), 1)
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _run(settings: Settings) -> int:
+    from fulgurite.collector.security import Security
     from fulgurite.collector.server import Collector, check_is_free
     from fulgurite.collector.workers import Workers
 
@@ -62,6 +64,7 @@ async def _run(settings: Settings) -> int:
         loop.add_signal_handler(number, over.set)
     async with AsyncExitStack() as stack:
         store = _Opening(settings)
+        Security(settings)  # what is wrong with it is said before anything is started
         await check_is_free(settings.listen)  # before a server is started for nothing
         opened = await store.open(stack)
         if settings.workers > 1:

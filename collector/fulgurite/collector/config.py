@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal, get_args
 
-Durability = Literal["memory", "everysec", "always"]
+Durability = Literal["none", "everysec", "always", "waitaof"]
 DURABILITIES: Final[tuple[Durability, ...]] = get_args(Durability)
 
 MIN_RETENTION_BYTES: Final = 1 << 20
@@ -96,6 +97,23 @@ class History:
         return f"{self.level}/{self.one_in}" if self.one_in else "none"
 
 
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Where the certificates of the port are, in PEM.
+
+    Attributes
+    ----------
+    certificate, key : Path
+        The chain that the collector shows, its own first, and the private key of it.
+    client_ca : Path or None
+        What signs clients; with it, a client without a certificate is not let in.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What a collector is told.
@@ -109,8 +127,9 @@ class Settings:
     retention_s, retention_bytes : float, int
         How much of the past of each replica is kept: what is older, or more, goes.
     durability : str
-        What an acknowledgement promises. ``memory``: the store has it. ``everysec``: it is on disk within a
-        second. ``always``: it is on disk.
+        What an acknowledgement promises. ``none``: the store has it. ``everysec``: it is on disk within a
+        second. ``always``: it is on disk. ``waitaof``: the same, asked of the server for each append, so that
+        it may write to disk once a second otherwise.
     credit : int
         Batches that an agent may have under way.
     held_bytes : int
@@ -129,6 +148,10 @@ class Settings:
         Command line of the telemetry process beside this collector; empty: none is started.
     workers : int
         Processes that serve on the same port.
+    tls : TlsFiles or None
+        None: plain text.
+    credentials : Path or None
+        The file that says who may come in; None: nobody is asked, but for a certificate where `tls` says so.
     history : History
         Of which requests whole frames are kept while nobody watches.
 
@@ -157,6 +180,8 @@ class Settings:
     otlp_http: Listen | None = None
     telemetry: tuple[str, ...] = ()
     workers: int = 1
+    tls: TlsFiles | None = None
+    credentials: Path | None = None
     history: History = History()
 
     def __post_init__(self) -> None:
@@ -182,13 +207,23 @@ class Settings:
                 "--otlp-export and --prometheus read the store from a process of their own, which memory:// "
                 "does not allow: leave --redis out for the embedded server, or name one"
             )
-        for listen in (self.listen, self.otlp_http):
-            if listen is None or listen.is_loopback or self.insecure:
-                continue
+        if not (self.listen.is_loopback or self.insecure or self.asks_for_credentials):
             raise ValueError(
-                f"{listen} can be reached from other machines, and nobody would have to show credentials"
-                ": listen on 127.0.0.1, or say --insecure if the network is trusted"
+                f"{self.listen} can be reached from other machines, and nobody would have to show credentials"
+                ": give --credentials FILE or --tls-client-ca FILE, listen on 127.0.0.1, or say --insecure "
+                "if the network is trusted"
             )
+        if self.otlp_http is not None and not (self.otlp_http.is_loopback or self.insecure):
+            raise ValueError(
+                f"{self.otlp_http} can be reached from other machines, and OTLP over HTTP is not encrypted "
+                "here: listen on 127.0.0.1, take OTLP over gRPC on --listen, or say --insecure if the "
+                "network is trusted"
+            )
+
+    @property
+    def asks_for_credentials(self) -> bool:
+        """Whether a peer has to show who it is."""
+        return self.credentials is not None or (self.tls is not None and self.tls.client_ca is not None)
 
 
 def without_password(url: str) -> str:

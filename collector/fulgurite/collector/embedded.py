@@ -35,9 +35,10 @@ LONGEST_SOCKET_PATH: Final = 100  # the kernel takes 107 bytes, 103 on macOS
 MAX_MEMORY_BYTES: Final = 1 << 30
 
 _PERSISTENCE: Final[Mapping[Durability, Mapping[str, str]]] = {
-    "memory": {"appendonly": "no"},
+    "none": {"appendonly": "no"},
     "everysec": {"appendonly": "yes", "appendfsync": "everysec"},
     "always": {"appendonly": "yes", "appendfsync": "always"},
+    "waitaof": {"appendonly": "yes", "appendfsync": "everysec"},
 }
 
 

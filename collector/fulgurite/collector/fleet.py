@@ -24,6 +24,9 @@ _OF_NOW: Final = (
     "head_activity",
     "ffn_activity",
     "window_s",
+    "link",
+    "first_token_counts",
+    "inter_token_counts",
 )
 """What says how a replica does now, and nothing once nobody hears it."""
 

@@ -96,6 +96,7 @@ def _introduced(hello: agent_pb2.Hello) -> Introduction:
         schema=hello.schema,
         level=hello.level,
         tokens=hello.tokens,
+        level_ceiling=hello.level_ceiling if hello.level_ceiling in LEVELS else "",
     )
     return Introduction(key, hello.epoch_ms, codec, announcement)
 

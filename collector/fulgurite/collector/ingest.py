@@ -15,7 +15,9 @@ from weakref import WeakValueDictionary
 
 import grpc
 
+from fulgurite.collector.caller import check_replica
 from fulgurite.collector.config import Settings
+from fulgurite.collector.demand import Demands
 from fulgurite.collector.hello import Introduction, introduction
 from fulgurite.collector.inbox import Inbox
 from fulgurite.collector.intake import REPLACED, Intake
@@ -48,9 +50,16 @@ class AgentService:
     """
 
     def __init__(
-        self, store: Store, replicas: Replicas, *, settings: Settings, outage: Outage, collector_id: str
+        self,
+        store: Store,
+        replicas: Replicas,
+        *,
+        demands: Demands,
+        settings: Settings,
+        outage: Outage,
+        collector_id: str,
     ) -> None:
-        self._store, self._replicas = store, replicas
+        self._store, self._replicas, self._demands = store, replicas, demands
         self._settings, self._outage, self._collector_id = settings, outage, collector_id
         self._intakes: dict[ReplicaKey, Intake] = {}
         self._running: dict[Intake, asyncio.Task[None]] = {}
@@ -75,7 +84,7 @@ class AgentService:
         except Refused as refusal:
             await _refuse(refusal, context)
             return
-        pump = asyncio.create_task(_pump(messages, intake.inbox))
+        pump = asyncio.create_task(_pump(messages, intake))
         try:
             await context.write(intake.link.welcome(self._collector_id))
             await self._talk(intake, context)
@@ -100,6 +109,7 @@ class AgentService:
 
     async def _admit(self, introduced: Introduction) -> Intake:
         door = self._doors.setdefault(introduced.key, asyncio.Lock())
+        check_replica(introduced.key)
         async with door:  # one at a time: two streams of one replica must not both be its writer
             if self._closing:
                 raise Refused("this collector is about to end", final=False)
@@ -114,6 +124,7 @@ class AgentService:
                     now_ms=now_ms,
                 )
                 replica = await self._replicas.introduce(introduced, registration)
+                await self._demands.look_up(introduced.key)
             except StoreError as error:
                 self._outage.failed("write", error)
                 raise Refused(f"{AWAY}{error}", final=False) from error
@@ -123,6 +134,7 @@ class AgentService:
                 link, replica, inbox, store=self._store, replicas=self._replicas, outage=self._outage
             )
             self._start(intake)
+            replica.connect(link, inbox, self._collector_id)
         return intake
 
     async def _make_room(self, introduced: Introduction) -> None:
@@ -141,9 +153,15 @@ class AgentService:
 
     def _start(self, intake: Intake) -> None:
         self._intakes[intake.replica.key] = intake
+        intake.link.want(self._demands.of(intake.replica.key))
+        self._demands.admit(intake.replica.key, intake, lambda: self._tell(intake))
         task = asyncio.create_task(self._run(intake), name=f"intake {intake.replica.key}")
         self._running[intake] = task
         task.add_done_callback(lambda done: self._ended(intake, done))
+
+    def _tell(self, intake: Intake) -> None:
+        intake.link.want(self._demands.of(intake.replica.key))
+        intake.news.set()
 
     async def _run(self, intake: Intake) -> None:
         await intake.run()
@@ -179,6 +197,7 @@ class AgentService:
     def _leave(self, intake: Intake) -> None:
         """The stream is gone. What came is still stored, as long as the store answers soon."""
         intake.inbox.close()
+        self._demands.leave(intake.replica.key, intake)
         if not intake.is_over:
             asyncio.get_running_loop().call_later(ORPHAN_S, intake.give_up)
         if self._intakes.get(intake.replica.key) is intake:
@@ -196,14 +215,16 @@ async def _hello(messages: AsyncIterator[bytes]) -> Introduction:
     return introduction(first)
 
 
-async def _pump(messages: AsyncIterator[bytes], inbox: Inbox) -> None:
+async def _pump(messages: AsyncIterator[bytes], intake: Intake) -> None:
     """From the stream into the inbox; while that is full nothing is read."""
     try:
         async for message in messages:
-            if not await inbox.put(message):
+            if not intake.hear(message) and not await intake.inbox.put(message):
                 return
+    except Refused as refusal:
+        intake.refusal = intake.refusal or refusal
     finally:
-        inbox.close()
+        intake.inbox.close()
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

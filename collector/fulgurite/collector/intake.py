@@ -11,7 +11,7 @@ import time
 from typing import Final
 
 from fulgurite.collector.inbox import Inbox
-from fulgurite.collector.link import Link, Taken
+from fulgurite.collector.link import Link, Taken, is_pong
 from fulgurite.collector.outage import GivenUp, Outage
 from fulgurite.collector.refusal import Refused
 from fulgurite.collector.replicas import Replica, Replicas
@@ -70,6 +70,15 @@ class Intake:
         self.inbox.close()
         self._given_up.set()
 
+    def hear(self, data: bytes) -> bool:
+        """Take a message that must not wait behind others; False where it is none."""
+        if not is_pong(data):
+            return False
+        message = self.link.read(data, 0)
+        assert isinstance(message, agent_pb2.Pong)
+        self.link.pong(message, now_s=time.monotonic(), wall_ns=time.time_ns())
+        return True
+
     async def _handle(self, messages: list[bytes]) -> None:
         """What could be read is kept even where something behind it breaks the protocol."""
         now_ns = time.time_ns()
@@ -88,6 +97,8 @@ class Intake:
                 self.replica.hear(message)
             elif isinstance(message, agent_pb2.Goodbye):
                 self.replica.has_ended = True
+            elif isinstance(message, agent_pb2.Pong):
+                self.link.pong(message, now_s=time.monotonic(), wall_ns=now_ns)
         if taken:
             await self._keep(taken, now_ns)
         if refusal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable
 from typing import Final
 
 from fulgurite.collector.outage import Outage
@@ -45,13 +46,10 @@ class Keeper:
             await asyncio.gather(*(self._keep(replica) for replica in replicas[at : at + AT_ONCE]))
 
     async def _keep(self, replica: Replica) -> None:
-        try:
-            if replica.left_s is None:
-                await self._replicas.announce(replica)
-                await self._replicas.beat(replica)
-            await self._store.trim(replica.key)
-        except StoreError as error:
-            self._outage.failed("write", error)
+        told = await self._done(self._tell(replica))
+        # In any case: a store that is full refuses to be told, and what is too old makes room there.
+        trimmed = await self._done(self._store.trim(replica.key))
+        if not (told and trimmed):
             return
         self._outage.succeeded("write")
         if (
@@ -60,3 +58,17 @@ class Keeper:
         ):
             self._replicas.forget(replica.key)
             await self._store.replicas()  # a store in this process forgets when it is asked
+
+    async def _tell(self, replica: Replica) -> None:
+        if replica.left_s is None:
+            await self._replicas.announce(replica)
+            await self._replicas.beat(replica)
+
+    async def _done(self, duty: Awaitable[None]) -> bool:
+        """Whether the store did it."""
+        try:
+            await duty
+        except StoreError as error:
+            self._outage.failed("write", error)
+            return False
+        return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from fulgurite.collector.clock import ClockGauge
 from fulgurite.collector.config import Settings
 from fulgurite.collector.hello import parse_message
 from fulgurite.collector.refusal import Refused
@@ -19,6 +20,9 @@ from fulgurite.wire.frame import FrameBatch
 
 PING_EVERY_S: Final = 5.0
 """Less than an agent's patience with silence: while the store is away, pings are all that it hears."""
+FIRST_PINGS: Final = 4
+FIRST_PING_EVERY_S: Final = 0.25
+"""So that the clocks are compared early, and not by one journey alone."""
 MAX_WORD_BYTES: Final = 64 << 10
 """Of a message that is not a batch."""
 ENVELOPE_BYTES: Final = 64 << 10
@@ -42,6 +46,12 @@ class Taken:
 
 
 Message = Taken | agent_pb2.AgentStats | agent_pb2.Goodbye | agent_pb2.Pong
+_PONG_TAG: Final = agent_pb2.AgentMessage.PONG_FIELD_NUMBER << 3 | 2
+
+
+def is_pong(message: bytes) -> bool:
+    """Whether an agent's serialised message is the answer to a ping, which is not to wait behind batches."""
+    return message[:1] == bytes([_PONG_TAG]) and len(message) < 64
 
 
 class Link:
@@ -58,12 +68,16 @@ class Link:
     """
 
     def __init__(self, codec: Codec, registration: Registration, *, settings: Settings, now_s: float) -> None:
+        self.clock = ClockGauge()
+        self.wanted = agent_pb2.Control()
         self.epoch_ms = registration.epoch_ms
         self.stored = registration.resume_after
         self._codec = codec
         self._settings = settings
         self._seen = registration.resume_after
-        self._spoke_s = now_s
+        self._told = agent_pb2.Control()
+        self._pings = 0
+        self._ping_s = now_s
         self._owed = 0  # batches that are stored and not acknowledged
         self._owed_since_s = 0.0
 
@@ -103,7 +117,7 @@ class Link:
             raise Refused(str(error)) from None
         if batch.epoch_ms != self.epoch_ms:
             raise Refused(f"a batch of epoch {batch.epoch_ms} where {self.epoch_ms} was agreed")
-        if not len(batch) and not batch.events and not batch.scales:
+        if not (len(batch) or batch.events or batch.scales or batch.sketches):
             return None
         return Taken(self._entry(batch, data, now_ns), batch)
 
@@ -133,36 +147,57 @@ class Link:
             self._owed_since_s = now_s
         self._owed += len(with_frames)
 
+    def pong(self, pong: agent_pb2.Pong, *, now_s: float, wall_ns: int) -> None:
+        """The agent answered a ping."""
+        self.clock.answered(pong.ping_ns, pong.wall_ns, now_ns=int(now_s * 1e9), wall_ns=wall_ns)
+
     # --- what to say
+
+    def want(self, control: agent_pb2.Control) -> None:
+        """All that is wanted of the agent; said where it is not what was said last. Not to be changed."""
+        self.wanted = control
 
     def welcome(self, collector_id: str) -> agent_pb2.CollectorMessage:
         """The answer to the hello."""
+        self._told = self.wanted
         welcome = agent_pb2.Welcome(
             protocol=PROTOCOL,
             epoch_ms=self.epoch_ms,
             resume_after=self.stored,
             credit=self._settings.credit,
             collector_id=collector_id,
+            demand=self.wanted.demand if self.wanted.HasField("demand") else None,
+            control=self.wanted,
         )
         return agent_pb2.CollectorMessage(welcome=welcome)
 
     @property
     def silent_until_s(self) -> float:
         """When there is something to say, if nothing happens before."""
-        ping_s = self._spoke_s + PING_EVERY_S
         if not self._owed:
-            return ping_s
+            return self._ping_s
         soon = self._owed >= self._settings.ack_batches
-        return min(ping_s, self._owed_since_s + (0.0 if soon else self._settings.ack_delay_s))
+        return min(self._ping_s, self._owed_since_s + (0.0 if soon else self._settings.ack_delay_s))
 
     def say(self, now_s: float, *, at_last: bool = False) -> agent_pb2.CollectorMessage | None:
         """The next message, if one is due; the acknowledgement that is owed, `at_last`."""
+        if not at_last and self.wanted != self._told:
+            self._told = self.wanted
+            return agent_pb2.CollectorMessage(control=self.wanted)
+        if not at_last and now_s >= self._ping_s:
+            return self._ping(now_s)
         if self._owed and (at_last or now_s >= self.silent_until_s):
             self._owed = 0
-            self._spoke_s = now_s
             ack = agent_pb2.Ack(epoch_ms=self.epoch_ms, sequence=self.stored, credit=self._settings.credit)
             return agent_pb2.CollectorMessage(ack=ack)
-        if not at_last and now_s >= self._spoke_s + PING_EVERY_S:
-            self._spoke_s = now_s
-            return agent_pb2.CollectorMessage(ping=agent_pb2.Ping(ping_ns=int(now_s * 1e9)))
         return None
+
+    def _ping(self, now_s: float) -> agent_pb2.CollectorMessage:
+        self._pings += 1
+        self._ping_s = now_s + (FIRST_PING_EVERY_S if self._pings < FIRST_PINGS else PING_EVERY_S)
+        ping = agent_pb2.Ping(ping_ns=int(now_s * 1e9))
+        best = self.clock.best
+        if best is not None:
+            ping.clock_offset_ns, ping.round_trip_ns = best.offset_ns, best.round_trip_ns
+        self.clock.sent(ping.ping_ns)
+        return agent_pb2.CollectorMessage(ping=ping)

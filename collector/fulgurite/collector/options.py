@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from fulgurite.collector.config import DURABILITIES, History, Listen, Settings
+from fulgurite.collector.config import DURABILITIES, History, Listen, Settings, TlsFiles
 from fulgurite.collector.telemetry import options as telemetry
 
 DEFAULTS: Final = Settings()
@@ -43,7 +44,8 @@ def parse(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> Se
         values: dict[str, Any] = {
             _FIELDS.get(name, name): _READERS[name](*source) for name, source in chosen.items()
         }
-        return Settings(**values, telemetry=_telemetry(given, environment))
+        tls = _tls(*(values.pop(name, None) for name in ("tls_cert", "tls_key", "tls_client_ca")))
+        return Settings(**values, tls=tls, telemetry=_telemetry(given, environment))
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -52,6 +54,15 @@ def _telemetry(given: Mapping[str, Any], environment: Mapping[str, str]) -> tupl
     """The command line of the telemetry process; empty where nothing is to be sent or shown."""
     settings = telemetry.settings_of(given, environment)
     return ("telemetry", *telemetry.words(given)) if settings.has_work(environment) else ()
+
+
+def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        missing = "--tls-cert" if certificate is None else "--tls-key"
+        raise ValueError(f"TLS needs --tls-cert and --tls-key, and {missing} is missing")
+    return TlsFiles(certificate, key, client_ca)
 
 
 def _listen(_: str, text: str) -> Listen:
@@ -64,6 +75,10 @@ def _history(_: str, text: str) -> History:
 
 def _text(_: str, text: str) -> str:
     return text
+
+
+def _path(_: str, text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _number(source: str, text: str) -> float:
@@ -104,6 +119,10 @@ VARIABLES: Final = {
     "insecure": "FULGURITE_INSECURE",
     "otlp_http": "FULGURITE_OTLP_HTTP",
     "workers": "FULGURITE_WORKERS",
+    "tls_cert": "FULGURITE_COLLECTOR_TLS_CERT",
+    "tls_key": "FULGURITE_COLLECTOR_TLS_KEY",
+    "tls_client_ca": "FULGURITE_COLLECTOR_TLS_CLIENT_CA",
+    "credentials": "FULGURITE_CREDENTIALS",
     "history": "FULGURITE_HISTORY",
 }
 _FIELDS: Final = {"redis": "redis_url"}
@@ -116,6 +135,10 @@ _READERS: Final = {
     "insecure": _flag,
     "otlp_http": _listen,
     "workers": _whole,
+    "tls_cert": _path,
+    "tls_key": _path,
+    "tls_client_ca": _path,
+    "credentials": _path,
     "history": _history,
 }
 
@@ -145,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         "--durability",
         metavar="|".join(DURABILITIES),
         help=_help(
-            "what an acknowledgement promises: stored, on disk in a second, on disk",
+            "what an acknowledgement promises: stored, on disk in a second, on disk, on disk as WAITAOF says",
             "durability",
             DEFAULTS.durability,
         ),
@@ -184,6 +207,22 @@ def _parser() -> argparse.ArgumentParser:
         help=_help(
             "of which requests whole frames are kept while nobody watches", "history", DEFAULTS.history
         ),
+    )
+    add(
+        "--tls-cert",
+        metavar="FILE",
+        help=_help("certificate chain in PEM; read again when it is renewed", "tls_cert", "plain text"),
+    )
+    add("--tls-key", metavar="FILE", help=_help("its private key", "tls_key", "none"))
+    add(
+        "--tls-client-ca",
+        metavar="FILE",
+        help=_help("clients must show a certificate that this CA signed", "tls_client_ca", "none"),
+    )
+    add(
+        "--credentials",
+        metavar="FILE",
+        help=_help("who may come in, and for what (see docs/security.md)", "credentials", "nobody is asked"),
     )
     telemetry.add_arguments(parser)
     return parser

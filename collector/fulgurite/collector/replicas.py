@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -12,6 +13,8 @@ from google.protobuf.message import DecodeError
 from fulgurite.collector.aggregate import Aggregate
 from fulgurite.collector.fleet import Fleet
 from fulgurite.collector.hello import Introduction
+from fulgurite.collector.inbox import Inbox
+from fulgurite.collector.link import Link
 from fulgurite.collector.store import EntryId, Registration, Store
 from fulgurite.v1 import agent_pb2, viewer_pb2
 from fulgurite.wire.codec import scale_to_pb
@@ -21,6 +24,36 @@ from fulgurite.wire.replica import ReplicaKey
 IDLE_S: Final = 3.0
 """A replica without a frame for so long is idle."""
 TOLD_AGAIN_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The stream of an agent that is connected here."""
+
+    link: Link
+    inbox: Inbox
+    collector_id: str
+    since_s: float
+
+    def status(self, *, ceiling: str, newest_ns: int, ingested_ns: int) -> viewer_pb2.LinkStatus:
+        """How it is. `newest_ns`: when the newest frame ended, by the agent's clock; 0 before the first."""
+        link, best, demand = self.link, self.link.clock.best, self.link.wanted.demand
+        status = viewer_pb2.LinkStatus(
+            collector_id=self.collector_id,
+            epoch_ms=link.epoch_ms,
+            stored_sequence=link.stored,
+            connected_s=time.monotonic() - self.since_s,
+            held_bytes=self.inbox.nbytes,
+            watched=demand.watched,
+            history_one_in=demand.one_in,
+            control=link.wanted,
+            level_ceiling=ceiling,
+        )
+        if best is not None:
+            status.clock_offset_ns, status.round_trip_ns = best.offset_ns, best.round_trip_ns
+        if newest_ns:
+            status.lag_s = (ingested_ns - newest_ns + (best.offset_ns if best else 0)) / 1e9
+        return status
 
 
 class Replica:
@@ -40,7 +73,11 @@ class Replica:
 
     def __init__(self, introduction: Introduction, *, before: viewer_pb2.ReplicaStatus | None) -> None:
         self.key = introduction.key
-        self.aggregate = Aggregate(tokens_total=before.tokens_total if before else 0)
+        self.aggregate = Aggregate(
+            before.tokens_total if before else 0,
+            frames_total=before.frames_total if before else 0,
+            experts=introduction.announcement.topology.experts,
+        )
         self.started_ns = (before.started_ns if before else 0) or time.time_ns()
         self.agent = agent_pb2.AgentStats()
         self.seen_ns = time.time_ns()
@@ -51,6 +88,8 @@ class Replica:
         self._folded = EntryId()
         self._told: viewer_pb2.ReplicaStatus | None = None
         self._told_ns = 0
+        self._line: Line | None = None
+        self._ingested_ns = 0
         self.meet(introduction, None)
 
     def meet(self, introduction: Introduction, scale: bytes | None) -> None:
@@ -61,6 +100,10 @@ class Replica:
         if scale is not None:
             self.announcement.scale.ParseFromString(scale)
         self.unannounced, self.left_s, self.has_ended = True, None, False
+
+    def connect(self, link: Link, inbox: Inbox, collector_id: str) -> None:
+        """Its agent's stream is here."""
+        self._line = Line(link, inbox, collector_id, time.monotonic())
 
     def resume(self, registration: Registration) -> None:
         """What is stored was folded, here or by another collector."""
@@ -73,6 +116,8 @@ class Replica:
             if last <= self._folded:
                 return
             self._folded = last
+            self._frames_ns = self._ingested_ns = now_ns
+        if batch.sketches:
             self._frames_ns = now_ns
         self.aggregate.fold(batch, now_ns)
         if batch.scales:
@@ -103,6 +148,10 @@ class Replica:
         status.state, status.level = self.state(now_ns), told.level
         status.last_seen_ns, status.started_ns = self.seen_ns, self.started_ns
         status.agent.CopyFrom(self.agent)
+        if self._line is not None and self.left_s is None:
+            newest_ns, ceiling = self.aggregate.newest_ended_ns, told.level_ceiling
+            line = self._line.status(ceiling=ceiling, newest_ns=newest_ns, ingested_ns=self._ingested_ns)
+            status.link.CopyFrom(line)
         return status
 
     def told_status(self, now_ns: int) -> viewer_pb2.ReplicaStatus:
@@ -182,8 +231,13 @@ class Replicas:
         StoreError
             As the store does.
         """
-        status = replica.status(time.time_ns())
+        now_ns = time.time_ns()
+        status = replica.status(now_ns)
         await self._store.beat(replica.key, status.SerializeToString())
+        closed = replica.aggregate.closed(now_ns)
+        if closed:
+            windows = [(window.width_s, window.SerializeToString()) for window in closed]
+            await self._store.keep_windows(replica.key, windows)
 
 
 def _scale_in(announcement: bytes | None) -> bytes | None:

@@ -13,7 +13,10 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from fulgurite.collector.about import AboutService, Place
+from fulgurite.collector.admin import AdminService
 from fulgurite.collector.config import Listen, Settings
+from fulgurite.collector.demand import Demands
 from fulgurite.collector.fanout import Fanout
 from fulgurite.collector.fleet import Fleet
 from fulgurite.collector.ingest import AgentService
@@ -22,12 +25,16 @@ from fulgurite.collector.otlp.intake import SpanIntake
 from fulgurite.collector.otlp.service import OtlpService
 from fulgurite.collector.outage import Outage
 from fulgurite.collector.replicas import Replicas
+from fulgurite.collector.security import Security
 from fulgurite.collector.store import Retention, Store
 from fulgurite.collector.watch import ViewerService
 
 log = logging.getLogger(__name__)
 
 STREAMS_PER_CONNECTION: Final = 1024
+METADATA_BYTES: Final = 16 << 10
+HANDSHAKE_MS: Final = 10_000
+IDLE_MS: Final = 300_000
 
 
 class CannotListen(Exception):
@@ -53,11 +60,15 @@ class Collector:
     ------
     CannotListen
         On entering.
+    Unsafe
+        Where the certificates or the credentials cannot be used.
     """
 
     def __init__(self, store: Store, settings: Settings, *, worker: int | None = None) -> None:
         self.address = settings.listen
         self._worker = worker
+        collector_id = uuid.uuid4().hex[:12]
+        self._security = Security(settings)
         self._settings = settings
         self._stack = AsyncExitStack()
         self._outage = Outage(settings.retry_after_s)
@@ -66,12 +77,35 @@ class Collector:
         retention = Retention(age_s=settings.retention_s, nbytes=settings.retention_bytes)
         self._fanout = Fanout(store, max_bytes=settings.viewer_bytes, outage=self._outage)
         self._keeper = Keeper(store, replicas, retention=retention, outage=self._outage)
+        self._demands = Demands(store, history=settings.history, outage=self._outage)
         self._agents = AgentService(
-            store, replicas, settings=settings, outage=self._outage, collector_id=uuid.uuid4().hex[:12]
+            store,
+            replicas,
+            demands=self._demands,
+            settings=settings,
+            outage=self._outage,
+            collector_id=collector_id,
         )
         self._viewers = ViewerService(
-            store, fleet=fleet, replicas=replicas, fanout=self._fanout, settings=settings, outage=self._outage
+            store,
+            fleet=fleet,
+            replicas=replicas,
+            fanout=self._fanout,
+            demands=self._demands,
+            settings=settings,
+            outage=self._outage,
         )
+        place = Place(
+            collector_id=collector_id,
+            worker=worker or 0,
+            workers=settings.workers,
+            asks_for_credentials=settings.asks_for_credentials,
+            encrypts=settings.tls is not None,
+        )
+        self._about = AboutService(
+            store, place, fleet=fleet, replicas=replicas, gate=self._security.gate, outage=self._outage
+        )
+        self._admin = AdminService(store, fleet=fleet, demands=self._demands, outage=self._outage)
         self._spans = SpanIntake(store, outage=self._outage)
         self._otlp = OtlpService(store, intake=self._spans, outage=self._outage)
         self.otlp_http = settings.otlp_http
@@ -80,8 +114,13 @@ class Collector:
     async def __aenter__(self) -> Collector:
         if self._worker is None:
             await check_is_free(self.address)
-        self._server = grpc.aio.server(options=_options(self._settings, is_shared=self._worker is not None))
-        self._server.add_generic_rpc_handlers((self._agents.handler, self._viewers.handler))
+        self._server = grpc.aio.server(
+            interceptors=(self._security.gate,),
+            options=_options(self._settings, is_shared=self._worker is not None),
+        )
+        self._server.add_generic_rpc_handlers(
+            (self._agents.handler, self._viewers.handler, self._admin.handler, self._about.handler)
+        )
         self._server.add_generic_rpc_handlers(self._otlp.handlers)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self.address = Listen(self.address.host, self._bind(self._server))
@@ -89,7 +128,9 @@ class Collector:
             from fulgurite.collector.otlp.http import CannotServeHttp, OtlpHttp
 
             try:
-                http = await self._stack.enter_async_context(OtlpHttp(self._spans, self.otlp_http))
+                http = await self._stack.enter_async_context(
+                    OtlpHttp(self._spans, self.otlp_http, admit=self._security.gate.admit_spans)
+                )
             except CannotServeHttp as error:
                 raise CannotListen(str(error)) from None
             self.otlp_http = http.address
@@ -97,6 +138,10 @@ class Collector:
         self._stack.push_async_callback(self._fanout.close)
         keeping = asyncio.create_task(self._keeper.run(), name="keeper")
         self._stack.push_async_callback(_cancelled, keeping)
+        demanding = asyncio.create_task(self._demands.run(), name="demands")
+        self._stack.push_async_callback(_cancelled, demanding)
+        guarding = asyncio.create_task(self._security.gate.run(), name="gate")
+        self._stack.push_async_callback(_cancelled, guarding)
         self._stack.push_async_callback(self._drain)
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         return self
@@ -105,8 +150,12 @@ class Collector:
         await self._stack.aclose()
 
     def _bind(self, server: grpc.aio.Server) -> int:
+        credentials = self._security.port_credentials()
         try:
-            port = server.add_insecure_port(str(self.address))
+            if credentials is None:
+                port = server.add_insecure_port(str(self.address))
+            else:
+                port = server.add_secure_port(str(self.address), credentials)
         except RuntimeError:
             port = 0
         if not port:
@@ -170,6 +219,9 @@ def _options(settings: Settings, *, is_shared: bool) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", settings.receive_limit_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+        ("grpc.max_metadata_size", METADATA_BYTES),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+        ("grpc.max_connection_idle_ms", IDLE_MS),  # who opens connections and says nothing is hung up on
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from fulgurite.collector.config import Settings
+from fulgurite.collector.demand import Demands
 from fulgurite.collector.fanout import Fanout
 from fulgurite.collector.fleet import Fleet, is_selected
 from fulgurite.collector.outage import Outage
@@ -39,9 +40,11 @@ class ViewerService:
         fleet: Fleet,
         replicas: Replicas,
         fanout: Fanout,
+        demands: Demands,
         settings: Settings,
         outage: Outage,
     ) -> None:
+        self._demands = demands
         self._store, self._fleet, self._replicas, self._fanout = store, fleet, replicas, fanout
         self._settings, self._outage = settings, outage
         self._viewers = 0
@@ -106,6 +109,7 @@ class ViewerService:
             fleet=self._fleet,
             replicas=self._replicas,
             fanout=self._fanout,
+            demands=self._demands,
             outage=self._outage,
             closing=self._closing,
         )
@@ -120,7 +124,7 @@ def _wish(request: viewer_pb2.WatchRequest) -> Wish:
         if not (math.isfinite(value) and 0 <= value <= LONGEST_S):
             raise ValueError(f"{name} must be 0 to {LONGEST_S:.0f} seconds, not {value:g}")
     interval_s = max(LEAST_STATUS_EVERY_S, request.status_interval_s or STATUS_EVERY_S)
-    return Wish(selectors, request.history_s, after, interval_s)
+    return Wish(selectors, request.history_s, after, interval_s, is_passive=request.passive)
 
 
 def _check_is_one(selectors: tuple[str, ...]) -> None:

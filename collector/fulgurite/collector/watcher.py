@@ -14,6 +14,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from fulgurite.collector.cursor import BEFORE_ALL, Cursor, Missing
+from fulgurite.collector.demand import Demands
 from fulgurite.collector.fanout import Channel, Fanout
 from fulgurite.collector.fleet import Fleet, Row, is_selected
 from fulgurite.collector.outage import Outage
@@ -39,12 +40,15 @@ class Wish:
         Where to begin: so many seconds back; 0: at the newest.
     after : EntryId or None
         Or behind this entry.
+    is_passive : bool
+        It asks no agent for whole frames.
     """
 
     selectors: tuple[str, ...]
     history_s: float
     after: EntryId | None
     status_interval_s: float
+    is_passive: bool = False
 
 
 class View:
@@ -79,12 +83,14 @@ class Watcher:
         fleet: Fleet,
         replicas: Replicas,
         fanout: Fanout,
+        demands: Demands,
         outage: Outage,
         closing: asyncio.Event,
     ) -> None:
         self._wish = wish
         self._store, self._fleet, self._replicas = store, fleet, replicas
-        self._fanout, self._outage, self._closing = fanout, outage, closing
+        self._fanout, self._demands = fanout, demands
+        self._outage, self._closing = outage, closing
         self._wake = asyncio.Event()
         self._views: dict[ReplicaKey, View] = {}
         self._has_looked = False
@@ -107,8 +113,8 @@ class Watcher:
                 if not progress:
                     await self._rest(self._look_s - time.monotonic())
         finally:
-            for view in self._views.values():
-                self._fanout.leave(view.channel, self._wake)
+            for key in list(self._views):
+                self._drop(key)
 
     async def _turn(self) -> AsyncIterator[Response]:
         now_s = time.monotonic()
@@ -137,15 +143,22 @@ class Watcher:
             if key not in self._views:
                 channel = self._fanout.join(key, self._wake)
                 self._views[key] = View(channel, is_new=self._has_looked)
+                if not self._wish.is_passive:
+                    self._demands.watch(key)
             yield from _announced(self._views[key], row.announcement)
         for key in [key for key in self._views if key not in rows]:
-            self._fanout.leave(self._views.pop(key).channel, self._wake)
+            self._drop(key)
         self._has_looked = True
         if now_s >= self._status_s:
             self._status_s = now_s + self._wish.status_interval_s
             for key in self._views:
                 replica = self._replicas.connected(key)
                 yield Response(status=replica.told_status(time.time_ns()) if replica else rows[key].status())
+
+    def _drop(self, key: ReplicaKey) -> None:
+        self._fanout.leave(self._views.pop(key).channel, self._wake)
+        if not self._wish.is_passive:
+            self._demands.unwatch(key)
 
     # --- what comes
 

@@ -116,6 +116,10 @@ class AgentStats(google.protobuf.message.Message):
     WAITING_REQUESTS_FIELD_NUMBER: builtins.int
     KV_BYTES_FIELD_NUMBER: builtins.int
     KV_CAPACITY_BYTES_FIELD_NUMBER: builtins.int
+    FOLDED_FIELD_NUMBER: builtins.int
+    SPOOLED_BYTES_FIELD_NUMBER: builtins.int
+    SPOOLED_FRAMES_FIELD_NUMBER: builtins.int
+    DEEP_RATIO_FIELD_NUMBER: builtins.int
     captured: builtins.int
     acknowledged: builtins.int
     pending: builtins.int
@@ -128,6 +132,12 @@ class AgentStats(google.protobuf.message.Message):
     kv_bytes: builtins.int
     kv_capacity_bytes: builtins.int
     """0 where unknown"""
+    folded: builtins.int
+    """tokens that went into sketches because nobody asked for their frames"""
+    spooled_bytes: builtins.int
+    """waiting on disk"""
+    spooled_frames: builtins.int
+    deep_ratio: builtins.float
     @property
     def dropped(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
         """reason -> frames"""
@@ -151,8 +161,12 @@ class AgentStats(google.protobuf.message.Message):
         waiting_requests: builtins.int = ...,
         kv_bytes: builtins.int = ...,
         kv_capacity_bytes: builtins.int = ...,
+        folded: builtins.int = ...,
+        spooled_bytes: builtins.int = ...,
+        spooled_frames: builtins.int = ...,
+        deep_ratio: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["acknowledged", b"acknowledged", "captured", b"captured", "dropped", b"dropped", "errors", b"errors", "kv_bytes", b"kv_bytes", "kv_capacity_bytes", b"kv_capacity_bytes", "level", b"level", "overhead_ratio", b"overhead_ratio", "pending", b"pending", "running_requests", b"running_requests", "time_ns", b"time_ns", "waiting_requests", b"waiting_requests"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["acknowledged", b"acknowledged", "captured", b"captured", "deep_ratio", b"deep_ratio", "dropped", b"dropped", "errors", b"errors", "folded", b"folded", "kv_bytes", b"kv_bytes", "kv_capacity_bytes", b"kv_capacity_bytes", "level", b"level", "overhead_ratio", b"overhead_ratio", "pending", b"pending", "running_requests", b"running_requests", "spooled_bytes", b"spooled_bytes", "spooled_frames", b"spooled_frames", "time_ns", b"time_ns", "waiting_requests", b"waiting_requests"]) -> None: ...
 
 global___AgentStats = AgentStats
 
@@ -224,6 +238,32 @@ class AgentMessage(google.protobuf.message.Message):
 global___AgentMessage = AgentMessage
 
 @typing.final
+class Demand(google.protobuf.message.Message):
+    """For which tokens whole frames are wanted. The rest is folded into sketches."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WATCHED_FIELD_NUMBER: builtins.int
+    ONE_IN_FIELD_NUMBER: builtins.int
+    HISTORY_LEVEL_FIELD_NUMBER: builtins.int
+    watched: builtins.bool
+    """somebody watches: of all"""
+    one_in: builtins.int
+    """of one request in so many: 1: all, 0: none"""
+    history_level: builtins.str
+    """the most that is captured of those while nobody watches"""
+    def __init__(
+        self,
+        *,
+        watched: builtins.bool = ...,
+        one_in: builtins.int = ...,
+        history_level: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["history_level", b"history_level", "one_in", b"one_in", "watched", b"watched"]) -> None: ...
+
+global___Demand = Demand
+
+@typing.final
 class Welcome(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -233,6 +273,8 @@ class Welcome(google.protobuf.message.Message):
     CREDIT_FIELD_NUMBER: builtins.int
     LEVEL_FIELD_NUMBER: builtins.int
     COLLECTOR_ID_FIELD_NUMBER: builtins.int
+    DEMAND_FIELD_NUMBER: builtins.int
+    CONTROL_FIELD_NUMBER: builtins.int
     protocol: builtins.int
     epoch_ms: builtins.int
     """the epoch to write under"""
@@ -243,6 +285,14 @@ class Welcome(google.protobuf.message.Message):
     level: builtins.str
     """the level wanted; empty: the agent's own"""
     collector_id: builtins.str
+    @property
+    def demand(self) -> global___Demand:
+        """absent: whole frames of everything"""
+
+    @property
+    def control(self) -> global___Control:
+        """what was asked for before this stream"""
+
     def __init__(
         self,
         *,
@@ -252,8 +302,11 @@ class Welcome(google.protobuf.message.Message):
         credit: builtins.int = ...,
         level: builtins.str = ...,
         collector_id: builtins.str = ...,
+        demand: global___Demand | None = ...,
+        control: global___Control | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["collector_id", b"collector_id", "credit", b"credit", "epoch_ms", b"epoch_ms", "level", b"level", "protocol", b"protocol", "resume_after", b"resume_after"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["control", b"control", "demand", b"demand"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["collector_id", b"collector_id", "control", b"control", "credit", b"credit", "demand", b"demand", "epoch_ms", b"epoch_ms", "level", b"level", "protocol", b"protocol", "resume_after", b"resume_after"]) -> None: ...
 
 global___Welcome = Welcome
 
@@ -292,23 +345,41 @@ global___Ack = Ack
 
 @typing.final
 class Control(google.protobuf.message.Message):
+    """All that is wanted of the agent, every time: what is absent is not asked for."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     LEVEL_FIELD_NUMBER: builtins.int
     PAUSE_FIELD_NUMBER: builtins.int
     KILL_FIELD_NUMBER: builtins.int
+    DEMAND_FIELD_NUMBER: builtins.int
+    DEEP_RATIO_FIELD_NUMBER: builtins.int
+    OWN_LEVEL_FIELD_NUMBER: builtins.int
     level: builtins.str
     """empty: unchanged"""
     pause: builtins.bool
     kill: builtins.bool
+    deep_ratio: builtins.float
+    """absent: the agent's own"""
+    own_level: builtins.bool
+    """back to the agent's own level"""
+    @property
+    def demand(self) -> global___Demand:
+        """absent: unchanged"""
+
     def __init__(
         self,
         *,
         level: builtins.str = ...,
         pause: builtins.bool = ...,
         kill: builtins.bool = ...,
+        demand: global___Demand | None = ...,
+        deep_ratio: builtins.float | None = ...,
+        own_level: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["kill", b"kill", "level", b"level", "pause", b"pause"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deep_ratio", b"_deep_ratio", "deep_ratio", b"deep_ratio", "demand", b"demand"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deep_ratio", b"_deep_ratio", "deep_ratio", b"deep_ratio", "demand", b"demand", "kill", b"kill", "level", b"level", "own_level", b"own_level", "pause", b"pause"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_deep_ratio", b"_deep_ratio"]) -> typing.Literal["deep_ratio"] | None: ...
 
 global___Control = Control
 
@@ -317,13 +388,24 @@ class Ping(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PING_NS_FIELD_NUMBER: builtins.int
+    CLOCK_OFFSET_NS_FIELD_NUMBER: builtins.int
+    ROUND_TRIP_NS_FIELD_NUMBER: builtins.int
     ping_ns: builtins.int
+    clock_offset_ns: builtins.int
+    """What the last ones found; absent before the first answer.
+    the agent's clock less the collector's
+    """
+    round_trip_ns: builtins.int
     def __init__(
         self,
         *,
         ping_ns: builtins.int = ...,
+        clock_offset_ns: builtins.int | None = ...,
+        round_trip_ns: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["ping_ns", b"ping_ns"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_clock_offset_ns", b"_clock_offset_ns", "clock_offset_ns", b"clock_offset_ns"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_clock_offset_ns", b"_clock_offset_ns", "clock_offset_ns", b"clock_offset_ns", "ping_ns", b"ping_ns", "round_trip_ns", b"round_trip_ns"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_clock_offset_ns", b"_clock_offset_ns"]) -> typing.Literal["clock_offset_ns"] | None: ...
 
 global___Ping = Ping
 

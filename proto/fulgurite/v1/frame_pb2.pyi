@@ -383,6 +383,102 @@ class Block(google.protobuf.message.Message):
 global___Block = Block
 
 @typing.final
+class SketchColumn(google.protobuf.message.Message):
+    """What is known of one quantity over many tokens, per cell of its shape. Columns of the same name and shape merge: counts and buckets add,
+    means and squared deviations by Chan's rule. Bucket 0 holds what is below 1e-4 (and zero), bucket i of 1 to 48 values from
+    10^(-4 + (i-1)/8) on, bucket 49 all from 100 on.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SHAPE_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    MEAN_FIELD_NUMBER: builtins.int
+    SQUARES_FIELD_NUMBER: builtins.int
+    BUCKETS_FIELD_NUMBER: builtins.int
+    FIRST_BUCKET_FIELD_NUMBER: builtins.int
+    BUCKET_BYTES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """a channel, or one of the names that fulgurite.wire.sketch lists"""
+    count: builtins.bytes
+    """u4 per cell, or one item where all are equal"""
+    mean: builtins.bytes
+    """f4 per cell"""
+    squares: builtins.bytes
+    """f4 per cell: sum of the squared deviations from the mean"""
+    buckets: builtins.bytes
+    """cells x width items of bucket_bytes; empty: no quantiles were kept"""
+    first_bucket: builtins.int
+    bucket_bytes: builtins.int
+    """1, 2 or 4"""
+    @property
+    def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """empty for a scalar"""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        shape: collections.abc.Iterable[builtins.int] | None = ...,
+        count: builtins.bytes = ...,
+        mean: builtins.bytes = ...,
+        squares: builtins.bytes = ...,
+        buckets: builtins.bytes = ...,
+        first_bucket: builtins.int = ...,
+        bucket_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bucket_bytes", b"bucket_bytes", "buckets", b"buckets", "count", b"count", "first_bucket", b"first_bucket", "mean", b"mean", "name", b"name", "shape", b"shape", "squares", b"squares"]) -> None: ...
+
+global___SketchColumn = SketchColumn
+
+@typing.final
+class Sketch(google.protobuf.message.Message):
+    """Tokens of which nobody asked for whole frames, folded where they were captured: those of one request, or of about one second."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: builtins.int
+    START_NS_FIELD_NUMBER: builtins.int
+    END_NS_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    COLUMNS_FIELD_NUMBER: builtins.int
+    KV_TOKENS_FIELD_NUMBER: builtins.int
+    KV_BYTES_FIELD_NUMBER: builtins.int
+    SEQUENCES_FIELD_NUMBER: builtins.int
+    start_ns: builtins.int
+    """UNIX time of the first and the last of them"""
+    end_ns: builtins.int
+    tokens: builtins.int
+    kv_tokens: builtins.int
+    """at the end, over the sequences under way"""
+    kv_bytes: builtins.int
+    sequences: builtins.int
+    """under way at the end"""
+    @property
+    def request(self) -> global___RequestRef:
+        """absent: of all requests"""
+
+    @property
+    def columns(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SketchColumn]: ...
+    def __init__(
+        self,
+        *,
+        request: global___RequestRef | None = ...,
+        start_ns: builtins.int = ...,
+        end_ns: builtins.int = ...,
+        tokens: builtins.int = ...,
+        columns: collections.abc.Iterable[global___SketchColumn] | None = ...,
+        kv_tokens: builtins.int = ...,
+        kv_bytes: builtins.int = ...,
+        sequences: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["columns", b"columns", "end_ns", b"end_ns", "kv_bytes", b"kv_bytes", "kv_tokens", b"kv_tokens", "request", b"request", "sequences", b"sequences", "start_ns", b"start_ns", "tokens", b"tokens"]) -> None: ...
+
+global___Sketch = Sketch
+
+@typing.final
 class Batch(google.protobuf.message.Message):
     """The frames of some steps. Frame i over all blocks has stream sequence first_sequence + i."""
 
@@ -397,6 +493,7 @@ class Batch(google.protobuf.message.Message):
     EVENTS_FIELD_NUMBER: builtins.int
     SCALES_FIELD_NUMBER: builtins.int
     SENT_NS_FIELD_NUMBER: builtins.int
+    SKETCHES_FIELD_NUMBER: builtins.int
     epoch_ms: builtins.int
     first_sequence: builtins.int
     """1 for the first frame of an epoch"""
@@ -411,6 +508,8 @@ class Batch(google.protobuf.message.Message):
     def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RequestEvent]: ...
     @property
     def scales(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Scale]: ...
+    @property
+    def sketches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Sketch]: ...
     def __init__(
         self,
         *,
@@ -423,7 +522,8 @@ class Batch(google.protobuf.message.Message):
         events: collections.abc.Iterable[global___RequestEvent] | None = ...,
         scales: collections.abc.Iterable[global___Scale] | None = ...,
         sent_ns: builtins.int = ...,
+        sketches: collections.abc.Iterable[global___Sketch] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "count", b"count", "epoch_ms", b"epoch_ms", "events", b"events", "first_sequence", b"first_sequence", "requests", b"requests", "scales", b"scales", "schema_hash", b"schema_hash", "sent_ns", b"sent_ns"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "count", b"count", "epoch_ms", b"epoch_ms", "events", b"events", "first_sequence", b"first_sequence", "requests", b"requests", "scales", b"scales", "schema_hash", b"schema_hash", "sent_ns", b"sent_ns", "sketches", b"sketches"]) -> None: ...
 
 global___Batch = Batch

@@ -16,33 +16,57 @@ from fulgurite.v1 import agent_pb2 as fulgurite_dot_v1_dot_agent__pb2
 from fulgurite.v1 import frame_pb2 as fulgurite_dot_v1_dot_frame__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66ulgurite/v1/viewer.proto\x12\x0c\x66ulgurite.v1\x1a\x18\x66ulgurite/v1/agent.proto\x1a\x18\x66ulgurite/v1/frame.proto\"(\n\x13ListReplicasRequest\x12\x11\n\tselectors\x18\x01 \x03(\t\"T\n\x14ListReplicasResponse\x12-\n\x08replicas\x18\x01 \x03(\x0b\x32\x1b.fulgurite.v1.ReplicaStatus\x12\r\n\x05store\x18\x02 \x01(\t\"8\n\tQuantiles\x12\r\n\x05p50_s\x18\x01 \x01(\x01\x12\r\n\x05p99_s\x18\x02 \x01(\x01\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"\x88\x04\n\rReplicaStatus\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x08resource\x18\x02 \x01(\x0b\x32\x16.fulgurite.v1.Resource\x12\x15\n\rtopology_hash\x18\x03 \x01(\x0c\x12\x12\n\nmodel_name\x18\x04 \x01(\t\x12\x0e\n\x06layers\x18\x05 \x01(\r\x12\r\n\x05heads\x18\x06 \x01(\r\x12\r\n\x05state\x18\x07 \x01(\t\x12\x14\n\x0clast_seen_ns\x18\x08 \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\t \x01(\x01\x12,\n\x0binter_token\x18\n \x01(\x0b\x32\x17.fulgurite.v1.Quantiles\x12,\n\x0b\x66irst_token\x18\x0b \x01(\x0b\x32\x17.fulgurite.v1.Quantiles\x12\x11\n\tkv_tokens\x18\x0c \x01(\x04\x12\x10\n\x08kv_bytes\x18\r \x01(\x04\x12\x19\n\x11running_sequences\x18\x0e \x01(\r\x12\x15\n\rhead_activity\x18\x0f \x03(\x02\x12\x14\n\x0c\x66\x66n_activity\x18\x10 \x03(\x02\x12\'\n\x05\x61gent\x18\x11 \x01(\x0b\x32\x18.fulgurite.v1.AgentStats\x12\x14\n\x0ctokens_total\x18\x12 \x01(\x04\x12\x10\n\x08window_s\x18\x13 \x01(\x01\x12\r\n\x05level\x18\x14 \x01(\t\x12\x12\n\nstarted_ns\x18\x15 \x01(\x04\"a\n\x0cWatchRequest\x12\x11\n\tselectors\x18\x01 \x03(\t\x12\x11\n\thistory_s\x18\x02 \x01(\x01\x12\x10\n\x08\x61\x66ter_id\x18\x03 \x01(\t\x12\x19\n\x11status_interval_s\x18\x04 \x01(\x01\"\xdf\x01\n\x13ReplicaAnnouncement\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x08resource\x18\x02 \x01(\x0b\x32\x16.fulgurite.v1.Resource\x12(\n\x08topology\x18\x03 \x01(\x0b\x32\x16.fulgurite.v1.Topology\x12$\n\x06schema\x18\x04 \x01(\x0b\x32\x14.fulgurite.v1.Schema\x12\"\n\x05scale\x18\x05 \x01(\x0b\x32\x13.fulgurite.v1.Scale\x12\r\n\x05level\x18\x06 \x01(\t\x12\x0e\n\x06tokens\x18\x07 \x01(\t\"Q\n\x0cWatchedBatch\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\x0c\x12\x13\n\x0bingested_ns\x18\x04 \x01(\x04\"s\n\x03Gap\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x08\x65poch_ms\x18\x02 \x01(\x04\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12\x15\n\rlast_sequence\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x66rames\x18\x06 \x01(\x04\"\x17\n\x08\x43\x61ughtUp\x12\x0b\n\x03key\x18\x01 \x01(\t\"\xfb\x01\n\rWatchResponse\x12\x34\n\x07replica\x18\x01 \x01(\x0b\x32!.fulgurite.v1.ReplicaAnnouncementH\x00\x12+\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1a.fulgurite.v1.WatchedBatchH\x00\x12 \n\x03gap\x18\x03 \x01(\x0b\x32\x11.fulgurite.v1.GapH\x00\x12-\n\x06status\x18\x04 \x01(\x0b\x32\x1b.fulgurite.v1.ReplicaStatusH\x00\x12+\n\tcaught_up\x18\x05 \x01(\x0b\x32\x16.fulgurite.v1.CaughtUpH\x00\x42\t\n\x07message2\xaa\x01\n\rViewerService\x12U\n\x0cListReplicas\x12!.fulgurite.v1.ListReplicasRequest\x1a\".fulgurite.v1.ListReplicasResponse\x12\x42\n\x05Watch\x12\x1a.fulgurite.v1.WatchRequest\x1a\x1b.fulgurite.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66ulgurite/v1/viewer.proto\x12\x0c\x66ulgurite.v1\x1a\x18\x66ulgurite/v1/agent.proto\x1a\x18\x66ulgurite/v1/frame.proto\"$\n\x0f\x44\x65scribeRequest\x12\x11\n\tselectors\x18\x01 \x03(\t\"?\n\tOpenCalls\x12\x12\n\ncredential\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x03 \x01(\r\"\xcc\x02\n\x10\x44\x65scribeResponse\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x04\x12\x0e\n\x06worker\x18\x04 \x01(\r\x12\x0f\n\x07workers\x18\x05 \x01(\r\x12\x12\n\nstarted_ns\x18\x06 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x07 \x01(\x04\x12\r\n\x05\x63pu_s\x18\x08 \x01(\x01\x12\r\n\x05store\x18\t \x01(\t\x12\x12\n\nstore_away\x18\n \x01(\x08\x12&\n\x05\x63\x61lls\x18\x0b \x03(\x0b\x32\x17.fulgurite.v1.OpenCalls\x12\x1c\n\x14\x61sks_for_credentials\x18\x0c \x01(\x08\x12\x10\n\x08\x65ncrypts\x18\r \x01(\x08\x12-\n\x08replicas\x18\x0e \x03(\x0b\x32\x1b.fulgurite.v1.ReplicaStatus\"\x98\x01\n\x11SetControlRequest\x12\x11\n\tselectors\x18\x01 \x03(\t\x12\x12\n\x05level\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x17\n\ndeep_ratio\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05pause\x18\x04 \x01(\x08H\x02\x88\x01\x01\x12\x0c\n\x04kill\x18\x05 \x01(\x08\x42\x08\n\x06_levelB\r\n\x0b_deep_ratioB\x08\n\x06_pause\"z\n\x0c\x43ontrolState\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x07\x63ontrol\x18\x02 \x01(\x0b\x32\x15.fulgurite.v1.Control\x12\x15\n\rlevel_ceiling\x18\x03 \x01(\t\x12\x0f\n\x07refusal\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\"B\n\x12SetControlResponse\x12,\n\x08replicas\x18\x01 \x03(\x0b\x32\x1a.fulgurite.v1.ControlState\"K\n\x12ListWindowsRequest\x12\x11\n\tselectors\x18\x01 \x03(\t\x12\x0f\n\x07width_s\x18\x02 \x01(\r\x12\x11\n\thistory_s\x18\x03 \x01(\x01\"\xb1\x02\n\x06Window\x12\x10\n\x08start_ns\x18\x01 \x01(\x04\x12\x0f\n\x07width_s\x18\x02 \x01(\r\x12\x0e\n\x06\x66rames\x18\x03 \x01(\x04\x12\x0e\n\x06\x66olded\x18\x04 \x01(\x04\x12+\n\x07\x63olumns\x18\x05 \x03(\x0b\x32\x1a.fulgurite.v1.SketchColumn\x12\x13\n\x0b\x66irst_token\x18\x06 \x03(\x04\x12\x13\n\x0binter_token\x18\x07 \x03(\x04\x12\x11\n\tkv_tokens\x18\x08 \x01(\x04\x12\x10\n\x08kv_bytes\x18\t \x01(\x04\x12\x19\n\x11running_sequences\x18\n \x01(\r\x12\x18\n\x10requests_started\x18\x0b \x01(\r\x12\x19\n\x11requests_finished\x18\x0c \x01(\r\x12\x18\n\x10requests_aborted\x18\r \x01(\r\"D\n\x0eReplicaWindows\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x07windows\x18\x02 \x03(\x0b\x32\x14.fulgurite.v1.Window\"\x81\x01\n\x13ListWindowsResponse\x12.\n\x08replicas\x18\x01 \x03(\x0b\x32\x1c.fulgurite.v1.ReplicaWindows\x12\x1c\n\x14\x66irst_token_bounds_s\x18\x02 \x03(\x01\x12\x1c\n\x14inter_token_bounds_s\x18\x03 \x03(\x01\"(\n\x13ListReplicasRequest\x12\x11\n\tselectors\x18\x01 \x03(\t\"T\n\x14ListReplicasResponse\x12-\n\x08replicas\x18\x01 \x03(\x0b\x32\x1b.fulgurite.v1.ReplicaStatus\x12\r\n\x05store\x18\x02 \x01(\t\"8\n\tQuantiles\x12\r\n\x05p50_s\x18\x01 \x01(\x01\x12\r\n\x05p99_s\x18\x02 \x01(\x01\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"\xba\x05\n\rReplicaStatus\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x08resource\x18\x02 \x01(\x0b\x32\x16.fulgurite.v1.Resource\x12\x15\n\rtopology_hash\x18\x03 \x01(\x0c\x12\x12\n\nmodel_name\x18\x04 \x01(\t\x12\x0e\n\x06layers\x18\x05 \x01(\r\x12\r\n\x05heads\x18\x06 \x01(\r\x12\r\n\x05state\x18\x07 \x01(\t\x12\x14\n\x0clast_seen_ns\x18\x08 \x01(\x04\x12\x14\n\x0ctokens_per_s\x18\t \x01(\x01\x12,\n\x0binter_token\x18\n \x01(\x0b\x32\x17.fulgurite.v1.Quantiles\x12,\n\x0b\x66irst_token\x18\x0b \x01(\x0b\x32\x17.fulgurite.v1.Quantiles\x12\x11\n\tkv_tokens\x18\x0c \x01(\x04\x12\x10\n\x08kv_bytes\x18\r \x01(\x04\x12\x19\n\x11running_sequences\x18\x0e \x01(\r\x12\x15\n\rhead_activity\x18\x0f \x03(\x02\x12\x14\n\x0c\x66\x66n_activity\x18\x10 \x03(\x02\x12\'\n\x05\x61gent\x18\x11 \x01(\x0b\x32\x18.fulgurite.v1.AgentStats\x12\x14\n\x0ctokens_total\x18\x12 \x01(\x04\x12\x10\n\x08window_s\x18\x13 \x01(\x01\x12\r\n\x05level\x18\x14 \x01(\t\x12\x12\n\nstarted_ns\x18\x15 \x01(\x04\x12&\n\x04link\x18\x16 \x01(\x0b\x32\x18.fulgurite.v1.LinkStatus\x12\x1c\n\x14\x66irst_token_bounds_s\x18\x17 \x03(\x01\x12\x1a\n\x12\x66irst_token_counts\x18\x18 \x03(\x04\x12\x1c\n\x14inter_token_bounds_s\x18\x19 \x03(\x01\x12\x1a\n\x12inter_token_counts\x18\x1a \x03(\x04\x12\x14\n\x0c\x66rames_total\x18\x1b \x01(\x04\"\xb6\x02\n\nLinkStatus\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\x12\x10\n\x08\x65poch_ms\x18\x02 \x01(\x04\x12\x17\n\x0fstored_sequence\x18\x03 \x01(\x04\x12\x13\n\x0b\x63onnected_s\x18\x04 \x01(\x01\x12\x1c\n\x0f\x63lock_offset_ns\x18\x05 \x01(\x12H\x00\x88\x01\x01\x12\x15\n\rround_trip_ns\x18\x06 \x01(\x04\x12\r\n\x05lag_s\x18\x07 \x01(\x01\x12\x12\n\nheld_bytes\x18\x08 \x01(\x04\x12\x0f\n\x07watched\x18\t \x01(\x08\x12\x16\n\x0ehistory_one_in\x18\n \x01(\r\x12&\n\x07\x63ontrol\x18\x0b \x01(\x0b\x32\x15.fulgurite.v1.Control\x12\x15\n\rlevel_ceiling\x18\x0c \x01(\tB\x12\n\x10_clock_offset_ns\"\xf3\x01\n\x0cWatchRequest\x12\x11\n\tselectors\x18\x01 \x03(\t\x12\x11\n\thistory_s\x18\x02 \x01(\x01\x12\x10\n\x08\x61\x66ter_id\x18\x03 \x01(\t\x12\x19\n\x11status_interval_s\x18\x04 \x01(\x01\x12\x0f\n\x07\x66rom_ns\x18\x05 \x01(\x04\x12\x10\n\x08versions\x18\x06 \x03(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x10\n\x08trace_id\x18\x08 \x01(\t\x12\x14\n\x0c\x66rames_per_s\x18\t \x01(\x01\x12\x10\n\x08\x63hannels\x18\n \x03(\t\x12\x0e\n\x06layers\x18\x0b \x03(\r\x12\x0f\n\x07passive\x18\x0c \x01(\x08\"\xf6\x01\n\x13ReplicaAnnouncement\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x08resource\x18\x02 \x01(\x0b\x32\x16.fulgurite.v1.Resource\x12(\n\x08topology\x18\x03 \x01(\x0b\x32\x16.fulgurite.v1.Topology\x12$\n\x06schema\x18\x04 \x01(\x0b\x32\x14.fulgurite.v1.Schema\x12\"\n\x05scale\x18\x05 \x01(\x0b\x32\x13.fulgurite.v1.Scale\x12\r\n\x05level\x18\x06 \x01(\t\x12\x0e\n\x06tokens\x18\x07 \x01(\t\x12\x15\n\rlevel_ceiling\x18\x08 \x01(\t\"c\n\x0cWatchedBatch\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\x0c\x12\x13\n\x0bingested_ns\x18\x04 \x01(\x04\x12\x10\n\x08left_out\x18\x05 \x01(\r\"s\n\x03Gap\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x08\x65poch_ms\x18\x02 \x01(\x04\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12\x15\n\rlast_sequence\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x66rames\x18\x06 \x01(\x04\"\x17\n\x08\x43\x61ughtUp\x12\x0b\n\x03key\x18\x01 \x01(\t\"\xfb\x01\n\rWatchResponse\x12\x34\n\x07replica\x18\x01 \x01(\x0b\x32!.fulgurite.v1.ReplicaAnnouncementH\x00\x12+\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x1a.fulgurite.v1.WatchedBatchH\x00\x12 \n\x03gap\x18\x03 \x01(\x0b\x32\x11.fulgurite.v1.GapH\x00\x12-\n\x06status\x18\x04 \x01(\x0b\x32\x1b.fulgurite.v1.ReplicaStatusH\x00\x12+\n\tcaught_up\x18\x05 \x01(\x0b\x32\x16.fulgurite.v1.CaughtUpH\x00\x42\t\n\x07message2\xfe\x01\n\rViewerService\x12U\n\x0cListReplicas\x12!.fulgurite.v1.ListReplicasRequest\x1a\".fulgurite.v1.ListReplicasResponse\x12\x42\n\x05Watch\x12\x1a.fulgurite.v1.WatchRequest\x1a\x1b.fulgurite.v1.WatchResponse0\x01\x12R\n\x0bListWindows\x12 .fulgurite.v1.ListWindowsRequest\x1a!.fulgurite.v1.ListWindowsResponse2\xaa\x01\n\x0c\x41\x64minService\x12O\n\nSetControl\x12\x1f.fulgurite.v1.SetControlRequest\x1a .fulgurite.v1.SetControlResponse\x12I\n\x08\x44\x65scribe\x12\x1d.fulgurite.v1.DescribeRequest\x1a\x1e.fulgurite.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fulgurite.v1.viewer_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_LISTREPLICASREQUEST']._serialized_start=95
-  _globals['_LISTREPLICASREQUEST']._serialized_end=135
-  _globals['_LISTREPLICASRESPONSE']._serialized_start=137
-  _globals['_LISTREPLICASRESPONSE']._serialized_end=221
-  _globals['_QUANTILES']._serialized_start=223
-  _globals['_QUANTILES']._serialized_end=279
-  _globals['_REPLICASTATUS']._serialized_start=282
-  _globals['_REPLICASTATUS']._serialized_end=802
-  _globals['_WATCHREQUEST']._serialized_start=804
-  _globals['_WATCHREQUEST']._serialized_end=901
-  _globals['_REPLICAANNOUNCEMENT']._serialized_start=904
-  _globals['_REPLICAANNOUNCEMENT']._serialized_end=1127
-  _globals['_WATCHEDBATCH']._serialized_start=1129
-  _globals['_WATCHEDBATCH']._serialized_end=1210
-  _globals['_GAP']._serialized_start=1212
-  _globals['_GAP']._serialized_end=1327
-  _globals['_CAUGHTUP']._serialized_start=1329
-  _globals['_CAUGHTUP']._serialized_end=1352
-  _globals['_WATCHRESPONSE']._serialized_start=1355
-  _globals['_WATCHRESPONSE']._serialized_end=1606
-  _globals['_VIEWERSERVICE']._serialized_start=1609
-  _globals['_VIEWERSERVICE']._serialized_end=1779
+  _globals['_DESCRIBEREQUEST']._serialized_start=95
+  _globals['_DESCRIBEREQUEST']._serialized_end=131
+  _globals['_OPENCALLS']._serialized_start=133
+  _globals['_OPENCALLS']._serialized_end=196
+  _globals['_DESCRIBERESPONSE']._serialized_start=199
+  _globals['_DESCRIBERESPONSE']._serialized_end=531
+  _globals['_SETCONTROLREQUEST']._serialized_start=534
+  _globals['_SETCONTROLREQUEST']._serialized_end=686
+  _globals['_CONTROLSTATE']._serialized_start=688
+  _globals['_CONTROLSTATE']._serialized_end=810
+  _globals['_SETCONTROLRESPONSE']._serialized_start=812
+  _globals['_SETCONTROLRESPONSE']._serialized_end=878
+  _globals['_LISTWINDOWSREQUEST']._serialized_start=880
+  _globals['_LISTWINDOWSREQUEST']._serialized_end=955
+  _globals['_WINDOW']._serialized_start=958
+  _globals['_WINDOW']._serialized_end=1263
+  _globals['_REPLICAWINDOWS']._serialized_start=1265
+  _globals['_REPLICAWINDOWS']._serialized_end=1333
+  _globals['_LISTWINDOWSRESPONSE']._serialized_start=1336
+  _globals['_LISTWINDOWSRESPONSE']._serialized_end=1465
+  _globals['_LISTREPLICASREQUEST']._serialized_start=1467
+  _globals['_LISTREPLICASREQUEST']._serialized_end=1507
+  _globals['_LISTREPLICASRESPONSE']._serialized_start=1509
+  _globals['_LISTREPLICASRESPONSE']._serialized_end=1593
+  _globals['_QUANTILES']._serialized_start=1595
+  _globals['_QUANTILES']._serialized_end=1651
+  _globals['_REPLICASTATUS']._serialized_start=1654
+  _globals['_REPLICASTATUS']._serialized_end=2352
+  _globals['_LINKSTATUS']._serialized_start=2355
+  _globals['_LINKSTATUS']._serialized_end=2665
+  _globals['_WATCHREQUEST']._serialized_start=2668
+  _globals['_WATCHREQUEST']._serialized_end=2911
+  _globals['_REPLICAANNOUNCEMENT']._serialized_start=2914
+  _globals['_REPLICAANNOUNCEMENT']._serialized_end=3160
+  _globals['_WATCHEDBATCH']._serialized_start=3162
+  _globals['_WATCHEDBATCH']._serialized_end=3261
+  _globals['_GAP']._serialized_start=3263
+  _globals['_GAP']._serialized_end=3378
+  _globals['_CAUGHTUP']._serialized_start=3380
+  _globals['_CAUGHTUP']._serialized_end=3403
+  _globals['_WATCHRESPONSE']._serialized_start=3406
+  _globals['_WATCHRESPONSE']._serialized_end=3657
+  _globals['_VIEWERSERVICE']._serialized_start=3660
+  _globals['_VIEWERSERVICE']._serialized_end=3914
+  _globals['_ADMINSERVICE']._serialized_start=3917
+  _globals['_ADMINSERVICE']._serialized_end=4087
 # @@protoc_insertion_point(module_scope)

@@ -15,6 +15,326 @@ import typing
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
+class DescribeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SELECTORS_FIELD_NUMBER: builtins.int
+    @property
+    def selectors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """as in ListReplicasRequest"""
+
+    def __init__(
+        self,
+        *,
+        selectors: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["selectors", b"selectors"]) -> None: ...
+
+global___DescribeRequest = DescribeRequest
+
+@typing.final
+class OpenCalls(google.protobuf.message.Message):
+    """Calls that are open, of one credential to one service."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CREDENTIAL_FIELD_NUMBER: builtins.int
+    SERVICE_FIELD_NUMBER: builtins.int
+    CALLS_FIELD_NUMBER: builtins.int
+    credential: builtins.str
+    service: builtins.str
+    calls: builtins.int
+    def __init__(
+        self,
+        *,
+        credential: builtins.str = ...,
+        service: builtins.str = ...,
+        calls: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls", b"calls", "credential", b"credential", "service", b"service"]) -> None: ...
+
+global___OpenCalls = OpenCalls
+
+@typing.final
+class DescribeResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COLLECTOR_ID_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    PID_FIELD_NUMBER: builtins.int
+    WORKER_FIELD_NUMBER: builtins.int
+    WORKERS_FIELD_NUMBER: builtins.int
+    STARTED_NS_FIELD_NUMBER: builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: builtins.int
+    CPU_S_FIELD_NUMBER: builtins.int
+    STORE_FIELD_NUMBER: builtins.int
+    STORE_AWAY_FIELD_NUMBER: builtins.int
+    CALLS_FIELD_NUMBER: builtins.int
+    ASKS_FOR_CREDENTIALS_FIELD_NUMBER: builtins.int
+    ENCRYPTS_FIELD_NUMBER: builtins.int
+    REPLICAS_FIELD_NUMBER: builtins.int
+    collector_id: builtins.str
+    version: builtins.str
+    pid: builtins.int
+    worker: builtins.int
+    """from 0"""
+    workers: builtins.int
+    """processes on this port"""
+    started_ns: builtins.int
+    resident_bytes: builtins.int
+    cpu_s: builtins.float
+    store: builtins.str
+    store_away: builtins.bool
+    asks_for_credentials: builtins.bool
+    encrypts: builtins.bool
+    @property
+    def calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___OpenCalls]: ...
+    @property
+    def replicas(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ReplicaStatus]:
+        """of all collectors on this store"""
+
+    def __init__(
+        self,
+        *,
+        collector_id: builtins.str = ...,
+        version: builtins.str = ...,
+        pid: builtins.int = ...,
+        worker: builtins.int = ...,
+        workers: builtins.int = ...,
+        started_ns: builtins.int = ...,
+        resident_bytes: builtins.int = ...,
+        cpu_s: builtins.float = ...,
+        store: builtins.str = ...,
+        store_away: builtins.bool = ...,
+        calls: collections.abc.Iterable[global___OpenCalls] | None = ...,
+        asks_for_credentials: builtins.bool = ...,
+        encrypts: builtins.bool = ...,
+        replicas: collections.abc.Iterable[global___ReplicaStatus] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["asks_for_credentials", b"asks_for_credentials", "calls", b"calls", "collector_id", b"collector_id", "cpu_s", b"cpu_s", "encrypts", b"encrypts", "pid", b"pid", "replicas", b"replicas", "resident_bytes", b"resident_bytes", "started_ns", b"started_ns", "store", b"store", "store_away", b"store_away", "version", b"version", "worker", b"worker", "workers", b"workers"]) -> None: ...
+
+global___DescribeResponse = DescribeResponse
+
+@typing.final
+class SetControlRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SELECTORS_FIELD_NUMBER: builtins.int
+    LEVEL_FIELD_NUMBER: builtins.int
+    DEEP_RATIO_FIELD_NUMBER: builtins.int
+    PAUSE_FIELD_NUMBER: builtins.int
+    KILL_FIELD_NUMBER: builtins.int
+    level: builtins.str
+    """off, pulse, heads, deep; empty: back to the agent's own"""
+    deep_ratio: builtins.float
+    """0 to 1; negative: back to the agent's own"""
+    pause: builtins.bool
+    kill: builtins.bool
+    """for good: the process has to be started again"""
+    @property
+    def selectors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """[namespace/]service[/instance]; at least one"""
+
+    def __init__(
+        self,
+        *,
+        selectors: collections.abc.Iterable[builtins.str] | None = ...,
+        level: builtins.str | None = ...,
+        deep_ratio: builtins.float | None = ...,
+        pause: builtins.bool | None = ...,
+        kill: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deep_ratio", b"_deep_ratio", "_level", b"_level", "_pause", b"_pause", "deep_ratio", b"deep_ratio", "level", b"level", "pause", b"pause"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deep_ratio", b"_deep_ratio", "_level", b"_level", "_pause", b"_pause", "deep_ratio", b"deep_ratio", "kill", b"kill", "level", b"level", "pause", b"pause", "selectors", b"selectors"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_deep_ratio", b"_deep_ratio"]) -> typing.Literal["deep_ratio"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_level", b"_level"]) -> typing.Literal["level"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_pause", b"_pause"]) -> typing.Literal["pause"] | None: ...
+
+global___SetControlRequest = SetControlRequest
+
+@typing.final
+class ControlState(google.protobuf.message.Message):
+    """What is asked of one replica, after the call."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    CONTROL_FIELD_NUMBER: builtins.int
+    LEVEL_CEILING_FIELD_NUMBER: builtins.int
+    REFUSAL_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    level_ceiling: builtins.str
+    refusal: builtins.str
+    """empty: it is asked for"""
+    state: builtins.str
+    """live, idle, lost, ended"""
+    @property
+    def control(self) -> fulgurite.v1.agent_pb2.Control: ...
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        control: fulgurite.v1.agent_pb2.Control | None = ...,
+        level_ceiling: builtins.str = ...,
+        refusal: builtins.str = ...,
+        state: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["control", b"control"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["control", b"control", "key", b"key", "level_ceiling", b"level_ceiling", "refusal", b"refusal", "state", b"state"]) -> None: ...
+
+global___ControlState = ControlState
+
+@typing.final
+class SetControlResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPLICAS_FIELD_NUMBER: builtins.int
+    @property
+    def replicas(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ControlState]: ...
+    def __init__(
+        self,
+        *,
+        replicas: collections.abc.Iterable[global___ControlState] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["replicas", b"replicas"]) -> None: ...
+
+global___SetControlResponse = SetControlResponse
+
+@typing.final
+class ListWindowsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SELECTORS_FIELD_NUMBER: builtins.int
+    WIDTH_S_FIELD_NUMBER: builtins.int
+    HISTORY_S_FIELD_NUMBER: builtins.int
+    width_s: builtins.int
+    """1, 10 or 60"""
+    history_s: builtins.float
+    """windows that closed within so many seconds; 0: all that are kept"""
+    @property
+    def selectors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        selectors: collections.abc.Iterable[builtins.str] | None = ...,
+        width_s: builtins.int = ...,
+        history_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["history_s", b"history_s", "selectors", b"selectors", "width_s", b"width_s"]) -> None: ...
+
+global___ListWindowsRequest = ListWindowsRequest
+
+@typing.final
+class Window(google.protobuf.message.Message):
+    """What one replica did in one window of the collector's clock."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    START_NS_FIELD_NUMBER: builtins.int
+    WIDTH_S_FIELD_NUMBER: builtins.int
+    FRAMES_FIELD_NUMBER: builtins.int
+    FOLDED_FIELD_NUMBER: builtins.int
+    COLUMNS_FIELD_NUMBER: builtins.int
+    FIRST_TOKEN_FIELD_NUMBER: builtins.int
+    INTER_TOKEN_FIELD_NUMBER: builtins.int
+    KV_TOKENS_FIELD_NUMBER: builtins.int
+    KV_BYTES_FIELD_NUMBER: builtins.int
+    RUNNING_SEQUENCES_FIELD_NUMBER: builtins.int
+    REQUESTS_STARTED_FIELD_NUMBER: builtins.int
+    REQUESTS_FINISHED_FIELD_NUMBER: builtins.int
+    REQUESTS_ABORTED_FIELD_NUMBER: builtins.int
+    start_ns: builtins.int
+    width_s: builtins.int
+    frames: builtins.int
+    """tokens that came as whole frames"""
+    folded: builtins.int
+    """tokens that came in sketches"""
+    kv_tokens: builtins.int
+    """at the end of the window"""
+    kv_bytes: builtins.int
+    running_sequences: builtins.int
+    requests_started: builtins.int
+    requests_finished: builtins.int
+    requests_aborted: builtins.int
+    @property
+    def columns(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[fulgurite.v1.frame_pb2.SketchColumn]: ...
+    @property
+    def first_token(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Counts within the bounds of gen_ai.server.time_to_first_token and time_per_output_token, one more than bounds."""
+
+    @property
+    def inter_token(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        start_ns: builtins.int = ...,
+        width_s: builtins.int = ...,
+        frames: builtins.int = ...,
+        folded: builtins.int = ...,
+        columns: collections.abc.Iterable[fulgurite.v1.frame_pb2.SketchColumn] | None = ...,
+        first_token: collections.abc.Iterable[builtins.int] | None = ...,
+        inter_token: collections.abc.Iterable[builtins.int] | None = ...,
+        kv_tokens: builtins.int = ...,
+        kv_bytes: builtins.int = ...,
+        running_sequences: builtins.int = ...,
+        requests_started: builtins.int = ...,
+        requests_finished: builtins.int = ...,
+        requests_aborted: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["columns", b"columns", "first_token", b"first_token", "folded", b"folded", "frames", b"frames", "inter_token", b"inter_token", "kv_bytes", b"kv_bytes", "kv_tokens", b"kv_tokens", "requests_aborted", b"requests_aborted", "requests_finished", b"requests_finished", "requests_started", b"requests_started", "running_sequences", b"running_sequences", "start_ns", b"start_ns", "width_s", b"width_s"]) -> None: ...
+
+global___Window = Window
+
+@typing.final
+class ReplicaWindows(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    WINDOWS_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    @property
+    def windows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Window]:
+        """oldest first"""
+
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        windows: collections.abc.Iterable[global___Window] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "windows", b"windows"]) -> None: ...
+
+global___ReplicaWindows = ReplicaWindows
+
+@typing.final
+class ListWindowsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPLICAS_FIELD_NUMBER: builtins.int
+    FIRST_TOKEN_BOUNDS_S_FIELD_NUMBER: builtins.int
+    INTER_TOKEN_BOUNDS_S_FIELD_NUMBER: builtins.int
+    @property
+    def replicas(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ReplicaWindows]: ...
+    @property
+    def first_token_bounds_s(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def inter_token_bounds_s(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        replicas: collections.abc.Iterable[global___ReplicaWindows] | None = ...,
+        first_token_bounds_s: collections.abc.Iterable[builtins.float] | None = ...,
+        inter_token_bounds_s: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_token_bounds_s", b"first_token_bounds_s", "inter_token_bounds_s", b"inter_token_bounds_s", "replicas", b"replicas"]) -> None: ...
+
+global___ListWindowsResponse = ListWindowsResponse
+
+@typing.final
 class ListReplicasRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -102,6 +422,12 @@ class ReplicaStatus(google.protobuf.message.Message):
     WINDOW_S_FIELD_NUMBER: builtins.int
     LEVEL_FIELD_NUMBER: builtins.int
     STARTED_NS_FIELD_NUMBER: builtins.int
+    LINK_FIELD_NUMBER: builtins.int
+    FIRST_TOKEN_BOUNDS_S_FIELD_NUMBER: builtins.int
+    FIRST_TOKEN_COUNTS_FIELD_NUMBER: builtins.int
+    INTER_TOKEN_BOUNDS_S_FIELD_NUMBER: builtins.int
+    INTER_TOKEN_COUNTS_FIELD_NUMBER: builtins.int
+    FRAMES_TOTAL_FIELD_NUMBER: builtins.int
     key: builtins.str
     """namespace/service/instance"""
     topology_hash: builtins.bytes
@@ -120,6 +446,8 @@ class ReplicaStatus(google.protobuf.message.Message):
     window_s: builtins.float
     level: builtins.str
     started_ns: builtins.int
+    frames_total: builtins.int
+    """of tokens_total, those that came as whole frames"""
     @property
     def resource(self) -> fulgurite.v1.frame_pb2.Resource: ...
     @property
@@ -136,6 +464,18 @@ class ReplicaStatus(google.protobuf.message.Message):
 
     @property
     def agent(self) -> fulgurite.v1.agent_pb2.AgentStats: ...
+    @property
+    def link(self) -> global___LinkStatus: ...
+    @property
+    def first_token_bounds_s(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def first_token_counts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """over the window, one more than bounds"""
+
+    @property
+    def inter_token_bounds_s(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def inter_token_counts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
         self,
         *,
@@ -160,11 +500,73 @@ class ReplicaStatus(google.protobuf.message.Message):
         window_s: builtins.float = ...,
         level: builtins.str = ...,
         started_ns: builtins.int = ...,
+        link: global___LinkStatus | None = ...,
+        first_token_bounds_s: collections.abc.Iterable[builtins.float] | None = ...,
+        first_token_counts: collections.abc.Iterable[builtins.int] | None = ...,
+        inter_token_bounds_s: collections.abc.Iterable[builtins.float] | None = ...,
+        inter_token_counts: collections.abc.Iterable[builtins.int] | None = ...,
+        frames_total: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["agent", b"agent", "first_token", b"first_token", "inter_token", b"inter_token", "resource", b"resource"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent", b"agent", "ffn_activity", b"ffn_activity", "first_token", b"first_token", "head_activity", b"head_activity", "heads", b"heads", "inter_token", b"inter_token", "key", b"key", "kv_bytes", b"kv_bytes", "kv_tokens", b"kv_tokens", "last_seen_ns", b"last_seen_ns", "layers", b"layers", "level", b"level", "model_name", b"model_name", "resource", b"resource", "running_sequences", b"running_sequences", "started_ns", b"started_ns", "state", b"state", "tokens_per_s", b"tokens_per_s", "tokens_total", b"tokens_total", "topology_hash", b"topology_hash", "window_s", b"window_s"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["agent", b"agent", "first_token", b"first_token", "inter_token", b"inter_token", "link", b"link", "resource", b"resource"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["agent", b"agent", "ffn_activity", b"ffn_activity", "first_token", b"first_token", "first_token_bounds_s", b"first_token_bounds_s", "first_token_counts", b"first_token_counts", "frames_total", b"frames_total", "head_activity", b"head_activity", "heads", b"heads", "inter_token", b"inter_token", "inter_token_bounds_s", b"inter_token_bounds_s", "inter_token_counts", b"inter_token_counts", "key", b"key", "kv_bytes", b"kv_bytes", "kv_tokens", b"kv_tokens", "last_seen_ns", b"last_seen_ns", "layers", b"layers", "level", b"level", "link", b"link", "model_name", b"model_name", "resource", b"resource", "running_sequences", b"running_sequences", "started_ns", b"started_ns", "state", b"state", "tokens_per_s", b"tokens_per_s", "tokens_total", b"tokens_total", "topology_hash", b"topology_hash", "window_s", b"window_s"]) -> None: ...
 
 global___ReplicaStatus = ReplicaStatus
+
+@typing.final
+class LinkStatus(google.protobuf.message.Message):
+    """How an agent's stream is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COLLECTOR_ID_FIELD_NUMBER: builtins.int
+    EPOCH_MS_FIELD_NUMBER: builtins.int
+    STORED_SEQUENCE_FIELD_NUMBER: builtins.int
+    CONNECTED_S_FIELD_NUMBER: builtins.int
+    CLOCK_OFFSET_NS_FIELD_NUMBER: builtins.int
+    ROUND_TRIP_NS_FIELD_NUMBER: builtins.int
+    LAG_S_FIELD_NUMBER: builtins.int
+    HELD_BYTES_FIELD_NUMBER: builtins.int
+    WATCHED_FIELD_NUMBER: builtins.int
+    HISTORY_ONE_IN_FIELD_NUMBER: builtins.int
+    CONTROL_FIELD_NUMBER: builtins.int
+    LEVEL_CEILING_FIELD_NUMBER: builtins.int
+    collector_id: builtins.str
+    epoch_ms: builtins.int
+    stored_sequence: builtins.int
+    connected_s: builtins.float
+    clock_offset_ns: builtins.int
+    """the agent's clock less the collector's; absent: not measured yet"""
+    round_trip_ns: builtins.int
+    lag_s: builtins.float
+    """from the newest frame's end to its being stored, corrected by the clock offset"""
+    held_bytes: builtins.int
+    """came and wait for the store"""
+    watched: builtins.bool
+    history_one_in: builtins.int
+    level_ceiling: builtins.str
+    @property
+    def control(self) -> fulgurite.v1.agent_pb2.Control: ...
+    def __init__(
+        self,
+        *,
+        collector_id: builtins.str = ...,
+        epoch_ms: builtins.int = ...,
+        stored_sequence: builtins.int = ...,
+        connected_s: builtins.float = ...,
+        clock_offset_ns: builtins.int | None = ...,
+        round_trip_ns: builtins.int = ...,
+        lag_s: builtins.float = ...,
+        held_bytes: builtins.int = ...,
+        watched: builtins.bool = ...,
+        history_one_in: builtins.int = ...,
+        control: fulgurite.v1.agent_pb2.Control | None = ...,
+        level_ceiling: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_clock_offset_ns", b"_clock_offset_ns", "clock_offset_ns", b"clock_offset_ns", "control", b"control"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_clock_offset_ns", b"_clock_offset_ns", "clock_offset_ns", b"clock_offset_ns", "collector_id", b"collector_id", "connected_s", b"connected_s", "control", b"control", "epoch_ms", b"epoch_ms", "held_bytes", b"held_bytes", "history_one_in", b"history_one_in", "lag_s", b"lag_s", "level_ceiling", b"level_ceiling", "round_trip_ns", b"round_trip_ns", "stored_sequence", b"stored_sequence", "watched", b"watched"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_clock_offset_ns", b"_clock_offset_ns"]) -> typing.Literal["clock_offset_ns"] | None: ...
+
+global___LinkStatus = LinkStatus
 
 @typing.final
 class WatchRequest(google.protobuf.message.Message):
@@ -174,14 +576,46 @@ class WatchRequest(google.protobuf.message.Message):
     HISTORY_S_FIELD_NUMBER: builtins.int
     AFTER_ID_FIELD_NUMBER: builtins.int
     STATUS_INTERVAL_S_FIELD_NUMBER: builtins.int
+    FROM_NS_FIELD_NUMBER: builtins.int
+    VERSIONS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    TRACE_ID_FIELD_NUMBER: builtins.int
+    FRAMES_PER_S_FIELD_NUMBER: builtins.int
+    CHANNELS_FIELD_NUMBER: builtins.int
+    LAYERS_FIELD_NUMBER: builtins.int
+    PASSIVE_FIELD_NUMBER: builtins.int
     history_s: builtins.float
     """Where to begin: the newest (0), or so many seconds back."""
     after_id: builtins.str
     """Or behind this entry: `<epoch ms>-<sequence>`, for one replica."""
     status_interval_s: builtins.float
     """0: 1 s"""
+    from_ns: builtins.int
+    """or from this UNIX time on"""
+    request_id: builtins.str
+    """only frames and events of this request"""
+    trace_id: builtins.str
+    """only of requests of this trace, 32 hexadecimal digits"""
+    frames_per_s: builtins.float
+    """What the viewer can show; the collector leaves out the rest. 0 and empty: no limit.
+    per replica; the newest of each interval
+    """
+    passive: builtins.bool
+    """asks no agent for whole frames: sees what there is"""
     @property
     def selectors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def versions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """service.version, with * ? and [] as in selectors; empty: any"""
+
+    @property
+    def channels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """besides those that say who and when"""
+
+    @property
+    def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """other layers are not measured for this viewer: NaN"""
+
     def __init__(
         self,
         *,
@@ -189,8 +623,16 @@ class WatchRequest(google.protobuf.message.Message):
         history_s: builtins.float = ...,
         after_id: builtins.str = ...,
         status_interval_s: builtins.float = ...,
+        from_ns: builtins.int = ...,
+        versions: collections.abc.Iterable[builtins.str] | None = ...,
+        request_id: builtins.str = ...,
+        trace_id: builtins.str = ...,
+        frames_per_s: builtins.float = ...,
+        channels: collections.abc.Iterable[builtins.str] | None = ...,
+        layers: collections.abc.Iterable[builtins.int] | None = ...,
+        passive: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["after_id", b"after_id", "history_s", b"history_s", "selectors", b"selectors", "status_interval_s", b"status_interval_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_id", b"after_id", "channels", b"channels", "frames_per_s", b"frames_per_s", "from_ns", b"from_ns", "history_s", b"history_s", "layers", b"layers", "passive", b"passive", "request_id", b"request_id", "selectors", b"selectors", "status_interval_s", b"status_interval_s", "trace_id", b"trace_id", "versions", b"versions"]) -> None: ...
 
 global___WatchRequest = WatchRequest
 
@@ -207,9 +649,11 @@ class ReplicaAnnouncement(google.protobuf.message.Message):
     SCALE_FIELD_NUMBER: builtins.int
     LEVEL_FIELD_NUMBER: builtins.int
     TOKENS_FIELD_NUMBER: builtins.int
+    LEVEL_CEILING_FIELD_NUMBER: builtins.int
     key: builtins.str
     level: builtins.str
     tokens: builtins.str
+    level_ceiling: builtins.str
     @property
     def resource(self) -> fulgurite.v1.frame_pb2.Resource: ...
     @property
@@ -228,9 +672,10 @@ class ReplicaAnnouncement(google.protobuf.message.Message):
         scale: fulgurite.v1.frame_pb2.Scale | None = ...,
         level: builtins.str = ...,
         tokens: builtins.str = ...,
+        level_ceiling: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["resource", b"resource", "scale", b"scale", "schema", b"schema", "topology", b"topology"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["key", b"key", "level", b"level", "resource", b"resource", "scale", b"scale", "schema", b"schema", "tokens", b"tokens", "topology", b"topology"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "level", b"level", "level_ceiling", b"level_ceiling", "resource", b"resource", "scale", b"scale", "schema", b"schema", "tokens", b"tokens", "topology", b"topology"]) -> None: ...
 
 global___ReplicaAnnouncement = ReplicaAnnouncement
 
@@ -242,12 +687,15 @@ class WatchedBatch(google.protobuf.message.Message):
     ENTRY_ID_FIELD_NUMBER: builtins.int
     BATCH_FIELD_NUMBER: builtins.int
     INGESTED_NS_FIELD_NUMBER: builtins.int
+    LEFT_OUT_FIELD_NUMBER: builtins.int
     key: builtins.str
     entry_id: builtins.str
     """of its last frame, as stored"""
     batch: builtins.bytes
     """a serialised Batch, as the agent wrote it"""
     ingested_ns: builtins.int
+    left_out: builtins.int
+    """frames of the entry that this viewer did not want, or that its rate has no room for"""
     def __init__(
         self,
         *,
@@ -255,8 +703,9 @@ class WatchedBatch(google.protobuf.message.Message):
         entry_id: builtins.str = ...,
         batch: builtins.bytes = ...,
         ingested_ns: builtins.int = ...,
+        left_out: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch", b"batch", "entry_id", b"entry_id", "ingested_ns", b"ingested_ns", "key", b"key"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch", b"batch", "entry_id", b"entry_id", "ingested_ns", b"ingested_ns", "key", b"key", "left_out", b"left_out"]) -> None: ...
 
 global___WatchedBatch = WatchedBatch
 
@@ -277,7 +726,7 @@ class Gap(google.protobuf.message.Message):
     first_sequence: builtins.int
     last_sequence: builtins.int
     reason: builtins.str
-    """slow_viewer, trimmed, dropped_by_agent, lost"""
+    """slow_viewer, trimmed, dropped_by_agent, lost (stored once, and gone with its epoch or its store)"""
     frames: builtins.int
     def __init__(
         self,

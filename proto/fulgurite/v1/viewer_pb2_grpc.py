@@ -24,6 +24,11 @@ class ViewerServiceStub(object):
                 request_serializer=fulgurite_dot_v1_dot_viewer__pb2.WatchRequest.SerializeToString,
                 response_deserializer=fulgurite_dot_v1_dot_viewer__pb2.WatchResponse.FromString,
                 )
+        self.ListWindows = channel.unary_unary(
+                '/fulgurite.v1.ViewerService/ListWindows',
+                request_serializer=fulgurite_dot_v1_dot_viewer__pb2.ListWindowsRequest.SerializeToString,
+                response_deserializer=fulgurite_dot_v1_dot_viewer__pb2.ListWindowsResponse.FromString,
+                )
 
 
 class ViewerServiceServicer(object):
@@ -42,6 +47,13 @@ class ViewerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListWindows(self, request, context):
+        """What replicas did, folded into windows of 1 s, 10 s or 1 min.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ViewerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -54,6 +66,11 @@ def add_ViewerServiceServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=fulgurite_dot_v1_dot_viewer__pb2.WatchRequest.FromString,
                     response_serializer=fulgurite_dot_v1_dot_viewer__pb2.WatchResponse.SerializeToString,
+            ),
+            'ListWindows': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWindows,
+                    request_deserializer=fulgurite_dot_v1_dot_viewer__pb2.ListWindowsRequest.FromString,
+                    response_serializer=fulgurite_dot_v1_dot_viewer__pb2.ListWindowsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -96,5 +113,121 @@ class ViewerService(object):
         return grpc.experimental.unary_stream(request, target, '/fulgurite.v1.ViewerService/Watch',
             fulgurite_dot_v1_dot_viewer__pb2.WatchRequest.SerializeToString,
             fulgurite_dot_v1_dot_viewer__pb2.WatchResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListWindows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fulgurite.v1.ViewerService/ListWindows',
+            fulgurite_dot_v1_dot_viewer__pb2.ListWindowsRequest.SerializeToString,
+            fulgurite_dot_v1_dot_viewer__pb2.ListWindowsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+
+class AdminServiceStub(object):
+    """Changes what agents do. Its own service, so that it can have its own permission.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.SetControl = channel.unary_unary(
+                '/fulgurite.v1.AdminService/SetControl',
+                request_serializer=fulgurite_dot_v1_dot_viewer__pb2.SetControlRequest.SerializeToString,
+                response_deserializer=fulgurite_dot_v1_dot_viewer__pb2.SetControlResponse.FromString,
+                )
+        self.Describe = channel.unary_unary(
+                '/fulgurite.v1.AdminService/Describe',
+                request_serializer=fulgurite_dot_v1_dot_viewer__pb2.DescribeRequest.SerializeToString,
+                response_deserializer=fulgurite_dot_v1_dot_viewer__pb2.DescribeResponse.FromString,
+                )
+
+
+class AdminServiceServicer(object):
+    """Changes what agents do. Its own service, so that it can have its own permission.
+    """
+
+    def SetControl(self, request, context):
+        """Takes effect within a second; refused above the ceiling of the attachment. A call in the serving process beats it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Describe(self, request, context):
+        """How this collector process is, and every replica with its link and its ledger.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AdminServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'SetControl': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetControl,
+                    request_deserializer=fulgurite_dot_v1_dot_viewer__pb2.SetControlRequest.FromString,
+                    response_serializer=fulgurite_dot_v1_dot_viewer__pb2.SetControlResponse.SerializeToString,
+            ),
+            'Describe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Describe,
+                    request_deserializer=fulgurite_dot_v1_dot_viewer__pb2.DescribeRequest.FromString,
+                    response_serializer=fulgurite_dot_v1_dot_viewer__pb2.DescribeResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fulgurite.v1.AdminService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+
+
+ # This class is part of an EXPERIMENTAL API.
+class AdminService(object):
+    """Changes what agents do. Its own service, so that it can have its own permission.
+    """
+
+    @staticmethod
+    def SetControl(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fulgurite.v1.AdminService/SetControl',
+            fulgurite_dot_v1_dot_viewer__pb2.SetControlRequest.SerializeToString,
+            fulgurite_dot_v1_dot_viewer__pb2.SetControlResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Describe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/fulgurite.v1.AdminService/Describe',
+            fulgurite_dot_v1_dot_viewer__pb2.DescribeRequest.SerializeToString,
+            fulgurite_dot_v1_dot_viewer__pb2.DescribeResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

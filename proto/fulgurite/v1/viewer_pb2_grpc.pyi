@@ -30,6 +30,12 @@ class ViewerServiceStub:
     ]
     """Past then live without a gap, or live at once; every break is a Gap message."""
 
+    ListWindows: grpc.UnaryUnaryMultiCallable[
+        fulgurite.v1.viewer_pb2.ListWindowsRequest,
+        fulgurite.v1.viewer_pb2.ListWindowsResponse,
+    ]
+    """What replicas did, folded into windows of 1 s, 10 s or 1 min."""
+
 class ViewerServiceAsyncStub:
     ListReplicas: grpc.aio.UnaryUnaryMultiCallable[
         fulgurite.v1.viewer_pb2.ListReplicasRequest,
@@ -41,6 +47,12 @@ class ViewerServiceAsyncStub:
         fulgurite.v1.viewer_pb2.WatchResponse,
     ]
     """Past then live without a gap, or live at once; every break is a Gap message."""
+
+    ListWindows: grpc.aio.UnaryUnaryMultiCallable[
+        fulgurite.v1.viewer_pb2.ListWindowsRequest,
+        fulgurite.v1.viewer_pb2.ListWindowsResponse,
+    ]
+    """What replicas did, folded into windows of 1 s, 10 s or 1 min."""
 
 class ViewerServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -58,4 +70,64 @@ class ViewerServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[fulgurite.v1.viewer_pb2.WatchResponse], collections.abc.AsyncIterator[fulgurite.v1.viewer_pb2.WatchResponse]]:
         """Past then live without a gap, or live at once; every break is a Gap message."""
 
+    @abc.abstractmethod
+    def ListWindows(
+        self,
+        request: fulgurite.v1.viewer_pb2.ListWindowsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fulgurite.v1.viewer_pb2.ListWindowsResponse, collections.abc.Awaitable[fulgurite.v1.viewer_pb2.ListWindowsResponse]]:
+        """What replicas did, folded into windows of 1 s, 10 s or 1 min."""
+
 def add_ViewerServiceServicer_to_server(servicer: ViewerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+
+class AdminServiceStub:
+    """Changes what agents do. Its own service, so that it can have its own permission."""
+
+    def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
+    SetControl: grpc.UnaryUnaryMultiCallable[
+        fulgurite.v1.viewer_pb2.SetControlRequest,
+        fulgurite.v1.viewer_pb2.SetControlResponse,
+    ]
+    """Takes effect within a second; refused above the ceiling of the attachment. A call in the serving process beats it."""
+
+    Describe: grpc.UnaryUnaryMultiCallable[
+        fulgurite.v1.viewer_pb2.DescribeRequest,
+        fulgurite.v1.viewer_pb2.DescribeResponse,
+    ]
+    """How this collector process is, and every replica with its link and its ledger."""
+
+class AdminServiceAsyncStub:
+    """Changes what agents do. Its own service, so that it can have its own permission."""
+
+    SetControl: grpc.aio.UnaryUnaryMultiCallable[
+        fulgurite.v1.viewer_pb2.SetControlRequest,
+        fulgurite.v1.viewer_pb2.SetControlResponse,
+    ]
+    """Takes effect within a second; refused above the ceiling of the attachment. A call in the serving process beats it."""
+
+    Describe: grpc.aio.UnaryUnaryMultiCallable[
+        fulgurite.v1.viewer_pb2.DescribeRequest,
+        fulgurite.v1.viewer_pb2.DescribeResponse,
+    ]
+    """How this collector process is, and every replica with its link and its ledger."""
+
+class AdminServiceServicer(metaclass=abc.ABCMeta):
+    """Changes what agents do. Its own service, so that it can have its own permission."""
+
+    @abc.abstractmethod
+    def SetControl(
+        self,
+        request: fulgurite.v1.viewer_pb2.SetControlRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fulgurite.v1.viewer_pb2.SetControlResponse, collections.abc.Awaitable[fulgurite.v1.viewer_pb2.SetControlResponse]]:
+        """Takes effect within a second; refused above the ceiling of the attachment. A call in the serving process beats it."""
+
+    @abc.abstractmethod
+    def Describe(
+        self,
+        request: fulgurite.v1.viewer_pb2.DescribeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[fulgurite.v1.viewer_pb2.DescribeResponse, collections.abc.Awaitable[fulgurite.v1.viewer_pb2.DescribeResponse]]:
+        """How this collector process is, and every replica with its link and its ledger."""
+
+def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

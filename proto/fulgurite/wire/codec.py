@@ -41,6 +41,7 @@ from google.protobuf.message import DecodeError, Message
 from fulgurite.v1 import agent_pb2, frame_pb2
 from fulgurite.wire.channels import BY_NAME, CHANNELS, LEVELS, PHASES, Channel
 from fulgurite.wire.frame import Array, FrameBatch, FrameBlock, RequestEvent, RequestRef, Scale
+from fulgurite.wire.sketch_codec import check_sketches, sketch_from_pb, sketch_to_pb
 from fulgurite.wire.topology import Topology
 
 if TYPE_CHECKING:
@@ -275,6 +276,10 @@ class Codec:
         message.requests.extend([_request_to_pb(request) for request in requests])
         message.events.extend(event_to_pb(event) for event in batch.events)
         message.scales.extend(scale_to_pb(scale) for scale in batch.scales)
+        for sketch in batch.sketches:
+            message.sketches.append(sketch_to_pb(sketch))
+            if sketch.request is not None:
+                message.sketches[-1].request.CopyFrom(_request_to_pb(sketch.request))
         return message
 
     def _write_block(
@@ -331,10 +336,7 @@ class Codec:
         if len(message.requests) > max(message.count, 1):
             _refuse(f"{len(message.requests)} requests for {message.count} frames")
         for request in message.requests:
-            if len(request.trace_id) not in (0, 16) or len(request.span_id) not in (0, 8):
-                _refuse("a trace id has 16 bytes and a span id 8, or none")
-            if len(request.request_id) > MAX_TEXT:
-                _refuse(f"a request id of {len(request.request_id)} characters; at most {MAX_TEXT}")
+            _check_request(request)
         for block in message.blocks:
             self._check_block(block, len(message.requests))
         _check_extras(message)
@@ -393,6 +395,10 @@ class Codec:
             events=tuple(event_from_pb(event) for event in message.events),
             scales=tuple(scale_from_pb(scale) for scale in message.scales),
             sent_ns=message.sent_ns,
+            sketches=tuple(
+                sketch_from_pb(one, request_from_pb(one.request) if one.HasField("request") else None)
+                for one in message.sketches
+            ),
         )
 
     def _read_block(self, block: frame_pb2.Block, requests: tuple[RequestRef, ...]) -> FrameBlock:
@@ -493,6 +499,19 @@ def _check_extras(message: frame_pb2.Batch) -> None:
             _refuse(f"an event whose names are longer than {MAX_TEXT} characters")
     for scale in message.scales:
         check_scale(scale)
+    for sketch in message.sketches:
+        _check_request(sketch.request)
+    try:
+        check_sketches(message.sketches)
+    except ValueError as error:
+        raise CodecError(str(error)) from None
+
+
+def _check_request(request: frame_pb2.RequestRef) -> None:
+    if len(request.trace_id) not in (0, 16) or len(request.span_id) not in (0, 8):
+        _refuse("a trace id has 16 bytes and a span id 8, or none")
+    if len(request.request_id) > MAX_TEXT:
+        _refuse(f"a request id of {len(request.request_id)} characters; at most {MAX_TEXT}")
 
 
 # --- columns ------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from fulgurite.wire.channels import BY_NAME, LEVELS, PHASES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fulgurite.wire.sketch import Sketch
+
 Array = np.ndarray[Any, Any]
 
 
@@ -196,6 +198,7 @@ class FrameBatch:
     events: tuple[RequestEvent, ...] = ()
     scales: tuple[Scale, ...] = ()
     sent_ns: int = 0
+    sketches: tuple[Sketch, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(block) for block in self.blocks)

@@ -1,5 +1,7 @@
 """The account of frames: captured = pending + acknowledged + everything dropped, by reason; at every moment.
 
+Tokens whose frames nobody asked for are `folded` into sketches: they are not captured, and counted apart.
+
 The sum cannot be broken, because `pending` is not kept: it is what was captured less what was settled, and
 settling more than is pending is refused. Counting takes no lock: each thread counts in a cell of its own,
 which nobody else writes, so the host's thread never waits for a thread that sends. A reading adds the cells
@@ -25,6 +27,7 @@ class Account:
     captured: int
     acknowledged: int
     dropped: Mapping[str, int]
+    folded: int = 0
 
     @property
     def settled(self) -> int:
@@ -43,6 +46,7 @@ class _Cell:
 
     captured: int = 0
     acknowledged: int = 0
+    folded: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
 
 
@@ -59,7 +63,7 @@ class Ledger:
     >>> ledger.drop(1, "outbox_full")
     >>> ledger.acknowledge(2)
     >>> ledger.account()
-    Account(captured=3, acknowledged=2, dropped={'outbox_full': 1})
+    Account(captured=3, acknowledged=2, dropped={'outbox_full': 1}, folded=0)
     """
 
     def __init__(self) -> None:
@@ -80,6 +84,10 @@ class Ledger:
         if frames < 0:
             raise LedgerError(f"{frames} frames cannot be captured")
         self._cell().captured += frames
+
+    def fold(self, tokens: int) -> None:
+        """Count tokens that go into sketches and not into frames."""
+        self._cell().folded += tokens
 
     def acknowledge(self, frames: int) -> None:
         """Count frames that are where they were to go.
@@ -118,4 +126,5 @@ class Ledger:
             for reason, frames in tuple(cell.dropped.items()):
                 dropped[reason] = dropped.get(reason, 0) + frames
         captured = sum(cell.captured for cell in tuple(self._cells.values()))
-        return Account(captured, acknowledged, dropped)
+        folded = sum(cell.folded for cell in cells)
+        return Account(captured, acknowledged, dropped, folded)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 MAX_PART_CHARS = 255
@@ -98,6 +99,7 @@ class ReplicaKey:
         return len(patterns) == 3 and _fits(patterns, names)
 
 
+@lru_cache(maxsize=4096)  # the same few names are written for every batch
 def _escape(part: str) -> str:
     return quote(part, safe="")
 

@@ -10,7 +10,9 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fulgurite.viewer")
 
-EXTRA = ("vtkmodules", "PIL")
-PAGE_EXTRA = ("trame", "trame_rca", "trame_vuetify", "wslink")
+PAGE_EXTRA = ("aiohttp", "PIL")
+DRAWING_EXTRA = ("vtkmodules", "PIL")
+REMOTE_EXTRA = ("trame", "trame_rca", "trame_vuetify", "wslink")
 FILM_EXTRA = ("av",)
 
 
@@ -43,13 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     foreign = _is_foreign(config)
     if foreign:
         return _fail(foreign, 2)
-    return _film(config) if config.headless else _page(config)
+    if config.headless:
+        return _film(config)
+    drawn_there = (files("fulgurite.viewer") / "page" / "index.html").is_file()
+    return _page(config) if drawn_there and not config.remote else _remote_page(config)
 
 
 def missing_packages(config: ViewConfig) -> list[str]:
     """What this command needs and is not installed."""
     film = FILM_EXTRA if config.out is not None and config.out.suffix.lower() == ".mp4" else ()
-    wanted = EXTRA + (film if config.headless else PAGE_EXTRA)
+    wanted: tuple[str, ...] = PAGE_EXTRA
+    if config.headless or config.remote:
+        wanted = DRAWING_EXTRA + (film if config.headless else REMOTE_EXTRA)
     return [name for name in wanted if find_spec(name) is None]
 
 
@@ -82,16 +90,41 @@ def _feed(config: ViewConfig, inbox: Inbox) -> Feed:
 
 
 def _page(config: ViewConfig) -> int:
-    from fulgurite.viewer.browser import Page, is_free
-    from fulgurite.viewer.camera import PRESETS
-    from fulgurite.viewer.session import Session
-    from fulgurite.viewer.studio import Studio
+    from fulgurite.viewer.remote import Remote
+    from fulgurite.viewer.story import Story
+    from fulgurite.viewer.website import Website, is_free
 
     host, port = parse_address(config.listen)
     if not is_free(host, port):
-        return _fail(
-            f"{config.listen} is in use: choose another with --listen {host}:PORT, or stop what is there", 2
-        )
+        return _fail(_taken(config, host), 2)
+    inbox = Inbox()
+    story = Story(name=f"{time.time_ns():x}", address=config.collector)
+    chosen = [argument for selector in config.replicas for argument in ("--replica", selector)]
+    able = all(find_spec(name) is not None for name in DRAWING_EXTRA + REMOTE_EXTRA)
+    remote = Remote(["--collector", config.collector, *chosen]) if able else None
+    website = Website(story, inbox, token=config.token, remote=remote)
+    feed = _feed(config, inbox).start()
+    try:
+        website.serve(host, port, on_ready=lambda bound: _announce(host, bound, config))
+    finally:
+        feed.close()
+    return 0
+
+
+def _taken(config: ViewConfig, host: str) -> str:
+    return f"{config.listen} is in use: choose another with --listen {host}:PORT, or stop what is there"
+
+
+def _remote_page(config: ViewConfig) -> int:
+    from fulgurite.viewer.browser import Page
+    from fulgurite.viewer.camera import PRESETS
+    from fulgurite.viewer.session import Session
+    from fulgurite.viewer.studio import Studio
+    from fulgurite.viewer.website import is_free
+
+    host, port = parse_address(config.listen)
+    if not is_free(host, port):
+        return _fail(_taken(config, host), 2)
     session, inbox = Session(address=config.collector), Inbox()
     session.storm.tokens_visible = False  # the page has its own strip
     page = Page(tuple((preset.label, preset.tooltip) for preset in PRESETS))

@@ -15,12 +15,11 @@ attended positions.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +38,7 @@ LIFE_S = 0.42
 GROUPS = 16  # a chain has at most so many stations along the layers
 HEADS_PER_GROUP = 4
 READS_PER_HEAD = 2
+EXPERTS_PER_STATION = 2
 LEAST_WEIGHT = 0.10  # a cell with less of a head's attention has no strike of its own
 DIMMEST = 0.04  # a node below this display value has no arc of its own
 TEXELS = 4  # RGBA texels per slot
@@ -75,7 +75,8 @@ class Arcs:
     kind : ndarray of int8, shape (n,)
         Of `Kind`.
     node : ndarray of int32, shape (n, 2)
-        What it belongs to: (layer, head) of a head, (layer, cell) of a read, (layer, 0) of the rest.
+        What it belongs to: (layer, head) of a head, (layer, cell) of a read, (layer, expert) of an FFN arc
+        of a model with experts, (layer, 0) of the rest.
     """
 
     start: Floats
@@ -136,23 +137,22 @@ def frame_seed(request_id: str, sequence: int, position: int) -> int:
     return zlib.crc32(f"{request_id}/{sequence}/{position}".encode()) & 0xFFFF
 
 
-def heads_per_group(layers: int, slots: int) -> int:
-    """How many heads per station get an arc, so that about three chains fit into `slots`."""
-    groups = min(layers, GROUPS)
-    return int(np.clip(slots // (3 * groups) - 2, 1, HEADS_PER_GROUP))
+def heads_and_strikes(
+    layers: int, slots: int, *, chains: int = 2, has_reads: bool = True, has_experts: bool = False
+) -> tuple[int, int]:
+    """Heads per station that get an arc, and strikes per head, so that so many chains fit into `slots`.
 
-
-def heads_and_strikes(layers: int, slots: int) -> tuple[int, int]:
-    """The same where strikes come along: heads per station and strikes per head, so that two chains fit.
-
-    Where not even two chains of one head with one strike fit, one does, or the strikes are left out.
+    Where not even chains of one head with one strike fit, one does, or the strikes are left out.
     """
     groups = min(layers, GROUPS)
-    room = slots // (2 * groups) - 2  # beside trunk and FFN
-    for strikes in range(READS_PER_HEAD, 0, -1):
+    beside = 1 + (EXPERTS_PER_STATION if has_experts else 1)  # trunk, and FFN or experts
+    room = slots // (chains * groups) - beside
+    for strikes in range(READS_PER_HEAD, 0, -1) if has_reads else ():
         if room // (1 + strikes) >= 1:
             return min(HEADS_PER_GROUP, room // (1 + strikes)), strikes
-    return (1, 1) if 4 * groups <= slots else (heads_per_group(layers, slots), 0)
+    if has_reads and (2 + beside) * groups <= slots:
+        return 1, 1
+    return int(np.clip(room, 1, HEADS_PER_GROUP)), 0
 
 
 def chain(
@@ -165,6 +165,8 @@ def chain(
     strikes: int = READS_PER_HEAD,
     pushes: Pushes | None = None,
     lane: int = 0,
+    experts: Floats | None = None,
+    hidden: NDArray[np.bool_] | None = None,
 ) -> Arcs:
     """The arcs of one token.
 
@@ -180,39 +182,77 @@ def chain(
     pushes : the contributions; None: not captured.
     lane : int
         Which strand along the spine: one per request colour, so that requests stay apart. 0 is the axis.
+    experts : ndarray of float32, shape (L, E)
+        Display values of the gate weights, NaN where no router was captured: then the block's arc is
+        replaced by one to each chosen expert of a station, at most `EXPERTS_PER_STATION`. None: dense.
+    hidden : ndarray of bool, shape (L, H)
+        Heads that have no arc because they are not looked at. None: all are.
     """
-    rows: list[_Row] = []
-    layout = replace(layout, spine=layout.spine + _strand(lane))
+    layers = len(ffn_display)
     if pushes is None:
-        pushes = Pushes(np.full(head_display.shape, np.nan), np.full(len(ffn_display), np.nan))
-    for low, high in _stations(len(ffn_display)):
-        rows += _trunk(layout, head_display, ffn_display, low, high, pushes)
-        rows += _heads(layout, head_display, low, high, top, (reads, strikes), pushes)
-        rows += _ffn(layout, ffn_display, low, high, pushes)
-    rows.sort(key=lambda row: row.delay)
+        pushes = Pushes(np.full(head_display.shape, np.nan), np.full(layers, np.nan))
+    token = _Token(
+        layout=replace(layout, spine=layout.spine + _strand(lane)),
+        heads=head_display if hidden is None else np.where(hidden, np.nan, head_display).astype(np.float32),
+        ffn=ffn_display,
+        pushes=pushes,
+        edges=np.linspace(0, layers, min(layers, GROUPS) + 1).round().astype(np.intp),
+    )
+    parts = [_trunk(token), _heads(token, top)]
+    parts.append(_ffn(token) if experts is None else _experts(token, experts))
+    if reads is not None and strikes:
+        parts.append(_strikes(token, parts[1], reads, strikes))
+    return _sorted(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """What the arcs of a token are made from; station i has the layers `edges[i]` to `edges[i + 1]`."""
+
+    layout: Layout
+    heads: Floats
+    ffn: Floats
+    pushes: Pushes
+    edges: NDArray[np.intp]
+
+    def spine_at(self, layer: NDArray[np.intp], share: float) -> Floats:
+        """Points on the spine, `share` of the way from where `layer` begins to where the next one does."""
+        spine = self.layout.spine
+        return np.asarray(spine[layer] + share * (spine[layer + 1] - spine[layer]), np.float32)
+
+
+def _arcs(
+    kind: Kind,
+    start: Floats,
+    end: Floats,
+    display: Floats,
+    delay: NDArray[np.float64],
+    node: tuple[NDArray[Any], NDArray[Any] | int],
+    push: NDArray[np.float64] | float,
+    width: Floats | None = None,
+) -> Arcs:
+    """Arcs of one kind; a push in logits, or already `NO_PUSH`."""
+    n = len(display)
+    place = np.zeros((n, 2), np.int32)
+    place[:, 0], place[:, 1] = node
+    hues = np.full(n, push, np.float32) if isinstance(push, float) else texel(hue(push))
     return Arcs(
-        start=np.array([row.start for row in rows], np.float32).reshape(-1, 3),
-        end=np.array([row.end for row in rows], np.float32).reshape(-1, 3),
-        display=np.array([row.display for row in rows], np.float32),
-        width=np.array([row.width for row in rows], np.float32),
-        push=np.array([row.push for row in rows], np.float32),
-        delay=np.array([row.delay for row in rows], np.float32),
-        kind=np.array([row.kind for row in rows], np.int8),
-        node=np.array([row.node for row in rows], np.int32).reshape(-1, 2),
+        start=start.astype(np.float32),
+        end=end.astype(np.float32),
+        display=display.astype(np.float32),
+        width=(display if width is None else width).astype(np.float32),
+        push=hues,
+        delay=delay.astype(np.float32),
+        kind=np.full(n, kind, np.int8),
+        node=place,
     )
 
 
-class _Row(NamedTuple):
-    """One arc."""
-
-    delay: float
-    kind: Kind
-    start: Floats
-    end: Floats
-    display: float
-    node: tuple[int, int]
-    push: float
-    width: float
+def _sorted(parts: list[Arcs]) -> Arcs:
+    """All arcs in the order in which they appear."""
+    columns = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Arcs)}
+    order = np.argsort(columns["delay"], kind="stable")
+    return Arcs(**{name: column[order] for name, column in columns.items()})
 
 
 def _strand(lane: int) -> Floats:
@@ -222,79 +262,92 @@ def _strand(lane: int) -> Floats:
     return np.array(place, np.float32) * STRAND_RADIUS
 
 
-def _stations(layers: int) -> list[tuple[int, int]]:
-    edges = np.linspace(0, layers, min(layers, GROUPS) + 1).round().astype(int)
-    return list(itertools.pairwise(edges.tolist()))
-
-
-def _trunk(layout: Layout, heads: Floats, ffn: Floats, low: int, high: int, pushes: Pushes) -> list[_Row]:
-    values = np.concatenate([heads[low:high].ravel(), ffn[low:high]])
-    drawn = np.isfinite(values)
-    if not drawn.any():
-        return []
-    start, end = layout.spine[low], layout.spine[high]
-    display = float(values[drawn].max())
-    pushed = np.concatenate([pushes.heads[low:high].ravel(), pushes.ffn[low:high]])[drawn]
-    return [_Row(low / len(ffn), Kind.TRUNK, start, end, display, (low, 0), _hue(pushed.sum()), display)]
-
-
-def _heads(
-    layout: Layout,
-    heads: Floats,
-    low: int,
-    high: int,
-    top: int,
-    reads: tuple[Reads | None, int],
-    pushes: Pushes,
-) -> list[_Row]:
-    values = np.where(np.isfinite(heads[low:high]), heads[low:high], -1.0).ravel()
-    order = np.argsort(-values, kind="stable")[:top]
-    layers, width = heads.shape
-    rows: list[_Row] = []
-    for flat in order[values[order] >= DIMMEST].tolist():
-        layer, head = low + flat // width, flat % width
-        place, display = layout.heads[layer, head], float(values[flat])
-        into = _spine_at(layout, layer, 0.55)
-        toward = (into - place) * (0.9 * layout.head_radius / max(1e-6, float(np.linalg.norm(into - place))))
-        delay, push = (layer + 0.25) / layers, _hue(pushes.heads[layer, head])
-        rows.append(_Row(delay, Kind.HEAD, place + toward, into, display, (layer, head), push, display))
-        rows += _reads(layout, *reads, layer, head, display)
-    return rows
-
-
-def _reads(
-    layout: Layout, reads: Reads | None, strikes: int, layer: int, head: int, display: float
-) -> list[_Row]:
-    """Strikes from the cells that a head attends to most to that head."""
-    place, delay = layout.heads[layer, head], layer / len(layout.heads)
-    rows: list[_Row] = []
-    for cell, weight in reads.strongest(layer, head, strikes) if reads is not None else ():
-        source = layout.cells[layer, cell].mean(axis=0)
-        rows.append(_Row(delay, Kind.READ, source, place, display, (layer, cell), NO_PUSH, weight))
-    return rows
-
-
-def _ffn(layout: Layout, ffn: Floats, low: int, high: int, pushes: Pushes) -> list[_Row]:
-    values = np.where(np.isfinite(ffn[low:high]), ffn[low:high], -1.0)
-    layer, display = low + int(np.argmax(values)), float(values.max())
-    if display < DIMMEST:
-        return []
-    # from the upper edge: of the disc's square, or of the first plate
-    start, end = layout.plates[layer, 0, 2:].mean(axis=0), _spine_at(layout, layer, 1.0)
-    delay = (layer + 0.6) / len(ffn)
-    return [_Row(delay, Kind.FFN, start, end, display, (layer, 0), _hue(pushes.ffn[layer]), display)]
-
-
-def _hue(logits: float) -> float:
-    """The hue of a push as it goes into a slot."""
-    return float(texel(hue(logits)))
-
-
-def _spine_at(layout: Layout, layer: int, share: float) -> Floats:
-    """The point on the spine `share` of the way from where `layer` begins to where the next one does."""
-    return np.asarray(
-        layout.spine[layer] + share * (layout.spine[layer + 1] - layout.spine[layer]), np.float32
+def _trunk(token: _Token) -> Arcs:
+    """Along the spine: as bright as the brightest node that the segment passes."""
+    low, high = token.edges[:-1], token.edges[1:]
+    of_layer = np.fmax(np.fmax.reduce(token.heads, axis=1), token.ffn)
+    display = np.fmax.reduceat(of_layer, low)
+    drawn = np.concatenate([token.heads, token.ffn[:, None]], axis=1)
+    pushed = np.concatenate([token.pushes.heads, token.pushes.ffn[:, None]], axis=1)
+    total = np.add.reduceat(np.where(np.isfinite(drawn), pushed, 0.0).sum(axis=1), low)
+    lit = np.isfinite(display)
+    low, high, spine = low[lit], high[lit], token.layout.spine
+    return _arcs(
+        Kind.TRUNK, spine[low], spine[high], display[lit], low / len(token.ffn), (low, 0), total[lit]
     )
+
+
+def _heads(token: _Token, top: int) -> Arcs:
+    """From the most active heads of each station to the spine."""
+    layers, width = token.heads.shape
+    values = np.where(np.isfinite(token.heads), token.heads, -1.0).ravel()
+    found = []
+    for low, high in itertools.pairwise((token.edges * width).tolist()):
+        group = values[low:high]
+        some = (
+            np.argpartition(-group, min(top, len(group)) - 1)[:top]
+            if top < len(group)
+            else np.arange(len(group))
+        )
+        found.append(low + some[np.lexsort((some, -group[some]))])
+    flat = np.concatenate(found)
+    flat = flat[values[flat] >= DIMMEST]
+    layer, head = np.divmod(flat, width)
+    place, into = token.layout.heads[layer, head], token.spine_at(layer, 0.55)
+    way = into - place
+    reach = np.maximum(1e-6, np.linalg.norm(way, axis=1, keepdims=True))
+    start = place + way * (0.9 * token.layout.head_radius / reach)
+    push = token.pushes.heads[layer, head]
+    return _arcs(Kind.HEAD, start, into, values[flat], (layer + 0.25) / layers, (layer, head), push)
+
+
+def _strikes(token: _Token, heads: Arcs, reads: Reads, strikes: int) -> Arcs:
+    """From the cells that the drawn heads attend to most to those heads."""
+    rows = [
+        (layer, head, float(display), cell, weight)
+        for (layer, head), display in zip(heads.node.tolist(), heads.display, strict=True)
+        for cell, weight in reads.strongest(layer, head, strikes)
+    ]
+    table = np.array(rows, np.float64).reshape(-1, 5)
+    layer, head, cell = table[:, [0, 1, 3]].astype(np.intp).T
+    display, weight = table[:, [2, 4]].astype(np.float32).T
+    source = token.layout.cells[layer, cell].mean(axis=1)
+    place, delay = token.layout.heads[layer, head], layer / len(token.ffn)
+    return _arcs(Kind.READ, source, place, display, delay, (layer, cell), NO_PUSH, weight)
+
+
+def _busiest(token: _Token) -> NDArray[np.intp]:
+    """The layer of each station whose FFN block wrote most."""
+    values = np.where(np.isfinite(token.ffn), token.ffn, -1.0)
+    stations = itertools.pairwise(token.edges.tolist())
+    return np.array([low + int(np.argmax(values[low:high])) for low, high in stations], np.intp)
+
+
+def _ffn(token: _Token) -> Arcs:
+    """From the upper edge of each station's most active block, disc or plate, to the spine."""
+    layer = _busiest(token)
+    layer = layer[token.ffn[layer] >= DIMMEST]
+    start, end = token.layout.plates[layer, 0, 2:].mean(axis=1), token.spine_at(layer, 1.0)
+    delay = (layer + 0.6) / len(token.ffn)
+    return _arcs(Kind.FFN, start, end, token.ffn[layer], delay, (layer, 0), token.pushes.ffn[layer])
+
+
+def _experts(token: _Token, experts: Floats) -> Arcs:
+    """From the spine into the experts that the router chose in each station's most active layer.
+
+    Brightness and width are the light of the expert: its gate weight.
+    """
+    weights = np.where(np.isfinite(experts), experts, 0.0)
+    layer = np.repeat(_busiest(token), EXPERTS_PER_STATION)
+    order = np.argsort(-weights[layer[::EXPERTS_PER_STATION]], axis=1, kind="stable")
+    expert = order[:, :EXPERTS_PER_STATION].ravel()
+    layer = layer[: len(expert)] if expert.size == layer.size else layer[::EXPERTS_PER_STATION]
+    lit = weights[layer, expert] >= DIMMEST
+    layer, expert = layer[lit], expert[lit]
+    start, end = token.spine_at(layer, 0.7), token.layout.plates[layer, expert].mean(axis=1)
+    delay = (layer + 0.6) / len(token.ffn)
+    push = token.pushes.ffn[layer]
+    return _arcs(Kind.FFN, start, end, weights[layer, expert], delay, (layer, expert), push)
 
 
 class Bolts:
@@ -317,8 +370,8 @@ class Bolts:
         self.revision = 0
         self._births = np.full(slots, -np.inf)
         self._next = 0
-        self._serial = 0
-        self._coming: list[tuple[float, int, Floats]] = []
+        self._coming_s = np.zeros(0)  # births of the arcs to come, in order
+        self._coming = np.zeros((0, TEXELS, 4), np.float32)
         self._busy: dict[int, int] = {}  # arcs alive in each interval of the admission's grid
         self._origin_s = 0.0
 
@@ -329,7 +382,7 @@ class Bolts:
         """No arc, none to come."""
         self.slots[:] = 0.0
         self._births[:] = -np.inf
-        self._coming.clear()
+        self._coming_s, self._coming = self._coming_s[:0], self._coming[:0]
         self._busy.clear()
         self.revision += 1
 
@@ -379,9 +432,9 @@ class Bolts:
         texels[:, 3, 0] = (seed + 131 * np.arange(n)) % 65536
         texels[:, 3, 1], texels[:, 3, 2], texels[:, 3, 3] = arcs.kind, arcs.width, arcs.push
         births = at_s + arcs.delay.astype(np.float64) * spread_s
-        for i in range(n):
-            self._serial += 1
-            heapq.heappush(self._coming, (float(births[i]), self._serial, texels[i]))
+        place = np.searchsorted(self._coming_s, births, side="right")  # never decreasing, as the births
+        self._coming_s = np.insert(self._coming_s, place, births)
+        self._coming = np.insert(self._coming, place, texels, axis=0)
 
     def advance(self, now_s: float, origin_s: float) -> None:
         """Arcs that are born by `now_s` take their slots, the oldest arc's first."""
@@ -389,16 +442,19 @@ class Bolts:
             self._origin_s = origin_s
             self.slots[:, 0, 3] = np.where(np.isfinite(self._births), self._births - origin_s, 0.0)
             self.revision += 1
-        while self._coming and self._coming[0][0] <= now_s:
-            birth_s, _, texels = heapq.heappop(self._coming)
-            if birth_s + LIFE_S > now_s:
-                self._place(birth_s, texels)
+        due = int(np.searchsorted(self._coming_s, now_s, side="right"))
+        if due:
+            births, texels = self._coming_s[:due], self._coming[:due]
+            self._coming_s, self._coming = self._coming_s[due:], self._coming[due:]
+            alive = np.flatnonzero(births + LIFE_S > now_s)[-len(self.slots) :]
+            self._place(births[alive], texels[alive])
 
-    def _place(self, birth_s: float, texels: Floats) -> None:
-        self.slots[self._next] = texels
-        self.slots[self._next, 0, 3] = birth_s - self._origin_s
-        self._births[self._next] = birth_s
-        self._next = (self._next + 1) % len(self.slots)
+    def _place(self, births: NDArray[np.float64], texels: Floats) -> None:
+        where = (self._next + np.arange(len(births))) % len(self.slots)
+        self.slots[where] = texels
+        self.slots[where, 0, 3] = births - self._origin_s
+        self._births[where] = births
+        self._next = (self._next + len(births)) % len(self.slots)
         self.revision += 1
 
     def live(self, now_s: float) -> int:

@@ -1,4 +1,6 @@
-"""The page: one scene, drawn here and shown in browsers, with the controls around it.
+"""The page for browsers that cannot draw: one scene, drawn here, shown as pictures, with the controls around it.
+
+One camera and one playhead for everybody; `website` serves the page that draws for itself.
 
 The picture goes through trame-rca as JPEG, everything else as trame state. What a control does is in
 `panel`; what is shown is in `session`; when and how finely it is drawn is in `studio`. This file connects
@@ -13,7 +15,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import time
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -33,7 +34,7 @@ from fulgurite.viewer.studio import Picture, Studio
 from fulgurite.wire.channels import CHANNELS
 
 AREA = "storm"
-ASSETS = Path(str(files("fulgurite.viewer").joinpath("page")))
+ASSETS = Path(str(files("fulgurite.viewer").joinpath("page", "remote")))
 FONTS = Path(str(files("fulgurite.viewer").joinpath("fonts")))
 PICTURES_UNDER_WAY = 3  # to one browser: a slow one gets fewer pictures, not older ones
 LIGHTS = {
@@ -172,6 +173,10 @@ class Page:
                     state[name] = value
 
     # what a person can ask for: panel.Stage
+
+    def ask(self, action: Callable[[Session], None]) -> None:
+        """Have this done to the session, and its result drawn."""
+        self._post(action)
 
     def toggle_pause(self) -> None:
         """Stand still, or go on from there."""
@@ -424,12 +429,3 @@ def _title(command: panel.Command) -> str:
 
 def _button(command: panel.Command) -> dict[str, str]:
     return {"name": command.name, "label": command.label, "title": _title(command)}
-
-
-def is_free(host: str, port: int) -> bool:
-    """Whether the page can be served there."""
-    try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-            return True
-    except OSError:
-        return False

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fulgurite.viewer.layout import Layout
 
 EASE_S = 0.7
+FOLLOW_S = 1.4  # how gently a camera that follows comes after the light
+FOLLOW_CLOSER = 1.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,13 @@ def pixels_per_unit(view: View, depth: NDArray[Any], height: float) -> NDArray[n
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A node under the pointer: `kind` is ``head`` or ``ffn`` (then `head` is -1)."""
+    """A node under the pointer.
+
+    Attributes
+    ----------
+    kind : ``head``, ``ffn`` or ``cell`` (of the key-value cache).
+    head : the head, or of an ``ffn`` the expert, -1 of a dense one, or of a ``cell`` the cell.
+    """
 
     kind: str
     layer: int
@@ -152,23 +160,54 @@ class Pick:
 
 
 def pick(view: View, layout: Layout, x: float, y: float, width: float, height: float) -> Pick | None:
-    """The node at pixel (x, y) of a viewport: the nearest to the camera of those that cover it."""
+    """The node at pixel (x, y) of a viewport: of those that cover it, the nearest to the camera.
+
+    Discs are see-through: a head behind one is found first.
+    """
+    window = (width, height)
+    if layout.walls is not None:
+        heads = _pick_quad(view, layout.walls, x, y, *window)
+    else:
+        heads = _pick_ball(view, layout, x, y, *window)
+    plates = _pick_quad(view, layout.plates, x, y, *window)
+    cells = _pick_quad(view, layout.cells, x, y, *window)
+    if heads is not None and layout.ffn_kind == "disc":
+        plates = None
+    found = [
+        (hit, kind) for hit, kind in ((heads, "head"), (plates, "ffn"), (cells, "cell")) if hit is not None
+    ]
+    if not found:
+        return None
+    (_, layer, index), kind = min(found)
+    return Pick(kind, layer, -1 if kind == "ffn" and layout.plates.shape[1] == 1 else index)
+
+
+def _pick_ball(
+    view: View, layout: Layout, x: float, y: float, width: float, height: float
+) -> tuple[float, int, int] | None:
+    """Depth, layer and head of the nearest ball that covers the pixel."""
     heads = project(view, layout.heads, width, height)
     reach = layout.head_radius * pixels_per_unit(view, heads[..., 2], height)
-    hits = np.hypot(heads[..., 0] - x, heads[..., 1] - y) <= np.maximum(3.0, reach)
-    if hits.any():
-        depth = np.where(hits, heads[..., 2], np.inf)
-        layer, head = np.unravel_index(int(np.argmin(depth)), depth.shape)
-        return Pick("head", int(layer), int(head))
-    return _pick_plate(view, layout, x, y, width, height)
+    return _nearest(np.hypot(heads[..., 0] - x, heads[..., 1] - y) <= np.maximum(3.0, reach), heads[..., 2])
 
 
-def _pick_plate(view: View, layout: Layout, x: float, y: float, width: float, height: float) -> Pick | None:
-    corners = project(view, layout.plates, width, height)[..., :2]  # (L, E, 4, 2)
+def _pick_quad(
+    view: View, quads: NDArray[Any], x: float, y: float, width: float, height: float
+) -> tuple[float, int, int] | None:
+    """Likewise of convex quadrilaterals (A, B, 4, 3); NaN: there is none."""
+    at = project(view, quads, width, height)
+    corners = at[..., :2]
     to = np.roll(corners, -1, axis=-2) - corners
     side = to[..., 0] * (y - corners[..., 1]) - to[..., 1] * (x - corners[..., 0])
-    inside = ((side >= 0).all(axis=-1) | (side <= 0).all(axis=-1)).any(axis=-1)
-    return Pick("ffn", int(np.argmax(inside)), -1) if inside.any() else None
+    inside = (side >= 0).all(axis=-1) | (side <= 0).all(axis=-1)
+    return _nearest(inside, at[..., 2].mean(axis=-1))
+
+
+def _nearest(hits: NDArray[np.bool_], depth: NDArray[np.float64]) -> tuple[float, int, int] | None:
+    if not hits.any():
+        return None
+    at = np.unravel_index(int(np.argmin(np.where(hits, depth, np.inf))), depth.shape)
+    return float(depth[at]), int(at[0]), int(at[1])
 
 
 class CameraRig:
@@ -178,10 +217,13 @@ class CameraRig:
     ----------
     preset : int
         Index into `PRESETS`.
+    follows : bool
+        Whether it travels along the layers with the light, nearer than the preset.
     """
 
     def __init__(self) -> None:
         self.preset = 0
+        self.follows = False
         self._from: tuple[float, ...] | None = None
         self._since_s: float | None = None
         self._turn = [0.0, 0.0]  # azimuth, elevation in degrees
@@ -189,6 +231,9 @@ class CameraRig:
         self._pan = [0.0, 0.0]  # shares of the viewport's height
         self._shown: tuple[float, ...] | None = None
         self._fit: tuple[tuple[Any, ...], View] | None = None
+        self._tracked_s: float | None = None
+        self._tracked_x = 0.0
+        self._near = 0.0  # 0: the preset, 1: close to the light
 
     def show(self, index: int) -> None:
         """Go to a preset.
@@ -217,6 +262,16 @@ class CameraRig:
         """Shift the picture, in shares of a viewport's height."""
         self._pan[0] += right
         self._pan[1] += up
+
+    def track(self, x: float | None, clock_s: float) -> None:
+        """The light is at `x` along the layers; a camera that follows comes after it, gently."""
+        since_s = 0.0 if self._tracked_s is None else max(0.0, clock_s - self._tracked_s)
+        self._tracked_s = clock_s
+        share = 1.0 - math.exp(-since_s / FOLLOW_S)
+        near = 1.0 if self.follows and x is not None else 0.0
+        self._near += share * (near - self._near)
+        if x is not None:
+            self._tracked_x += share * (x - self._tracked_x)
 
     def direction(self, aspect: float, clock_s: float) -> tuple[float, float, float]:
         """Azimuth, elevation and opening angle now, in degrees, for a free area of that aspect."""
@@ -250,6 +305,8 @@ class CameraRig:
         free = aspect * (1.0 - insets.left - insets.right) / (1.0 - insets.top - insets.bottom)
         azimuth, elevation, angle = self.direction(free, clock_s)
         fitted = self._fitted(points, azimuth, elevation, angle, aspect, insets)
+        if self._near > 1e-3:
+            fitted = self._closer(fitted)
         if self._zoom == 1.0 and self._pan == [0.0, 0.0]:
             return fitted
         right, up, forward = basis(azimuth, elevation)
@@ -257,6 +314,13 @@ class CameraRig:
         span = 2.0 * distance * math.tan(math.radians(angle) / 2)
         focal = np.array(fitted.focal) - self._pan[0] * span * right - self._pan[1] * span * up
         return View(_triple(focal - distance * forward), _triple(focal), fitted.up, angle)
+
+    def _closer(self, view: View) -> View:
+        """From a preset's view to one that is nearer and looks at where the light is."""
+        focal, position = np.array(view.focal), np.array(view.position)
+        target = focal + self._near * (np.array([self._tracked_x, focal[1], focal[2]]) - focal)
+        way = (position - focal) * (1.0 - self._near * (1.0 - 1.0 / FOLLOW_CLOSER))
+        return View(_triple(target + way), _triple(target), view.up, view.angle_deg)
 
     def _fitted(self, points: NDArray[Any], *how: Any) -> View:
         """`fit`, kept while nothing changes."""

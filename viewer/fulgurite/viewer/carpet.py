@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fulgurite.viewer.glow import NEVER_S
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -37,9 +39,10 @@ class Carpet:
         self.written_s = np.full((layers, cells), -np.inf)
         self.read_s = np.full((layers, cells), -np.inf)
         self.revision = 0
-        self._sequences: dict[tuple[str, int], tuple[NDArray[np.int32], float]] = {}
+        self._sequences: dict[tuple[str, int], tuple[NDArray[np.int32], float]] = {}  # the silent ones first
         self._fill: Floats | None = None
         self._measured = False
+        self._texels = np.zeros((layers, cells, 4), np.float32)
 
     def clear(self) -> None:
         """Nothing cached, nothing measured."""
@@ -53,19 +56,43 @@ class Carpet:
         self, sequence: tuple[str, int], kv_tokens: NDArray[np.int32], at_s: float, *, first: int
     ) -> None:
         """After a pass a sequence has `kv_tokens` (L,) positions cached; those from `first` on are new."""
-        known = kv_tokens >= 0
-        if not known.any():
+        self.write_step([sequence], kv_tokens[None], at_s, first=np.array([first]))
+
+    def write_step(
+        self,
+        sequences: Sequence[tuple[str, int]],
+        kv_tokens: NDArray[np.int32],
+        at_s: float,
+        *,
+        first: NDArray[np.integer[Any]],
+    ) -> None:
+        """The same for all sequences of one pass: `kv_tokens` (n, L), `first` (n,)."""
+        if not (kv_tokens >= 0).any():
             return
         self._grow(int(kv_tokens.max()))
         self._measured = True
-        self._sequences[sequence] = (kv_tokens, at_s)
-        begin = np.minimum(first, kv_tokens - 1) // self.tokens_per_cell
-        end = (kv_tokens - 1) // self.tokens_per_cell
-        cell = np.arange(self.written_s.shape[1])
-        new = known[:, None] & (cell >= begin[:, None]) & (cell <= end[:, None])
-        self.written_s[new] = np.maximum(self.written_s[new], at_s)
-        self._fill = None
+        first = np.minimum(first[:, None], kv_tokens - 1)
+        opened = (kv_tokens - 1) % self.tokens_per_cell == 0  # its newest token is the first of a cell
+        is_fuller = bool((opened | (first < kv_tokens - 1)).any())
+        for index, sequence in enumerate(sequences):
+            is_fuller |= self._sequences.pop(sequence, None) is None
+            self._sequences[sequence] = (kv_tokens[index], at_s)
+        if is_fuller:
+            self._fill = None
+        self._mark(kv_tokens, at_s, first)
         self.revision += 1
+
+    def _mark(self, kv_tokens: NDArray[np.int32], at_s: float, first: NDArray[np.integer[Any]]) -> None:
+        begin, end = first // self.tokens_per_cell, (kv_tokens - 1) // self.tokens_per_cell
+        known = kv_tokens >= 1
+        single = known & (begin == end)
+        _, layers = np.nonzero(single)
+        cells = end[single]
+        self.written_s[layers, cells] = np.maximum(self.written_s[layers, cells], at_s)
+        for row in np.flatnonzero((known & ~single).any(axis=1)).tolist():  # a prefill writes many
+            cell = np.arange(self.written_s.shape[1])
+            new = known[row, :, None] & (cell >= begin[row, :, None]) & (cell <= end[row, :, None])
+            self.written_s[new] = np.maximum(self.written_s[new], at_s)
 
     def cell_of(self, positions: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
         """The cells of cached positions; -1 stays -1."""
@@ -83,7 +110,12 @@ class Carpet:
 
     def expire(self, now_s: float) -> None:
         """Forget sequences that have been silent for `SILENT_S`."""
-        self._drop([key for key, (_, at_s) in self._sequences.items() if at_s < now_s - SILENT_S])
+        silent = []
+        for key, (_, at_s) in self._sequences.items():
+            if at_s >= now_s - SILENT_S:
+                break  # who spoke later stands behind
+            silent.append(key)
+        self._drop(silent)
 
     def _drop(self, keys: Iterable[tuple[str, int]]) -> None:
         for key in keys:
@@ -96,6 +128,7 @@ class Carpet:
         while tokens > cells * self.tokens_per_cell:
             self.tokens_per_cell *= 2
             self.written_s, self.read_s = _halved(self.written_s), _halved(self.read_s)
+            self._fill = None
 
     def fill(self) -> Floats:
         """Share of the sequences under way that have cached up to each cell, shape (L, C)."""
@@ -108,18 +141,21 @@ class Carpet:
         if not self._sequences:
             return np.zeros((layers, cells), np.float32)
         cached = np.stack([tokens for tokens, _ in self._sequences.values()])  # (sequences, L)
-        lengths = np.sort(cached, axis=0)
-        starts = np.arange(cells) * self.tokens_per_cell
-        shorter = [np.searchsorted(lengths[:, layer], starts, side="right") for layer in range(layers)]
-        return (1.0 - np.stack(shorter) / len(lengths)).astype(np.float32)
+        reach = np.clip(-(-cached // self.tokens_per_cell), 0, cells)  # cells that it reaches into
+        at = reach + np.arange(layers) * (cells + 1)
+        ends = np.bincount(at.ravel(), minlength=layers * (cells + 1)).reshape(layers, cells + 1)
+        longer = len(cached) - np.cumsum(ends, axis=1)[:, :cells]
+        return (longer / len(cached)).astype(np.float32)
 
     def texture(self, origin_s: float) -> Floats:
-        """RGBA texels: fill (-1: not measured), write stamp, read stamp, 0. Shape (L, C, 4)."""
-        texels = np.zeros((*self.written_s.shape, 4), np.float32)
-        texels[..., 0] = self.fill() if self._measured else -1.0
+        """RGBA texels: fill (-1: not measured), write stamp, read stamp, 0. Shape (L, C, 4).
+
+        The array is filled in place: copy it to keep it.
+        """
+        self._texels[..., 0] = self.fill() if self._measured else -1.0
         for index, stamps in ((1, self.written_s), (2, self.read_s)):
-            texels[..., index] = np.where(np.isfinite(stamps), stamps - origin_s, -1e6)
-        return texels
+            np.maximum(stamps - origin_s, NEVER_S, out=self._texels[..., index], casting="same_kind")
+        return self._texels
 
 
 def _halved(stamps: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -77,9 +77,9 @@ def node_colors() -> Floats:
     return np.concatenate([rgb, cover[:, None]], axis=1).astype(np.float32)
 
 
-def bar_colors() -> Floats:
-    """`node_colors` laid over the glass: what the colour bar shows, RGB, shape (COLORS, 3)."""
-    table = node_colors()
+def bar_colors(table: Floats | None = None) -> Floats:
+    """`node_colors`, or a table like it, over the glass: what the colour bar shows, shape (COLORS, 3)."""
+    table = node_colors() if table is None else table
     cover = table[:, 3:]
     return np.asarray(table[:, :3] * cover + np.array(GLASS, np.float32) * (1.0 - cover), np.float32)
 
@@ -130,6 +130,21 @@ def display_of(scale: Scale | None, kind: str) -> Display | None:
     if ends is None or not (np.isfinite(ends[0]) and np.isfinite(ends[1]) and ends[1] > ends[0]):
         return None
     return Display(float(ends[0]), float(ends[1]), is_log=ends[0] > 0)
+
+
+def expert_display(experts_per_token: int) -> Display:
+    """The display function of gate weights: fully lit at three times an even share, at most at 1."""
+    return Display(0.0, min(1.0, 3.0 / max(1, experts_per_token)))
+
+
+def on_paper(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture for print, shape (…, 3): light becomes ink, black becomes paper, hues stay.
+
+    What was brighter is darker, by as much: r, g and b are moved by 255 − (largest + smallest of them).
+    """
+    wide = picture.astype(np.int16)
+    moved = wide + (255 - wide.max(axis=-1, keepdims=True) - wide.min(axis=-1, keepdims=True))
+    return np.asarray(moved, np.uint8)
 
 
 class RequestColors:

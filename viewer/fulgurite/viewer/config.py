@@ -24,6 +24,8 @@ class ViewConfig:
     history_s : how much of the past is asked for when the viewer comes, in seconds.
     width, height : of the film in pixels; the page takes the browser's size.
     wait_s : how long the film waits for the first token.
+    remote : the scene is drawn here, one camera for all, in place of in each browser.
+    token : what a browser must show to be served; empty: nothing.
     """
 
     collector: str = DEFAULT_COLLECTOR
@@ -37,6 +39,8 @@ class ViewConfig:
     height: int = 720
     fps: float = 24.0
     wait_s: float = 60.0
+    remote: bool = False
+    token: str = ""
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -100,6 +104,16 @@ def parser(environ: Mapping[str, str] = os.environ) -> argparse.ArgumentParser:
         help="show only these replicas, [namespace/]service[/instance]; repeatable",
     )
     add("--history", type=float, default=60.0, metavar="S", help="seconds of the past to begin with (60)")
+    add(
+        "--remote",
+        action="store_true",
+        help="draw here, with one camera for all: for browsers without WebGL2",
+    )
+    add(
+        "--token",
+        default=environ.get("FULGURITE_VIEW_TOKEN") or "",
+        help="serve the page only to who shows this token (or FULGURITE_VIEW_TOKEN)",
+    )
     add("--headless", action="store_true", help="no page: render a film or a picture to --out")
     add(
         "--seconds",
@@ -137,6 +151,8 @@ def parse(argv: Sequence[str] | None, environ: Mapping[str, str] = os.environ) -
         height=height,
         fps=given.fps,
         wait_s=given.wait,
+        remote=given.remote,
+        token=given.token,
     )
 
 
@@ -149,6 +165,10 @@ def _seconds(given: argparse.Namespace) -> float:
 def _check(given: argparse.Namespace) -> None:
     if not 0.0 <= given.history <= 3600.0:
         raise ValueError(f"--history must be 0 to 3600 seconds, not {given.history:g}")
+    if given.remote and given.token:
+        raise ValueError(
+            "--token is for the page that draws for itself: put --remote behind a proxy that asks"
+        )
     if not given.headless:
         if given.out is not None:
             raise ValueError("--out needs --headless")

@@ -20,6 +20,7 @@ from fulgurite.viewer.config import parse_address
 from fulgurite.viewer.events import FeedDown, FeedTrouble, FeedUp
 from fulgurite.viewer.inbox import Inbox
 from fulgurite.viewer.reading import Reading
+from fulgurite.wire.access import Access, AccessError
 from fulgurite.wire.refusals import STORE_AWAY
 
 log = logging.getLogger(__name__)
@@ -56,12 +57,16 @@ class Probe:
 
 
 def probe(address: str, timeout_s: float = 3.0) -> Probe:
-    """Ask once whether `address` is a collector."""
+    """Ask once whether `address` is a collector that lets this viewer in."""
     try:
         socket.create_connection(parse_address(address), timeout=timeout_s).close()
     except OSError:
         return Probe("absent", _absent(address))
-    with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+    try:
+        opened = Access.from_environment().channel(address, CHANNEL_OPTIONS)
+    except AccessError as error:
+        return Probe("refused", str(error))
+    with opened as channel:
         return _ask(channel, address, timeout_s)
 
 
@@ -162,7 +167,7 @@ class Feed:
         found = probe(self.address)
         if found.answer != "ready" or self._closing.is_set():
             return found.reason
-        with grpc.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
+        with Access.from_environment().channel(self.address, CHANNEL_OPTIONS) as channel:
             self._channel = channel
             try:
                 self._listen(viewer_pb2_grpc.ViewerServiceStub(channel).Watch(self._request()))

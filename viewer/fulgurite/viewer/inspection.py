@@ -41,6 +41,14 @@ class _Token:
         found = float(column[(self.row, *at)])
         return found if math.isfinite(found) else None
 
+    def gate(self, layer: int, expert: int) -> float | None:
+        """The gate weight of an expert: 0 where the router did not choose it; None: not captured."""
+        columns = self.block.columns
+        if "expert_ids" not in columns or "expert_weights" not in columns:
+            return None
+        here = columns["expert_ids"][self.row, layer] == expert
+        return float(columns["expert_weights"][self.row, layer][here].sum())
+
     @property
     def request_id(self) -> str:
         return self.block.requests[int(self.block.columns["request_index"][self.row])].request_id
@@ -67,9 +75,12 @@ def card(scene: ReplicaScene, pick: Pick, now_s: float) -> dict[str, Any]:
     newest = None if scene.latest is None else _Token(*scene.latest)
     deep = None if scene.latest_deep is None else _Token(*scene.latest_deep)
     is_head = pick.kind == "head"
-    title = f"layer {pick.layer} · head {pick.head}" if is_head else f"layer {pick.layer} · {_block(scene)}"
+    title = f"layer {pick.layer} · {_name(scene, pick)}"
     if newest is None:
         return {"title": title, "rows": [["", "no frame yet", ""]], "list_title": "", "list": []}
+    if pick.kind == "cell":
+        rows = [*_cell(scene, pick, now_s), *_when(scene, newest, deep, now_s)]
+        return {"title": title, "rows": rows, "list_title": "", "list": []}
     rows = [*_activity(scene, pick, newest), *_contribution(scene, pick, deep)]
     if is_head:
         rows += _attention(pick, deep)
@@ -80,6 +91,32 @@ def card(scene: ReplicaScene, pick: Pick, now_s: float) -> dict[str, Any]:
     return {"title": title, "rows": rows, "list_title": list_title, "list": entries}
 
 
+def _name(scene: ReplicaScene, pick: Pick) -> str:
+    if pick.kind == "cell":
+        per = scene.carpet.tokens_per_cell
+        first = pick.head * per
+        return f"cache position {first}" if per == 1 else f"cache positions {first}–{first + per - 1}"
+    if pick.kind == "head":
+        return f"head {pick.head}"
+    return f"expert {pick.head}" if pick.head >= 0 else _block(scene)
+
+
+def _cell(scene: ReplicaScene, pick: Pick, now_s: float) -> list[list[str]]:
+    """A cell of the cache: by how many sequences it is filled, when it was written to and looked at."""
+    carpet = scene.carpet
+    filled = float(carpet.fill()[pick.layer, pick.head])
+    rows = [
+        ["filled by", f"{100 * filled:.0f} %", "share of the sequences under way that have cached so far"]
+    ]
+    for label, stamps, what in (
+        ("written", carpet.written_s, "when a token's key and value last came here"),
+        ("looked at", carpet.read_s, "when a drawn head last attended here (routing, not importance)"),
+    ):
+        ago_s = now_s - float(stamps[pick.layer, pick.head])
+        rows.append([label, f"{max(0.0, ago_s):.1f} s ago" if math.isfinite(ago_s) else "not yet", what])
+    return rows
+
+
 def _block(scene: ReplicaScene) -> str:
     return "experts" if scene.topology.experts else "FFN"
 
@@ -88,6 +125,8 @@ def _activity(scene: ReplicaScene, pick: Pick, newest: _Token) -> list[list[str]
     if pick.kind == "head":
         return [_write(scene, "head_write", "head", newest.value("head_write", pick.layer, pick.head))]
     rows = [_write(scene, "ffn_write", "ffn", newest.value("ffn_write", pick.layer))]
+    if pick.head >= 0 and scene.topology.experts:
+        rows.insert(0, _row("gate weight", newest.gate(pick.layer, pick.head), "expert_weights"))
     rows.append(_row("cosine to the stream", newest.value("ffn_cosine", pick.layer), "ffn_cosine"))
     return rows
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CELLS = 48  # key-value cells per layer; one stands for more tokens as sequences grow
 DISC_LAYERS = 16
+WALL_CELL = 0.84  # share of its place, each way, that the cell of a head fills in a wall
 WALL_HEADS = 4000  # over so many the heads of a picture are cells of a wall: spheres would be a pixel wide
 
 SHEAR = 0.42
@@ -40,6 +41,8 @@ CARPET_Z = (-0.55, 1.25)
 SHELF_TOP, SHELF_FRONT = (-0.34, 0.30), (-0.80, 0.92)  # (y, z) of the shelf's upper and lower edge
 SHELF_FLOOR_Y = -1.16  # under a shelf the carpet lies lower and further in front, to be seen
 SHELF_CARPET_Z = (0.62, 2.25)
+MANY_EXPERTS = 48  # the shelf of so many reaches further down, and the carpet makes room
+DEEP_SHELF_FRONT, DEEP_FLOOR_Y, DEEP_CARPET_Z = (-1.16, 1.40), -1.44, (1.00, 2.45)
 
 LabelKind = Literal["layer", "heads", "ffn", "residual", "kv"]
 
@@ -78,6 +81,8 @@ class Layout:
     cells : ndarray of float32, shape (L, C, 4, 3)
         Corners of the key-value cells, counter-clockwise; cell 0 holds the first tokens.
     labels : tuple of Label
+    group : int
+        Heads that share a key-value head, side by side on the rib.
     """
 
     pitch: float
@@ -90,6 +95,7 @@ class Layout:
     spine: Floats
     cells: Floats
     labels: tuple[Label, ...]
+    group: int = 1
 
     @classmethod
     def for_topology(cls, topology: Topology, *, cells: int = CELLS) -> Layout:
@@ -120,8 +126,9 @@ class Layout:
             ffn_kind=kind,
             plates=plates,
             spine=_spine(x, pitch),
-            cells=_cells(x, pitch, cells, below_shelf=kind == "shelf"),
+            cells=_cells(x, pitch, cells, kind, topology.experts),
             labels=(),
+            group=max(1, topology.heads // max(1, topology.kv_heads)),
         )
         object.__setattr__(layout, "labels", _labels(layout, topology))
         return layout
@@ -135,6 +142,16 @@ class Layout:
         edges = self.cells[:, [0, -1]].reshape(-1, 3)
         plates = self.plates.reshape(-1, 3)
         return np.concatenate([heads, edges, plates, self.spine]).astype(np.float32)
+
+    def wall_at(self, heads: NDArray[Any], layer: float) -> Floats:
+        """Places on the wall of heads where every layer has as many: head h is centred at h + 0.5.
+
+        So is layer l; shape (*heads.shape, 3).
+        """
+        count = self.heads.shape[1]
+        angle = RIB_FROM + (RIB_TO - RIB_FROM) * (np.asarray(heads, np.float64) - 0.5) / max(1, count - 1)
+        middle = (self.heads.shape[0] - 1) / 2
+        return _placed(np.asarray((layer - 0.5 - middle) * self.pitch), np.sin(angle), -np.cos(angle))
 
     def ribs(self) -> Floats:
         """The lines that join the heads of a layer, shape (n, 2, 3), cut so that none crosses a head."""
@@ -172,8 +189,9 @@ def _walls(topology: Topology, x: NDArray[Any], pitch: float) -> Floats:
     walls = np.full((topology.layers, topology.heads, 4, 3), np.nan, np.float32)
     for layer, count in enumerate(topology.layer_heads):
         angle = np.linspace(RIB_FROM, RIB_TO, count)[:, None] if count > 1 else np.array([[math.pi / 4]])
-        side = 0.41 * (RIB_TO - RIB_FROM) / max(1, count - 1) * np.array([-1.0, -1.0, 1.0, 1.0])
-        along = 0.42 * pitch * np.array([-1.0, 1.0, 1.0, -1.0])
+        half = 0.5 * WALL_CELL * (RIB_TO - RIB_FROM) / max(1, count - 1)
+        side = half * np.array([-1.0, -1.0, 1.0, 1.0])
+        along = 0.5 * WALL_CELL * pitch * np.array([-1.0, 1.0, 1.0, -1.0])
         walls[layer, :count] = _placed(x[layer] + along, np.sin(angle + side), -np.cos(angle + side))
     return walls
 
@@ -217,8 +235,9 @@ def _shelf(x: NDArray[Any], pitch: float, rows: int) -> Floats:
     margin = 0.10 / rows
     top, bottom = edge[:-1] + margin, edge[1:] - margin
     t = np.stack([bottom, bottom, top, top], axis=-1)  # (E, 4)
-    y = SHELF_TOP[0] + t * (SHELF_FRONT[0] - SHELF_TOP[0])
-    z = SHELF_TOP[1] + t * (SHELF_FRONT[1] - SHELF_TOP[1])
+    front = DEEP_SHELF_FRONT if rows >= MANY_EXPERTS else SHELF_FRONT
+    y = SHELF_TOP[0] + t * (front[0] - SHELF_TOP[0])
+    z = SHELF_TOP[1] + t * (front[1] - SHELF_TOP[1])
     side = np.array([-0.38, 0.38, 0.38, -0.38]) * pitch
     return _placed(x[:, None, None] + 0.5 * pitch + side, y, z)
 
@@ -229,9 +248,11 @@ def _spine(x: NDArray[Any], pitch: float) -> Floats:
     return _placed(ahead, zero, zero)
 
 
-def _cells(x: NDArray[Any], pitch: float, cells: int, *, below_shelf: bool) -> Floats:
-    edge = np.linspace(*(SHELF_CARPET_Z if below_shelf else CARPET_Z), cells + 1)
-    floor = SHELF_FLOOR_Y if below_shelf else FLOOR_Y
+def _cells(x: NDArray[Any], pitch: float, cells: int, kind: str, rows: int) -> Floats:
+    floor, reach = (FLOOR_Y, CARPET_Z) if kind == "disc" else (SHELF_FLOOR_Y, SHELF_CARPET_Z)
+    if rows >= MANY_EXPERTS:
+        floor, reach = DEEP_FLOOR_Y, DEEP_CARPET_Z
+    edge = np.linspace(*reach, cells + 1)
     z = np.stack([edge[1:], edge[1:], edge[:-1], edge[:-1]], axis=-1)  # (C, 4)
     side = np.array([-0.36, 0.36, 0.36, -0.36]) * pitch
     return _placed(x[:, None, None] + 0.25 * pitch + side, np.full_like(z, floor), z)

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from fulgurite.viewer.session import Session
 
 CAMERAS = 6
 
 
 class Stage(Protocol):
     """What a front-end must be able to do."""
+
+    def ask(self, action: Callable[[Session], None]) -> None:
+        """Have this done to the session, and its result drawn."""
 
     def toggle_pause(self) -> None:
         """Stand still, or go on from there."""
@@ -102,10 +108,17 @@ def _camera(index: int, label: str, tooltip: str) -> Command:
     )
 
 
+def _asked(
+    name: str, group: str, label: str, tooltip: str, keys: tuple[str, ...], action: Callable[[Session], None]
+) -> Command:
+    """A command that any front-end carries out alike, on the session."""
+    return Command(name, group, label, tooltip, keys, lambda stage: stage.ask(action))
+
+
 def commands(cameras: tuple[tuple[str, str], ...] = ()) -> tuple[Command, ...]:
     """Every command. `cameras` are the presets of the scene: (label, tooltip), at most `CAMERAS`."""
     presets = tuple(_camera(index, *named) for index, named in enumerate(cameras[:CAMERAS]))
-    return _TIME + presets + _REST
+    return _TIME + presets + _REST + _SELECTION
 
 
 _TIME = (
@@ -161,9 +174,63 @@ _REST = (
             lambda stage: stage.clear()),
 )  # fmt: skip
 
+_SELECTION = (
+    _asked("next_slow", "Time", "Next slow token", "To the next token whose step took far longer than most.",
+           ("w",), lambda session: session.next_token("slow")),
+    _asked("next_surprising", "Time", "Next surprising token",
+           "To the next token that the model itself thought improbable.", ("p",),
+           lambda session: session.next_token("surprising")),
+    _asked("next_uncertain", "Time", "Next uncertain token",
+           "To the next token at which the model's entropy was high.", ("e",),
+           lambda session: session.next_token("uncertain")),
+    _asked("loop", "Time", "Loop the request",
+           "Play the chosen token's request again and again; again: go on.", ("o",),
+           lambda session: session.toggle_loop()),
+    _asked("turn_left", "Camera", "Turn left", "Turn the model to the left.", ("Control+Shift+ArrowLeft",),
+           lambda session: session.orbit(-40.0, 0.0)),
+    _asked("turn_right", "Camera", "Turn right", "Turn the model to the right.",
+           ("Control+Shift+ArrowRight",), lambda session: session.orbit(40.0, 0.0)),
+    _asked("turn_up", "Camera", "Tilt up", "Look from further above.", ("Control+Shift+ArrowUp",),
+           lambda session: session.orbit(0.0, -25.0)),
+    _asked("turn_down", "Camera", "Tilt down", "Look from further below.", ("Control+Shift+ArrowDown",),
+           lambda session: session.orbit(0.0, 25.0)),
+    _asked("nearer", "Camera", "Nearer", "Come nearer.", ("+", "="), lambda session: session.zoom(1.2)),
+    _asked("farther", "Camera", "Farther", "Go further away.", ("-",), lambda session: session.zoom(1 / 1.2)),
+    _asked("follow", "Camera", "Follow", "Let the camera travel with the lightning.", ("f",),
+           lambda session: session.toggle_follow()),
+    _asked("most_active", "Selection", "Most active head", "Choose the most active head of the token.",
+           ("m",), lambda session: session.choose_most_active()),
+    _asked("least_probable", "Selection", "Least probable token",
+           "Choose the least probable token that is kept.", ("q",),
+           lambda session: session.choose_least_probable()),
+    _asked("layer_up", "Selection", "Next layer", "The same node one layer on.", ("ArrowUp",),
+           lambda session: session.move_choice(1, 0)),
+    _asked("layer_down", "Selection", "Layer before", "The same node one layer back.", ("ArrowDown",),
+           lambda session: session.move_choice(-1, 0)),
+    _asked("head_next", "Selection", "Next head", "The next head of the layer.", ("k",),
+           lambda session: session.move_choice(0, 1)),
+    _asked("head_previous", "Selection", "Head before", "The head before.", ("j",),
+           lambda session: session.move_choice(0, -1)),
+    _asked("isolate", "Selection", "Isolate", "Only the chosen request's light; again: all.", ("i",),
+           lambda session: session.toggle_isolate()),
+    _asked("layer_only", "Selection", "Only this layer", "Light of the chosen layer alone.", ("x",),
+           lambda session: session.toggle_layer()),
+    _asked("hide_layer", "Selection", "Hide this layer", "All light but the chosen layer's.", ("Shift+X",),
+           lambda session: session.toggle_layer(is_hidden=True)),
+    _asked("panels", "View", "Panels", "Show or hide the panels beside the picture.", ("g",),
+           lambda session: session.toggle_panels()),
+    _asked("palette", "View", "Palette", "The next palette: two are safe for colour-blind eyes.", ("v",),
+           lambda session: session.next_palette()),
+    _asked("theme", "View", "Light theme", "Dark, or light for print.", ("d",),
+           lambda session: session.toggle_theme()),
+    _asked("motion", "View", "Less motion", "No flicker, no travelling: bolts stand still.", ("n",),
+           lambda session: session.toggle_motion()),
+)  # fmt: skip
+
 KEYS_SHOWN = {
-    "Space": "Space", "ArrowLeft": "←", "ArrowRight": "→", "Escape": "Esc", "Control": "Ctrl",
-    "Shift": "Shift", "Alt": "Alt", "Tab": "Tab", "Home": "Home", "End": "End",
+    "Space": "Space", "ArrowLeft": "←", "ArrowRight": "→", "ArrowUp": "↑", "ArrowDown": "↓",
+    "Escape": "Esc", "Control": "Ctrl", "Shift": "Shift", "Alt": "Alt", "Tab": "Tab",
+    "Home": "Home", "End": "End",
 }  # fmt: skip
 
 

@@ -34,22 +34,25 @@ import numpy as np
 
 from fulgurite.viewer.bolts import (
     ARCS,
+    LIFE_S,
     Bolts,
     Kind,
-    Pushes,
     Reads,
     chain,
     frame_seed,
     heads_and_strikes,
-    heads_per_group,
 )
 from fulgurite.viewer.camera import CameraRig
 from fulgurite.viewer.carpet import Carpet
-from fulgurite.viewer.colors import REQUESTS, Display, RequestColors, display_of
-from fulgurite.viewer.contribution import Shares, hue, pushes, shares_of
+from fulgurite.viewer.colors import Display, RequestColors, display_of, expert_display
+from fulgurite.viewer.contribution import Shares, shares_of
+from fulgurite.viewer.focus import EVERYTHING, Focus
 from fulgurite.viewer.glow import Glow
 from fulgurite.viewer.hud import Hud
 from fulgurite.viewer.layout import CELLS, Layout
+from fulgurite.viewer.palettes import Palette, palettes
+from fulgurite.viewer.pulses import Pulses
+from fulgurite.viewer.steplight import StepLight
 from fulgurite.wire.topology import Topology
 
 if TYPE_CHECKING:
@@ -60,10 +63,15 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 SPREAD_S = 0.45
-STRIP_TOKENS = 96
-FEWEST_SLOTS = 72
+STRIP_TOKENS = 160
+STRIP_SEQUENCES = 3  # that the strip follows; in a storm there are hundreds
+STRIP_HOLD_S = 1.5
+FEWEST_SLOTS = 96
 REFUSED_FOR_S = 0.03
 RATE_OVER_S = 3.0
+PACE_OVER_S = 0.5  # of the stream: how fast tokens come, for how rich a chain may be
+MOST_CHAINS = 4
+PROMPTS_KEPT = 4096
 ORIGIN_S = 256.0  # the shader's clock restarts so often: float32 keeps 0.03 ms
 
 
@@ -91,28 +99,16 @@ class StripToken:
     has_chain: bool
 
 
-@dataclass(slots=True)
-class _Pulse:
-    """The display values of one step on their way along the layers."""
-
-    at_s: float
-    spread_s: float
-    heads: Floats  # (L, H)
-    plates: Floats  # (L, E)
-    head_hues: Floats  # (L, H), NaN: not captured
-    plate_hues: Floats  # (L, E)
-    next_heads: int = 0
-    next_plates: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What one token brought: whether its chain was drawn, and what was captured of it."""
+    """What the tokens of one step brought: how many, how many chains, and what was captured of them."""
 
     at_s: float
-    is_drawn: bool
+    tokens: int
+    drawn: int
+    read: int
     layers_read: int
-    has_pushes: bool
+    pushed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +151,7 @@ class ReplicaScene:
     carpet : Carpet
     bolts : Bolts
     strip : deque of StripToken
-        The last tokens, oldest first.
+        The last tokens of the few sequences that it follows, oldest first.
     strip_revision, hud_revision : int
         Rise when the strip, or a figure or the scale, changed.
     shares : Shares or None
@@ -193,9 +189,14 @@ class ReplicaScene:
         self._colors = RequestColors()
         self._last_token_s: dict[str, float] = {}
         self._last_chain_s: dict[str, float] = {}
-        self._pulses: deque[_Pulse] = deque()
+        self._followed: dict[tuple[str, int], float] = {}  # sequence: when its newest token was played
+        self._row_free_s = -math.inf  # not before then
+        self._pulses = Pulses()
+        self._pace: deque[tuple[float, int]] = deque()
         self._seen: deque[_Seen] = deque()
-        self._sums = [0, 0, 0, 0]  # over what was seen: chains, tokens read, layers read, tokens with pushes
+        self._sums = [0, 0, 0, 0, 0]  # over what was seen: tokens, chains, read, layers read, pushed
+        self.focus = EVERYTHING
+        self.palette = palettes()[0]
         self._refused_until_s = -math.inf
         self.shares: Shares | None = None
         self.latest: tuple[FrameBlock, int, float] | None = None
@@ -222,6 +223,18 @@ class ReplicaScene:
         if state != self.hud.state:
             self.set_hud(replace(self.hud, state=state))
 
+    def set_palette(self, palette: Palette) -> None:
+        """Other colours from now on; bolts that live keep theirs."""
+        if palette.name != self.palette.name:
+            self.palette = palette
+            self.hud_revision += 1
+            self.strip_revision += 1
+
+    def request_color(self, index: int) -> tuple[float, float, float]:
+        """The colour of a request, RGB from 0 to 1, by the index that `requests` gives."""
+        text = self.palette.requests[index % len(self.palette.requests)]
+        return int(text[1:3], 16) / 255, int(text[3:5], 16) / 255, int(text[5:7], 16) / 255
+
     def set_slots(self, slots: int) -> None:
         """How many arcs may live from now on."""
         if slots != len(self.bolts):
@@ -229,10 +242,14 @@ class ReplicaScene:
 
     def clear(self) -> None:
         """Nothing was applied: for a seek, before the past of the new place is applied."""
-        for part in (self.heads, self.plates, self.carpet, self.bolts, self.strip, self._pulses, self._seen):
+        for part in (self.heads, self.plates, self.carpet, self.bolts, self.strip, self._pulses):
             part.clear()
+        self._seen.clear()
+        self._pace.clear()
+        self._followed.clear()
+        self._row_free_s = -math.inf
         self._texts.clear()
-        self._sums = [0, 0, 0, 0]
+        self._sums = [0, 0, 0, 0, 0]
         self.shares = self.latest = self.latest_deep = None
         self.head_values[:] = self.ffn_values[:] = np.nan
         self._last_token_s.clear()
@@ -245,29 +262,35 @@ class ReplicaScene:
         """What happened to a request: one that ended frees its colour and its cache."""
         if event.kind == "started":
             self._prompts[event.request_id] = event.prompt_tokens_per_row or (event.prompt_tokens,)
+            if len(self._prompts) > PROMPTS_KEPT:  # of requests whose end was never told
+                self._prompts.pop(next(iter(self._prompts)))
         if event.kind in ("finished", "aborted"):
             self._end(event.request_id)
+
+    def set_focus(self, focus: Focus) -> None:
+        """What is looked at from now on; who sets it applies the past anew."""
+        self.focus = focus
+        blocks = focus.hidden_blocks(self.topology)
+        self.heads.hide(focus.hidden_heads(self.topology))
+        self.plates.hide(None if blocks is None else blocks[:, None])
+        self.hud_revision += 1
 
     def apply(
         self, block: FrameBlock, at_s: float | NDArray[np.float64], *, spread_s: float = SPREAD_S
     ) -> None:
         """Frames that become due at `at_s`: one time for all, or one per frame (n,), never decreasing."""
-        n = len(block)
-        if not n:
+        times = np.broadcast_to(np.asarray(at_s, np.float64), (len(block),))
+        rows = self.focus.rows(block)
+        if rows is not None:
+            block, times = block.select(rows), times[rows]
+        if not len(block):
             return
-        times = np.broadcast_to(np.asarray(at_s, np.float64), (n,))
-        heads, ffn, plates = self._displays(block)
-        head_pushes = self._pushes(block, "head_contribution", self.heads.display.shape)
-        ffn_pushes = self._pushes(block, "ffn_contribution", (self.topology.layers,))
-        plate_hues = np.broadcast_to(hue(ffn_pushes)[..., None], plates.shape)
+        light = StepLight.of(block, self.topology, self.display)
+        drawn: set[int] = set()
         for low, high in _steps(times):
-            # one forward pass: the nodes show the largest value of its rows, and the hue of that row
-            lit, lit_hues = _largest(heads[low:high], hue(head_pushes[low:high]))
-            flat, flat_hues = _largest(plates[low:high], plate_hues[low:high])
-            self._pulses.append(_Pulse(float(times[low]), spread_s, lit, flat, lit_hues, flat_hues))
-            self._tokens(
-                block, range(low, high), times, heads, ffn, Pushes(head_pushes, ffn_pushes), spread_s
-            )
+            self._pulses.add(light.pulse(low, high, float(times[low]), spread_s))
+            drawn |= self._tokens(block, low, high, float(times[low]), light, spread_s)
+        self._write_strip(block, times, drawn)
         self._remember(block, float(times[-1]))
         self.strip_revision += 1
 
@@ -275,10 +298,7 @@ class ReplicaScene:
 
     def advance(self, now_s: float, origin_s: float = 0.0) -> None:
         """Light what is due by `now_s`."""
-        for pulse in self._pulses:
-            self._travel(pulse, now_s)
-        while self._pulses and self._pulses[0].next_plates >= self.topology.layers:
-            self._pulses.popleft()
+        self._pulses.advance(now_s, self.heads, self.plates)
         self.carpet.expire(now_s)
         self._forget(now_s)
         self.bolts.advance(now_s, origin_s)
@@ -286,8 +306,19 @@ class ReplicaScene:
     @property
     def tokens_per_chain(self) -> float | None:
         """How many tokens one drawn chain stands for, over the last seconds; None where none was drawn."""
-        chains = self._sums[0]
-        return len(self._seen) / chains if chains else None
+        tokens, chains = self._sums[:2]
+        return tokens / chains if chains else None
+
+    def front_x(self, now_s: float) -> float | None:
+        """Where along the layers the newest light is, in the layout's unit; None: none is under way."""
+        share = self._pulses.front(now_s)
+        spine = self.layout.spine
+        return None if share is None else float(spine[0, 0] + share * (spine[-1, 0] - spine[0, 0]))
+
+    @property
+    def chains(self) -> int:
+        """Chains drawn over the last seconds."""
+        return self._sums[1]
 
     @property
     def requests(self) -> list[tuple[str, int]]:
@@ -297,19 +328,19 @@ class ReplicaScene:
     @property
     def reads_captured(self) -> bool:
         """Whether a frame of the last seconds said where a head looked: else the cells send no strikes."""
-        return self._sums[1] > 0
+        return self._sums[2] > 0
 
     @property
     def reads(self) -> Captured:
         """Of how many tokens of the last seconds is known where heads looked, and in how many layers."""
-        _, tokens, layers, _ = self._sums
-        return Captured(tokens, len(self._seen), layers / tokens if tokens else 0.0)
+        of, _, tokens, layers, _ = self._sums
+        return Captured(tokens, of, layers / tokens if tokens else 0.0)
 
     @property
     def contributions(self) -> Captured:
         """Of how many tokens of the last seconds the contributions were captured and are verified."""
-        tokens = self._sums[3]
-        return Captured(tokens, len(self._seen), float(self.topology.layers) if tokens else 0.0)
+        of, tokens = self._sums[0], self._sums[4]
+        return Captured(tokens, of, float(self.topology.layers) if tokens else 0.0)
 
     def text_at(self, request_id: str, sequence: int, position: int) -> str | None:
         """The token at a position of a sequence, if it was emitted here with its text."""
@@ -323,146 +354,158 @@ class ReplicaScene:
         return rows[sequence] if sequence < len(rows) else rows[-1]
 
     def display(self, kind: str) -> Display | None:
-        """The display function of a node kind (`head`, `ffn`)."""
+        """The display function of a node kind (`head`, `ffn`, `expert`); None: the stream has no scale."""
+        if kind == "expert":
+            return expert_display(self.topology.experts_per_token)
         return display_of(self.scale, kind)
 
     # inside
 
-    def _displays(self, block: FrameBlock) -> tuple[Floats, Floats, Floats]:
-        """Display values of heads (n, L, H), FFN blocks (n, L) and plates (n, L, E); NaN: not measured."""
-        n, (layers, width) = len(block), self.heads.display.shape
-        heads = self._shown(block, "head_write", "head", (n, layers, width))
-        heads = np.where(self._absent, np.nan, heads).astype(np.float32)
-        ffn = self._shown(block, "ffn_write", "ffn", (n, layers))
-        if self.topology.experts == 0:
-            return heads, ffn, ffn[..., None]
-        return heads, ffn, self._experts(block)
-
-    def _shown(self, block: FrameBlock, channel: str, kind: str, shape: tuple[int, ...]) -> Floats:
-        function = self.display(kind)
-        if function is None or channel not in block.columns:
-            return np.full(shape, np.nan, np.float32)
-        return function(block.columns[channel])
-
-    def _experts(self, block: FrameBlock) -> Floats:
-        """Gate weights on their own plates; an expert that the router did not choose has weight 0."""
-        shape = (len(block), *self.plates.display.shape)
-        if "expert_ids" not in block.columns or "expert_weights" not in block.columns:
-            return np.full(shape, np.nan, np.float32)
-        ids = block.columns["expert_ids"].astype(np.int64)
-        weights = np.clip(block.columns["expert_weights"], 0.0, 1.0).astype(np.float32)
-        plates = np.zeros(shape, np.float32)
-        chosen = (ids >= 0) & (ids < shape[-1])
-        frame, layer, _ = np.nonzero(chosen)
-        np.maximum.at(plates, (frame, layer, ids[chosen]), weights[chosen])
-        plates[~chosen.any(axis=-1)] = np.nan
-        return plates
-
     def _tokens(
-        self,
-        block: FrameBlock,
-        rows: range,
-        times: NDArray[np.float64],
-        heads: Floats,
-        ffn: Floats,
-        pushed: Pushes,
-        spread_s: float,
-    ) -> None:
-        """The tokens of one step: cache, chain, strip; who waited longest for a chain goes first."""
-        names = [block.requests[int(block.columns["request_index"][row])].request_id for row in rows]
-        drawn: set[int] = set()
-        order = sorted(rows, key=lambda row: (self._last_chain_s.get(names[row - rows[0]], -math.inf), row))
-        for row in order:
-            request_id = names[row - rows[0]]
-            self._last_token_s[request_id] = float(times[row])
-            color = self._colors.of(request_id)
-            self._cache(block, row, request_id, float(times[row]))
-            one = Pushes(pushed.heads[row], pushed.ffn[row])
-            if self._strike(
-                block, row, request_id, color, float(times[row]), heads[row], ffn[row], one, spread_s
-            ):
-                drawn.add(row)
-        for row in rows:
-            read = int(self._layers_read(block, row).sum())
-            has_pushes = bool(np.isfinite(pushed.heads[row]).any())
-            self._seen.append(_Seen(float(times[row]), row in drawn, read, has_pushes))
-            self._count(self._seen[-1], 1)
-            self.strip.append(
-                self._strip_token(block, row, names[row - rows[0]], float(times[row]), row in drawn)
-            )
+        self, block: FrameBlock, low: int, high: int, at_s: float, light: StepLight, spread_s: float
+    ) -> set[int]:
+        """The tokens of one step: cache, chains; the rows whose chain was drawn."""
+        index = block.columns["request_index"][low:high].tolist()
+        names = [block.requests[i].request_id for i in index]
+        for request_id in names:
+            self._last_token_s.pop(request_id, None)
+            self._last_token_s[request_id] = at_s  # who was silent longest stands first
+        self._cache(block, low, high, names, at_s)
+        self._pace.append((at_s, high - low))
+        while self._pace[0][0] < at_s - PACE_OVER_S:
+            self._pace.popleft()
+        read = self._layers_read(block, low, high)
+        drawn = self._strikes(block, low, names, at_s, light, spread_s, read)
+        tokens_read = int(read.any(axis=1).sum())
+        pushed = light.pushed(low, high)
+        self._count(_Seen(at_s, high - low, len(drawn), tokens_read, int(read.sum()), pushed), 1)
+        return drawn
 
-    def _cache(self, block: FrameBlock, row: int, request_id: str, at_s: float) -> None:
+    def _cache(self, block: FrameBlock, low: int, high: int, names: list[str], at_s: float) -> None:
         if "kv_tokens" not in block.columns:
             return
-        tokens = block.columns["kv_tokens"][row].astype(np.int32)
-        sequence = int(block.columns["sequence"][row])
-        prefill = int(block.columns["phase"][row]) == 0
-        first = 0 if prefill else int(tokens.max()) - 1
-        self.carpet.write((request_id, sequence), tokens, at_s, first=first)
+        tokens = block.columns["kv_tokens"][low:high].astype(np.int32)
+        sequences = list(zip(names, block.columns["sequence"][low:high].tolist(), strict=True))
+        prefill = block.columns["phase"][low:high] == 0
+        first = np.where(prefill, 0, tokens.max(axis=1) - 1)
+        self.carpet.write_step(sequences, tokens, at_s, first=first)
+
+    def _strikes(
+        self,
+        block: FrameBlock,
+        low: int,
+        names: list[str],
+        at_s: float,
+        light: StepLight,
+        spread_s: float,
+        read: NDArray[np.bool_],
+    ) -> set[int]:
+        """Draw the chains for which there is room; who waited longest for one goes first."""
+        drawn: set[int] = set()
+        if at_s < self._refused_until_s or not light.is_lit:
+            return drawn
+        waited = np.array([self._last_chain_s.get(name, -math.inf) for name in names])
+        for at in np.argsort(waited, kind="stable").tolist():
+            if not self._strike(block, low + at, names[at], at_s, light, spread_s, read[at]):
+                self._refused_until_s = at_s + REFUSED_FOR_S
+                break
+            drawn.add(low + at)
+        return drawn
 
     def _strike(
         self,
         block: FrameBlock,
         row: int,
         request_id: str,
-        color: int,
         at_s: float,
-        heads: Floats,
-        ffn: Floats,
-        pushed: Pushes,
+        light: StepLight,
         spread_s: float,
+        read: NDArray[np.bool_],
     ) -> bool:
         """Draw this token's chain, if there is room."""
-        if at_s < self._refused_until_s or not (np.isfinite(heads).any() or np.isfinite(ffn).any()):
-            return False
-        reads = self._reads(block, row)
-        layers, slots = self.topology.layers, len(self.bolts)
-        top, strikes = (
-            (heads_per_group(layers, slots), 0) if reads is None else heads_and_strikes(layers, slots)
+        reads = self._reads(block, row, read)
+        top, strikes = heads_and_strikes(
+            self.topology.layers,
+            len(self.bolts),
+            chains=self._chains_wanted,
+            has_reads=reads is not None,
+            has_experts=self.topology.experts > 0,
         )
+        color = self._colors.of(request_id)
         arcs = chain(
             self.layout,
-            heads,
-            ffn,
+            light.heads(row),
+            light.ffn(row),
             top=top,
             reads=reads,
             strikes=strikes,
-            pushes=pushed,
+            pushes=light.pushes(row),
             lane=color,
+            experts=light.experts(row),
+            hidden=self.focus.hidden_heads(self.topology),
         )
+        if not len(arcs):
+            return True  # nothing of it is lit enough to be drawn, and nothing is in its way
         if not self.bolts.admits(arcs, at_s, spread_s):
-            self._refused_until_s = at_s + REFUSED_FOR_S
             return False
         seed = frame_seed(
             request_id, int(block.columns["sequence"][row]), int(block.columns["position"][row])
         )
-        self.bolts.add(arcs, at_s, spread_s, color=REQUESTS[color][1], seed=seed)
+        self.bolts.add(arcs, at_s, spread_s, color=self.request_color(color), seed=seed)
         for index in np.flatnonzero(arcs.kind == Kind.READ).tolist():
             layer, cell = arcs.node[index].tolist()
             self.carpet.read(layer, cell, at_s + float(arcs.delay[index]) * spread_s)
         self._last_chain_s[request_id] = at_s
         return True
 
-    def _layers_read(self, block: FrameBlock, row: int) -> NDArray[np.bool_]:
-        """In which layers this frame says where heads looked, shape (L,)."""
+    @property
+    def _chains_wanted(self) -> int:
+        """How many chains are to live at a time: as many as tokens come in an arc's life, two to four.
+
+        Few and rich ones where tokens are few, many and lean ones in a storm.
+        """
+        per_s = sum(tokens for _, tokens in self._pace) / PACE_OVER_S
+        return int(np.clip(math.ceil(per_s * LIFE_S), 2, MOST_CHAINS))
+
+    def _layers_read(self, block: FrameBlock, low: int, high: int) -> NDArray[np.bool_]:
+        """In which layers these frames say where heads looked, shape (high - low, L)."""
         if "attended_positions" not in block.columns or "attended_weights" not in block.columns:
-            return np.zeros(self.topology.layers, np.bool_)
-        known = (block.columns["attended_positions"][row] >= 0).any(axis=(-2, -1))
+            return np.zeros((high - low, self.topology.layers), np.bool_)
+        known = (block.columns["attended_positions"][low:high] >= 0).any(axis=(-2, -1))
         if "measured_layers" in block.columns:
-            known = known & (block.columns["measured_layers"][row] > 0)
+            known = known & (block.columns["measured_layers"][low:high] > 0)
         return np.asarray(known, np.bool_)
 
-    def _reads(self, block: FrameBlock, row: int) -> Reads | None:
+    def _reads(self, block: FrameBlock, row: int, layers: NDArray[np.bool_]) -> Reads | None:
         """Where this token's heads looked; nothing of a layer that was not measured; None: nowhere known."""
-        layers = self._layers_read(block, row)
         if not layers.any():
             return None
         positions = np.where(layers[:, None, None], block.columns["attended_positions"][row], -1)
         weights = np.asarray(block.columns["attended_weights"][row], np.float32)
         return Reads(self.carpet.cell_of(positions), weights)
 
-    def _pushes(self, block: FrameBlock, channel: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-        return pushes(block, channel, shape, self.topology.dtype)
+    def _write_strip(self, block: FrameBlock, times: NDArray[np.float64], drawn: set[int]) -> None:
+        """Tokens of the few sequences that the strip follows, from one to its end."""
+        index = block.columns["request_index"].tolist()
+        sequences = block.columns["sequence"].tolist()
+        for row, at_s in enumerate(times.tolist()):
+            request_id = block.requests[index[row]].request_id
+            if self._follows((request_id, sequences[row]), at_s):
+                self.strip.append(self._strip_token(block, row, request_id, at_s, row in drawn))
+
+    def _follows(self, sequence: tuple[str, int], at_s: float) -> bool:
+        """Whether the strip has a row for it: it had one, or one is free because another fell silent."""
+        followed = self._followed
+        if sequence not in followed and len(followed) >= STRIP_SEQUENCES:
+            if at_s < self._row_free_s:
+                return False
+            silent = min(followed, key=lambda key: followed[key])
+            self._row_free_s = followed[silent] + STRIP_HOLD_S
+            if at_s < self._row_free_s:
+                return False
+            del followed[silent]
+        followed[sequence] = at_s
+        return True
 
     def _strip_token(
         self, block: FrameBlock, row: int, request_id: str, at_s: float, has_chain: bool
@@ -497,47 +540,18 @@ class ReplicaScene:
         if "ffn_write" in block.columns:
             self.ffn_values = block.columns["ffn_write"][-1].astype(np.float32)
 
-    def _travel(self, pulse: _Pulse, now_s: float) -> None:
-        layers, spread_s = self.topology.layers, pulse.spread_s
-        progress = (now_s - pulse.at_s) / spread_s * layers if spread_s > 0.0 else math.inf
-        pulse.next_heads = self._light(
-            self.heads, pulse.heads, pulse.head_hues, pulse, pulse.next_heads, progress, 0.25, spread_s
-        )
-        pulse.next_plates = self._light(
-            self.plates, pulse.plates, pulse.plate_hues, pulse, pulse.next_plates, progress, 0.60, spread_s
-        )
-
-    def _light(
-        self,
-        glow: Glow,
-        values: Floats,
-        hues: Floats,
-        pulse: _Pulse,
-        begin: int,
-        progress: float,
-        offset: float,
-        spread_s: float,
-    ) -> int:
-        """Hit the layers that the pulse has reached; returns the first that it has not."""
-        layers = len(values)
-        end = min(layers, max(begin, math.floor(min(progress - offset, layers)) + 1))
-        if end > begin:
-            reached = pulse.at_s + spread_s * (np.arange(begin, end) + offset) / layers
-            glow.hit(slice(begin, end), values[begin:end], reached[:, None], hues[begin:end])
-        return end
-
     def _count(self, seen: _Seen, by: int) -> None:
         """Keep the sums over what was seen: they are asked for in every picture."""
-        for index, value in enumerate(
-            (seen.is_drawn, seen.layers_read > 0, seen.layers_read, seen.has_pushes)
-        ):
-            self._sums[index] += by * int(value)
+        if by > 0:
+            self._seen.append(seen)
+        brought = (seen.tokens, seen.drawn, seen.read, seen.layers_read, seen.pushed)
+        self._sums = [total + by * value for total, value in zip(self._sums, brought, strict=True)]
 
     def _forget(self, now_s: float) -> None:
         while self._seen and self._seen[0].at_s < now_s - RATE_OVER_S:
             self._count(self._seen.popleft(), -1)
-        silent = [name for name, at_s in self._last_token_s.items() if at_s < now_s - RATE_OVER_S]
-        for request_id in silent:
+        silent = itertools.takewhile(lambda item: item[1] < now_s - RATE_OVER_S, self._last_token_s.items())
+        for request_id in [name for name, _ in silent]:
             self._end(request_id)
 
     def _end(self, request_id: str) -> None:
@@ -548,6 +562,8 @@ class ReplicaScene:
         self._prompts.pop(request_id, None)
         for of in [key for key in self._texts if key[0] == request_id]:
             del self._texts[of]
+        for of in [key for key in self._followed if key[0] == request_id]:
+            del self._followed[of]
 
 
 class Storm:
@@ -566,6 +582,12 @@ class Storm:
         Titles, figures and legends; the token strip.
     shows_contribution : bool
         Whether hue is the signed push on the emitted token; else bolts have the colour of their request.
+    panels_visible : bool
+        Panels beside each picture: the matrix of heads, attention, logit lens, cache, latency.
+    is_light : bool
+        Dark ink on light paper, for print.
+    is_still : bool
+        Reduced motion: bolts neither grow nor flicker, the camera does not travel.
     revision : int
         Rises when other replicas are shown.
     """
@@ -575,6 +597,10 @@ class Storm:
         self.hud_visible = True
         self.tokens_visible = True
         self.shows_contribution = False
+        self.panels_visible = False
+        self.is_light = False
+        self.is_still = False
+        self._palette = palettes()[0]
         self.revision = 0
         self.now_s = 0.0
         self.clock_s = 0.0
@@ -609,6 +635,7 @@ class Storm:
 
     def add(self, scene: ReplicaScene) -> None:
         """A new replica, or a new scene in the place of the one with the same key."""
+        scene.set_palette(self._palette)
         self._scenes[scene.key] = scene
         self._changed()
 
@@ -622,9 +649,31 @@ class Storm:
         self._wanted = None if keys is None else tuple(keys)
         self._changed()
 
+    @property
+    def palette(self) -> Palette:
+        """The colours of nodes and requests."""
+        return self._palette
+
+    @palette.setter
+    def palette(self, palette: Palette) -> None:
+        self._palette = palette
+        for scene in self._scenes.values():
+            scene.set_palette(palette)
+
+    @property
+    def arcs(self) -> int:
+        """Most live arcs over all replicas that are shown; 0: no bolts."""
+        return self._arcs
+
+    @arcs.setter
+    def arcs(self, arcs: int) -> None:
+        if arcs != self._arcs:
+            self._arcs = arcs
+            self._changed()
+
     def _changed(self) -> None:
         self.revision += 1
-        slots = max(FEWEST_SLOTS, self._arcs // max(1, len(self.shown)))
+        slots = max(FEWEST_SLOTS, self._arcs // max(1, len(self.shown))) if self._arcs else 1
         for scene in self._scenes.values():
             scene.set_slots(slots)
 
@@ -640,19 +689,6 @@ def _steps(times: NDArray[np.float64]) -> list[tuple[int, int]]:
     """Runs of equal times."""
     edges = [0, *(np.flatnonzero(np.diff(times)) + 1).tolist(), len(times)]
     return list(itertools.pairwise(edges))
-
-
-def _largest(rows: Floats, hues: Floats) -> tuple[Floats, Floats]:
-    """The largest value of each node over the rows, and the hue of the row that has it; NaN: none has."""
-    filled = np.where(np.isfinite(rows), rows, -np.inf)
-    first = filled.argmax(axis=0)[None]
-    value = np.take_along_axis(filled, first, axis=0)[0]
-    hue_of = np.take_along_axis(hues, first, axis=0)[0]
-    known = np.isfinite(value)
-    return (
-        np.where(known, value, np.nan).astype(np.float32),
-        np.where(known, hue_of, np.nan).astype(np.float32),
-    )
 
 
 __all__ = ["SPREAD_S", "Captured", "ReplicaScene", "Storm", "StripToken"]

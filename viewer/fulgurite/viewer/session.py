@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -27,7 +27,10 @@ from fulgurite.viewer.events import (
     ReplicaStatus,
     StatusSeen,
 )
+from fulgurite.viewer.focus import EVERYTHING, Focus, parse
+from fulgurite.viewer.highlights import Spot, Why, least_probable
 from fulgurite.viewer.hud import Hud
+from fulgurite.viewer.palettes import palettes
 from fulgurite.viewer.scene import ReplicaScene, Storm
 from fulgurite.viewer.strip import Strip
 from fulgurite.viewer.timeline import Mode, Played, Segment, Timeline
@@ -91,6 +94,8 @@ class Session:
         self.hovered: tuple[str, Pick] | None = None
         self.pinned: tuple[str, Pick] | None = None
         self.mark: tuple[float, float, float] | None = None
+        self.chosen: Spot | None = None
+        self.focus = EVERYTHING
         self._chosen: tuple[str, ...] | None = None
         self._lit_until_s = 0.0
         self._moving_until_s = 0.0
@@ -153,6 +158,7 @@ class Session:
         self.replicas[seen.key] = Replica(seen, status=known.status if known is not None else None)
         scene = ReplicaScene(seen.topology, key=seen.key, tokens_shown=seen.tokens)
         scene.set_scale(seen.scale)
+        scene.set_focus(self.focus)
         self.storm.add(scene)
         self.storm.show(self.shown)
         self._touch()
@@ -204,8 +210,10 @@ class Session:
         revision = (self.storm.revision, sum(scene.hud_revision for scene in self.storm.scenes))
         changed = revision != self._revision or played.jumped or bool(played.segments)
         self._revision = revision
-        moving = now_s < self._moving_until_s or bool(PRESETS[self.storm.camera.preset].orbit_s)
+        camera = self.storm.camera
+        moving = now_s < self._moving_until_s or bool(PRESETS[camera.preset].orbit_s) or camera.follows
         lit = self.timeline.mode is not Mode.PAUSED and self.scene_s < self._lit_until_s
+        moving = moving and not self.storm.is_still
         return changed or moving or lit
 
     def _write(self, key: str) -> None:
@@ -400,6 +408,124 @@ class Session:
     def toggle_contribution(self) -> None:
         """Hue: the signed push on the emitted token, or the request."""
         self.storm.shows_contribution = not self.storm.shows_contribution
+
+    def next_token(self, why: Why) -> None:
+        """Pause on the next token of those on screen that is slow, surprising or uncertain."""
+        self.chosen = self.timeline.next_spot(self.shown, why) or self.chosen
+
+    def choose_least_probable(self) -> None:
+        """Pause on the least probable token that is kept of the replicas on screen."""
+        found = [spot for key in self.shown if (spot := least_probable(self.timeline.kept(key))) is not None]
+        if found:
+            self.chosen = min(found, key=lambda spot: float(spot.block.columns["logprob"][spot.row]))
+            self.timeline.show_spot(self.chosen)
+
+    def toggle_loop(self) -> None:
+        """Play the chosen token's request again and again, or go on."""
+        if self.timeline.looped is not None:
+            self.timeline.loop(None)
+            return
+        spot = self._token
+        if spot is None:
+            return
+        times = [
+            k.at_s[rows]
+            for key in self.shown
+            for k in self.timeline.kept(key)
+            if (rows := Focus(request=spot.request_id).rows(k.block)) is not None and len(rows)
+        ]
+        if times:
+            every = np.concatenate(times)
+            self.timeline.loop((float(every.min()) - 0.05, float(every.max()) + AFTERGLOW_S / 2))
+
+    @property
+    def _token(self) -> Spot | None:
+        """The chosen token, else the newest one that is lit."""
+        latest = [scene.latest for scene in self.storm.shown if scene.latest is not None]
+        if self.chosen is not None and self.timeline.mode is not Mode.LIVE:
+            return self.chosen
+        if not latest:
+            return None
+        block, row, at_s = max(latest, key=lambda found: found[2])
+        return Spot(at_s, block, row)
+
+    def choose_most_active(self) -> None:
+        """Keep the card of the head that wrote most of the last token of the first replica on screen."""
+        for scene in self.storm.shown:
+            if np.isfinite(scene.head_values).any():
+                layer, head = np.unravel_index(int(np.nanargmax(scene.head_values)), scene.head_values.shape)
+                self.pinned = scene.key, Pick("head", int(layer), int(head))
+                return
+
+    def move_choice(self, layers: int, heads: int) -> None:
+        """From the chosen node to the one so many layers and heads on."""
+        if self.pinned is None:
+            self.choose_most_active()
+            return
+        key, node = self.pinned
+        topology = self.storm[key].topology
+        layer = min(max(node.layer + layers, 0), topology.layers - 1)
+        most = topology.layer_heads[layer] if node.kind == "head" else max(1, topology.experts)
+        head = node.head if node.head < 0 else min(max(node.head + heads, 0), max(0, most - 1))
+        self.pinned = key, Pick(node.kind, layer, head)
+
+    def look_at(self, focus: Focus) -> None:
+        """Leave everything else out of the picture; `EVERYTHING` takes it back."""
+        if focus == self.focus:
+            return
+        self.focus = focus
+        for scene in self.storm.scenes:
+            scene.set_focus(focus)
+        self.timeline.refresh()
+
+    def search(self, text: str) -> None:
+        """Look at what a text names; nothing: at everything.
+
+        Raises
+        ------
+        ValueError
+            Where it names nothing; says what can be written.
+        """
+        self.look_at(parse(text) if text.strip() else EVERYTHING)
+
+    def toggle_isolate(self) -> None:
+        """Only the light of the chosen token's request, or all again."""
+        token = self._token
+        if self.focus.request or token is None:
+            self.look_at(replace(self.focus, request=""))
+        else:
+            self.look_at(replace(self.focus, request=token.request_id))
+
+    def toggle_layer(self, *, is_hidden: bool = False) -> None:
+        """Only the chosen node's layer, or all but it; again: all layers."""
+        if self.focus.layers is not None or self.pinned is None:
+            self.look_at(replace(self.focus, layers=None, head=None, is_hidden=False))
+        else:
+            layer = self.pinned[1].layer
+            self.look_at(replace(self.focus, layers=(layer, layer), is_hidden=is_hidden))
+
+    def toggle_panels(self) -> None:
+        """Show or hide the panels beside the picture."""
+        self.storm.panels_visible = not self.storm.panels_visible
+
+    def next_palette(self) -> None:
+        """Other colours."""
+        every = palettes()
+        names = [palette.name for palette in every]
+        self.storm.palette = every[(names.index(self.storm.palette.name) + 1) % len(every)]
+
+    def toggle_theme(self) -> None:
+        """Dark, or light for print."""
+        self.storm.is_light = not self.storm.is_light
+
+    def toggle_motion(self) -> None:
+        """Bolts that neither grow nor flicker, a camera that jumps; or all of it again."""
+        self.storm.is_still = not self.storm.is_still
+
+    def toggle_follow(self) -> None:
+        """Let the camera travel with the lightning, or stand."""
+        self.storm.camera.follows = not self.storm.camera.follows
+        self._touch()
 
     def hover(self, found: tuple[str, Pick] | None) -> None:
         """The pointer is over this node of a replica, or over none."""

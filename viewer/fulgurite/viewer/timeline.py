@@ -20,7 +20,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from fulgurite.viewer.track import Segment, Track
+from fulgurite.viewer.highlights import Spot, Why, spots
+from fulgurite.viewer.track import Kept, Segment, Track
 from fulgurite.wire.frame import FrameBlock
 
 SLOT_S = 0.5  # of the coarse count of tokens over time
@@ -80,6 +81,7 @@ class Timeline:
         self._playhead_s: float | None = None
         self._ticked_s: float | None = None
         self._jump = False
+        self._loop: tuple[float, float] | None = None
         self._skipped = 0
         self._counts: dict[int, int] = {}
 
@@ -193,6 +195,7 @@ class Timeline:
 
     def go_live(self) -> None:
         """Back to the present, at its own speed."""
+        self._loop = None
         if self._mode is not Mode.LIVE:
             self._mode, self._speed, self._jump = Mode.LIVE, 1.0, True
 
@@ -213,6 +216,42 @@ class Timeline:
         self._jump = True
         if self._mode is Mode.LIVE:
             self._mode = Mode.PLAYING
+
+    @property
+    def looped(self) -> tuple[float, float] | None:
+        """From when to when the past is played again and again; None: it is not."""
+        return self._loop
+
+    def loop(self, span: tuple[float, float] | None) -> None:
+        """Play from the first to the second time again and again; None: go on from here."""
+        self._loop = span
+        if span is not None:
+            self.seek(span[0])
+            self._mode = Mode.PLAYING
+
+    def refresh(self) -> None:
+        """Have the scene filled anew where the playhead stands."""
+        self._jump = self._playhead_s is not None
+
+    def kept(self, key: str) -> list[Kept]:
+        """The kept past of one replica, oldest first."""
+        return list(self._tracks[key].kept) if key in self._tracks else []
+
+    def next_spot(self, keys: Iterable[str], why: Why) -> Spot | None:
+        """Pause on the next token that stands out, behind the last one from the first; None: none does."""
+        found = sorted((s for key in keys for s in spots(self.kept(key), why)), key=lambda spot: spot.at_s)
+        if not found or self._playhead_s is None:
+            return None
+        at_s = self._playhead_s
+        ahead = next((spot for spot in found if spot.at_s > at_s), found[0])
+        self.show_spot(ahead)
+        return ahead
+
+    def show_spot(self, spot: Spot) -> None:
+        """Pause on this token."""
+        self._loop = None
+        self.pause()
+        self.seek(spot.at_s)
 
     def seek_by(self, seconds: float) -> None:
         """Move the playhead by so many seconds."""
@@ -258,6 +297,9 @@ class Timeline:
             return live_s
         if self._mode is Mode.PAUSED or self._jump:
             return self._playhead_s
+        if self._loop is not None and self._playhead_s >= min(self._loop[1], live_s):
+            self._jump = True
+            return self._loop[0]
         return min(self._playhead_s + since_s * self._speed, live_s)
 
     def _due(self) -> tuple[Segment, ...]:

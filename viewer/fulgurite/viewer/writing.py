@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fulgurite.viewer.colors import REQUESTS, Display, bar_colors, push_colors
+from fulgurite.viewer.colors import Display, bar_colors, push_colors
 from fulgurite.viewer.contribution import LARGEST_LOGITS, LINEAR_LOGITS, Shares, hue
 from fulgurite.viewer.glow import FADES_OVER_S
 from fulgurite.viewer.hud import account_line, badge, memory_line, model_line, speed_line
@@ -21,6 +21,8 @@ from fulgurite.wire.channels import BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
+
+    from numpy.typing import NDArray
 
     from fulgurite.viewer.lettering import Bytes
     from fulgurite.viewer.scene import Captured, ReplicaScene, StripToken
@@ -39,7 +41,7 @@ MARGIN = 20.0
 
 def top_key(scene: ReplicaScene) -> Hashable:
     """Changes when the upper sheet must be painted again."""
-    return scene.hud_revision, scene.title, _rounded(scene.tokens_per_chain)
+    return scene.hud_revision, scene.title, _rounded(scene.tokens_per_chain), scene.focus
 
 
 def paint_top(scene: ReplicaScene, width: int, scale: float) -> Bytes:
@@ -58,6 +60,12 @@ def paint_top(scene: ReplicaScene, width: int, scale: float) -> Bytes:
     alert = hud.state in ("lost", "gap", "waiting")
     canvas.text(right, 15 * scale, speed, 15 * scale, WARN if alert else WHITE, align=1)
     memory = memory_line(hud, scene.tokens_per_chain)
+    if scene.focus.text:
+        memory = (
+            f"only {scene.focus.text}  ·  {memory}"
+            if not scene.focus.is_hidden
+            else f"{scene.focus.text}  ·  {memory}"
+        )
     taken = canvas.text(right, 39 * scale, memory, 13 * scale, TEXT, align=1)
     room = right - margin - taken - 16 * scale
     canvas.text(margin, 39 * scale, fitted(model_line(scene.topology), room, 13 * scale), 13 * scale, TEXT)
@@ -83,7 +91,8 @@ def bottom_key(scene: ReplicaScene, tokens: bool, contribution: bool = False) ->
     """Changes when the lower sheet must be painted again."""
     legend = scene.scale, note(scene, contribution), scene.carpet.tokens_per_cell, tuple(scene.requests)
     shares = scene.shares if contribution else None
-    return (legend, scene.strip_revision if tokens else -1, tokens, contribution, shares)
+    strip = scene.strip_revision if tokens else -1
+    return (legend, scene.palette.name, strip, tokens, contribution, shares)
 
 
 def bottom_lines(tokens: bool, contribution: bool = False) -> float:
@@ -159,7 +168,7 @@ def legend(scene: ReplicaScene, contribution: bool = False) -> tuple[Entry, Entr
         )
     heads = Entry("heads", "head_write", scene.display("head"))
     if scene.topology.experts:
-        return heads, Entry("experts", "expert_weights", Display(0.0, 1.0))
+        return heads, Entry("experts", "expert_weights", scene.display("expert"))
     return heads, Entry("FFN", "ffn_write", scene.display("ffn"))
 
 
@@ -174,7 +183,7 @@ def _legend(
         if entry.is_push:
             _push_bar(canvas, scene.contributions, end, y, bar, scale)
         else:
-            _bar(canvas, entry.display, end, y, bar, scale)
+            _bar(canvas, entry.display, end, y, bar, scale, scene.palette.nodes)
         at = end - bar - 52 * scale
         text = _longest(
             (entry.text, entry.short_text, entry.shortest_text), at - left - 12 * scale, 12 * scale
@@ -184,14 +193,22 @@ def _legend(
     canvas.text(end, 43 * scale, text, 11 * scale, DIM, align=1)
 
 
-def _bar(canvas: Canvas, display: Display | None, end: float, y: float, bar: float, scale: float) -> None:
+def _bar(
+    canvas: Canvas,
+    display: Display | None,
+    end: float,
+    y: float,
+    bar: float,
+    scale: float,
+    table: NDArray[np.float32],
+) -> None:
     """The colour bar, its ends written at both sides; hatched where there is no scale yet."""
     from_x, height = end - bar - 4 * scale, 8 * scale
     if display is None:
         canvas.picture(from_x - 36 * scale, y + 4 * scale, _hatch(round(bar - 20 * scale), round(height)))
         canvas.text(end, y, "no scale", 11 * scale, DIM, align=1)
         return
-    colors = (bar_colors() * 255.0 + 0.5).astype(np.uint8)
+    colors = (bar_colors(table) * 255.0 + 0.5).astype(np.uint8)
     columns = np.linspace(0, len(colors) - 1, max(2, round(bar - 40 * scale))).round().astype(int)
     canvas.picture(from_x, y + 4 * scale, np.repeat(colors[columns][None], max(2, round(height)), axis=0))
     canvas.text(from_x - 5 * scale, y, figure(display.low), 11 * scale, TEXT, align=1)
@@ -295,7 +312,7 @@ def _requests(canvas: Canvas, scene: ReplicaScene, width: int, scale: float) -> 
     named = requests if len(requests) <= places else requests[-(places - 1) :]
     for place, (request_id, color) in enumerate(named):
         x, y = MARGIN * scale + place // rows * column, (6 + 18 * (place % rows)) * scale
-        canvas.box(x, y + 7 * scale, 14 * scale, 3 * scale, _rgb(color))
+        canvas.box(x, y + 7 * scale, 14 * scale, 3 * scale, ink_of(scene, color))
         name = fitted(short(request_id), column - 28 * scale, 12 * scale)
         canvas.text(x + 20 * scale, y, name, 12 * scale, TEXT)
     if len(named) < len(requests):
@@ -321,7 +338,7 @@ def _strip(canvas: Canvas, scene: ReplicaScene, width: int, top: float, scale: f
     for index, row in enumerate(rows):
         y = top + (9 if len(rows) == 1 else 6 + STRIP_PITCH * index) * scale
         size = (15 if len(rows) == 1 else 13) * scale
-        left = _row(canvas, row, width, y, size, scale, is_newest=row[-1].at_s == newest_s)
+        left = _row(canvas, scene, row, width, y, size, scale, is_newest=row[-1].at_s == newest_s)
         if index == 0 and scene.tokens_shown != "text":
             words = "token text is off" if scene.tokens_shown == "off" else "token text is off: ids"
             if left - MARGIN * scale > width_of(words, 11 * scale):
@@ -332,6 +349,7 @@ def _strip(canvas: Canvas, scene: ReplicaScene, width: int, top: float, scale: f
 
 def _row(
     canvas: Canvas,
+    scene: ReplicaScene,
     row: list[StripToken],
     width: int,
     y: float,
@@ -350,18 +368,20 @@ def _row(
         if x - room < MARGIN * scale:
             break
         x -= room
-        color = _rgb(token.color)
+        color = ink_of(scene, token.color)
         ink: Color = color if known else (round(0.6 * color[0]), round(0.6 * color[1]), round(0.6 * color[2]))
         is_last = is_newest and token is row[-1]
         canvas.text(x + gap - scale, y, text, size, WHITE if is_last and known else ink)
-        _probability(canvas, token, x + gap - scale, y + size + 2 * scale, room - gap, scale)
+        _probability(canvas, token, color, x + gap - scale, y + size + 2 * scale, room - gap, scale)
     return x
 
 
-def _probability(canvas: Canvas, token: StripToken, x: float, y: float, room: float, scale: float) -> None:
+def _probability(
+    canvas: Canvas, token: StripToken, color: Color, x: float, y: float, room: float, scale: float
+) -> None:
     canvas.box(x, y, room, 2.5 * scale, FIELD, 0.8)
     if token.probability is not None:
-        canvas.box(x, y, max(1.0, room * token.probability), 2.5 * scale, _rgb(token.color))
+        canvas.box(x, y, max(1.0, room * token.probability), 2.5 * scale, color)
 
 
 def token_text(token: StripToken) -> tuple[str, bool]:
@@ -442,8 +462,9 @@ def _hatch(width: int, height: int) -> Bytes:
     return np.where(ink, np.array([102, 104, 112]), np.array([14, 15, 18])).astype(np.uint8)
 
 
-def _rgb(index: int) -> Color:
-    r, g, b = REQUESTS[index][1]
+def ink_of(scene: ReplicaScene, index: int) -> Color:
+    """The colour of a request in a replica's palette, as bytes."""
+    r, g, b = scene.request_color(index)
     return round(r * 255), round(g * 255), round(b * 255)
 
 

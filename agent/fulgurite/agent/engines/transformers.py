@@ -10,9 +10,10 @@ Shape letters: b rows, t positions of a pass, n tokens that one pass gave.
 
 from __future__ import annotations
 
+import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -24,14 +25,21 @@ from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.anatomy import accepts, linear_shape
+from fulgurite.agent.assemble import Step
 from fulgurite.agent.beams import Beams
 from fulgurite.agent.capture import Capture
 from fulgurite.agent.engines import arguments
+from fulgurite.agent.engines.continuous import CONTINUOUS
 from fulgurite.agent.engines.generate import GenerateWrapper, criterion, unwrap, with_criterion
+from fulgurite.agent.engines.packed import Packed
+from fulgurite.agent.engines.processors import ProcessorsWrapper
+from fulgurite.agent.engines.processors import unwrap as unwrap_processors
+from fulgurite.agent.engines.processors import wrap as wrap_processors
 from fulgurite.agent.engines.search import Search
 from fulgurite.agent.identity import Request, new_ref, new_request
 from fulgurite.agent.probes import Pass
 from fulgurite.agent.shelf import Place, leave
+from fulgurite.agent.surroundings import current_ref
 from fulgurite.wire.frame import RequestRef
 
 Array = np.ndarray[Any, Any]
@@ -50,12 +58,14 @@ class Call:
     passing : the last forward pass, until its tokens are known.
     cache : of the last pass.
     since, arrivals : when its tokens were handed over; how many calls had begun or ended by then.
+    scores : of this step (b, V) behind all processors, until its tokens are known.
+    held : the last step and the length of its text, where `generate` may take it back.
     seen, counted : length of the text at the last step, and up to where its tokens were counted.
     """
 
     __slots__ = (
-        "arrivals", "assisted", "began_ns", "cache", "counted", "draft", "mask", "passing", "ref", "request",
-        "search", "seen", "since", "stops", "width",
+        "arrivals", "assisted", "began_ns", "cache", "counted", "draft", "held", "mask", "passing", "ref",
+        "request", "scores", "search", "seen", "since", "stops", "width",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +91,8 @@ class Call:
         self.request: Request | None = None
         self.seen = self.counted = width
         self.cache: Any = None
+        self.scores: torch.Tensor | None = None
+        self.held: tuple[Step, int] | None = None
         self.since = self.arrivals = 0
 
 
@@ -118,6 +130,10 @@ class Engine:
         self._loops: weakref.WeakKeyDictionary[Any, Loop] = weakref.WeakKeyDictionary()
         self._handles: list[RemovableHandle] = []
         self._wrapper: GenerateWrapper | None = None
+        self._processors: ProcessorsWrapper | None = None
+        self.packed = Packed(self, capture)
+        self.windows = _windows(model, capture.anatomy.topology.layers)
+        self._is_heard = False
 
     def install(self) -> None:
         """Observe passes, and wrap `generate` where the model has it."""
@@ -130,9 +146,12 @@ class Engine:
                     module.register_forward_pre_hook(_Opens(self), with_kwargs=True),
                     module.register_forward_hook(_Closes(self), with_kwargs=True),
                 ]
+        if callable(getattr(model, "generate_batch", None)):
+            self._is_heard = CONTINUOUS.listen(self, model)
         if callable(getattr(model, "generate", None)) and self._wrapper is None:
             self._wrapper = GenerateWrapper(self, model)
             model.__dict__["generate"] = self._wrapper
+            self._processors = wrap_processors(self, model)
 
     def remove(self) -> None:
         """Leave the model as it was."""
@@ -140,6 +159,10 @@ class Engine:
             self._handles.pop().remove()
         model, wrapper = self._model(), self._wrapper
         self._wrapper = None
+        CONTINUOUS.leave(self, model)
+        if self._processors is not None:
+            unwrap_processors(self._processors, model)
+            self._processors = None
         if wrapper is not None:
             wrapper.engine = None
             if model is not None:
@@ -183,7 +206,7 @@ class Engine:
             return
         if call is None:
             if arguments.is_paged(cache):
-                self._say_unmeasured("continuous batching")
+                self._opens_packed(shape, kwargs)
                 return
             if cache is not None:
                 self._continue_loop(cache, args, kwargs, shape)
@@ -192,6 +215,19 @@ class Engine:
         passing = self.capture.open(*shape)
         if passing is not None:
             self._describe(passing, call, kwargs)
+            passing.own_ns += time.perf_counter_ns() - passing.started_ns
+
+    def _opens_packed(self, shape: tuple[int, int], kwargs: Mapping[str, Any]) -> None:
+        """Of continuous batching: many requests in one row."""
+        if not self._is_heard:
+            self._say_unmeasured("continuous batching of this version of transformers")
+        indices, batch = kwargs.get("logits_indices"), self.packed.launching
+        if batch is None or not batch.rows or not isinstance(indices, torch.Tensor) or shape[0] != 1:
+            return
+        passing = self.capture.open(*shape)
+        if passing is not None:
+            passing.looks = frozenset()  # its attention reads pages
+            self.packed.opened(passing, indices)
             passing.own_ns += time.perf_counter_ns() - passing.started_ns
 
     def _describe(self, passing: Pass, call: Call | None, kwargs: Mapping[str, Any]) -> None:
@@ -216,6 +252,10 @@ class Engine:
         self.capture.current.passing = None
         logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", None)
         if not isinstance(logits, torch.Tensor) or logits.dim() != 3 or logits.shape[1] < passing.keep:
+            return
+        if passing.picked is not None:
+            self.capture.close(passing, logits, None, copies=True)
+            self.packed.closed(passing)
             return
         cache = arguments.given_cache(args, kwargs)
         if cache is None:
@@ -247,7 +287,7 @@ class Engine:
             return Call(new_ref(), draft=True), args, kwargs
         options = arguments.options_of(self._model(), args, kwargs)
         call = Call(
-            _traced_ref(),
+            current_ref(),
             mask=arguments.two_dimensional(kwargs.get("attention_mask")),
             stops=arguments.stops_of(options),
             width=arguments.prompt_width(args, kwargs),
@@ -255,8 +295,7 @@ class Engine:
             assisted=arguments.is_assisted(options, kwargs),
         )
         self.capture.refresh()
-        if options("cache_implementation") == "paged":
-            self._say_unmeasured("continuous batching")
+        if options("cache_implementation") == "paged":  # `generate` hands over to continuous batching
             return Call(call.ref, draft=True), args, kwargs
         given = with_criterion(args, kwargs, criterion(self, call))
         self._calls.add(call)
@@ -271,6 +310,7 @@ class Engine:
             self._chosen(call, call.search, input_ids, now)
             return
         passing, call.passing = call.passing, None
+        scores, call.scores = call.scores, None
         length, before = int(input_ids.shape[1]), call.seen
         call.seen = length
         if passing is None and length == before + 1:
@@ -291,8 +331,23 @@ class Engine:
         if call.assisted:
             request.drafted += passing.keep - 1
             request.accepted += n - 1
-        self.capture.commit(passing, request, input_ids[:, -n:], call.stops, committed_ns=now)
+        hand_over = self._holder(call, length) if is_deferred(input_ids.device) else None
+        self.capture.commit(
+            passing, request, input_ids[:, -n:], call.stops,
+            committed_ns=now, scores=scores, hand_over=hand_over,
+        )  # fmt: skip
         call.since, call.arrivals = time.perf_counter_ns(), self._arrivals
+
+    def _holder(self, call: Call, length: int) -> Callable[[Step], None]:
+        """Where `generate` finds out one step late that it is over, the last step may be taken back: it is
+        handed over with the next one, or when the end shows that it counts."""
+
+        def hold(step: Step) -> None:
+            held, call.held = call.held, (step, length)
+            if held is not None:
+                self.capture.hand_over(held[0])
+
+        return hold
 
     def _compiled_pass(self, call: Call, rows: int, prompt: int) -> Pass | None:
         """`generate` compiles the model with its hooks: what the graph left of the pass, if it left it."""
@@ -342,6 +397,10 @@ class Engine:
         request = call.request
         if request is None:
             return
+        if call.held is not None:
+            ids = getattr(output, "sequences", output)
+            if not isinstance(ids, torch.Tensor) or ids.shape[1] >= call.held[1]:
+                self.capture.hand_over(call.held[0])
         if error is not None:
             self.capture.event(request, "aborted", reason=type(error).__name__)
             return
@@ -406,7 +465,7 @@ class Engine:
         held = _logical_length(cache)
         width = max(passing.width, held)
         mask = None if passing.mask is None else passing.mask.cpu().numpy()
-        request = new_request(_traced_ref(), rows=passing.batch, width=width, mask=mask)
+        request = new_request(current_ref(), rows=passing.batch, width=width, mask=mask)
         self._loops[cache] = Loop(request, passing)
         weakref.finalize(cache, _loop_ended, weakref.ref(self), request).atexit = False
 
@@ -486,6 +545,13 @@ def _follows(before: Pass | None, passing: Pass) -> Pass:
     return passing
 
 
+def is_deferred(device: torch.device) -> bool:
+    """Whether `generate` finds out one step late on this device that it is over."""
+    utils = sys.modules.get("transformers.generation.utils")
+    check = getattr(utils, "DeferredStopCheck", None)
+    return check is not None and bool(check.is_supported(device, None, False, is_assistant=False))
+
+
 def _all_stopped(output: Any, stops: frozenset[int]) -> bool:
     """Whether every returned line has an end in it."""
     ids = getattr(output, "sequences", output)
@@ -494,14 +560,15 @@ def _all_stopped(output: Any, stops: frozenset[int]) -> bool:
     return bool(np.isin(ids.cpu().numpy(), np.fromiter(stops, np.int64)).any(-1).all())
 
 
-def _traced_ref() -> RequestRef:
-    """A new request under the OpenTelemetry span that is current, if any."""
-    from opentelemetry import trace
-
-    context = trace.get_current_span().get_span_context()
-    if not context.is_valid:
-        return new_ref()
-    return new_ref(trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id))
+def _windows(model: nn.Module, layers: int) -> Array:
+    """How many tokens each layer's pages hold at most, int64 (L,): 0 for all, -1 where it has none."""
+    config = getattr(model, "config", None)
+    kinds = list(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if len(kinds) != layers:
+        kinds = ["sliding_attention" if isinstance(window, int) else "full_attention"] * layers
+    held = {"full_attention": 0, "sliding_attention": window if isinstance(window, int) else 0}
+    return np.array([held.get(kind, -1) for kind in kinds], np.int64)
 
 
 def _logical_length(cache: Any) -> int:

@@ -182,7 +182,7 @@ class RedisStore:
         return "waitaof" in commands
 
     async def _see_to_durability(self, client: Any, *, has_waitaof: bool) -> None:
-        if self._durability == "memory":
+        if self._durability == "none":
             return
         try:
             config = await client.config_get("appendonly")
@@ -196,6 +196,12 @@ class RedisStore:
                     f"{self.where} keeps nothing on disk (appendonly no): what it holds is lost with it"
                 )
             return
+        if self._durability == "waitaof" and (persists == "no" or not has_waitaof):
+            raise StoreUnfit(
+                f"{self.where} cannot be asked whether an entry is on disk: "
+                + ("set `appendonly yes` there" if has_waitaof else "it has no WAITAOF (Redis 7.2, Valkey)")
+                + ", or choose --durability everysec"
+            )
         if persists == "yes" and config.get("appendfsync") == "always":
             return
         if persists == "no" or not has_waitaof:

@@ -7,9 +7,14 @@ every stage.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Literal
 
+_COMMENT = re.compile(r"//[^\n]*")
+_UNIFORM = re.compile(r"\bu[A-Z]\w*")
+_SAMPLER = re.compile(r"uniform sampler2D (\w+)")
 SECTIONS = ("vertex declarations", "vertex main", "fragment declarations", "fragment main")
 
 
@@ -21,6 +26,14 @@ class ShaderText:
     vertex_main: str
     fragment_declarations: str
     fragment_main: str
+
+    def uniforms(self, stage: Literal["vertex", "fragment"]) -> frozenset[str]:
+        """The numbers that a front-end sets: names like `uTime` that the stage uses."""
+        declarations = self.vertex_declarations if stage == "vertex" else self.fragment_declarations
+        text = _COMMENT.sub(
+            "", declarations + (self.vertex_main if stage == "vertex" else self.fragment_main)
+        )
+        return frozenset(_UNIFORM.findall(text)) - frozenset(_SAMPLER.findall(text))
 
 
 def source(name: str) -> str:

@@ -8,7 +8,7 @@ vec4 node = texelFetch(uNodes, ivec2(nodeAt + 0.5), 0);
 float light = node.z > 0.5 ? 0.0 : faded(node.x, node.y, uTime);
 float hit = light * flare(node.y, uTime);
 vNode = vec4(light, hit, uLeast, node.w);
-float wide = 2.0 + 2.4 * light + 0.8 * hit;
+float wide = 1.5 + 1.9 * light + 0.6 * hit;
 gl_PointSize = 2.0 * wide * uRadius * uPixels / gl_Position.w;
 if (light < uLeast) gl_Position = vec4(4.0, 4.0, 4.0, 1.0);
 //# fragment declarations

@@ -36,7 +36,8 @@ if (uDisc > 0.5) {
   vec2 from = 1.0 - abs(vAt);
   vec2 soft = fwidth(vAt) * 1.5;
   float inner = min(from.x / max(soft.x, 1e-4), from.y / max(soft.y, 1e-4));
-  edge = 1.0 - smoothstep(0.6, 1.6, inner);
+  float pixels = 2.0 / max(1e-4, max(fwidth(vAt.x), fwidth(vAt.y)));  // of the narrower side
+  edge = (1.0 - smoothstep(0.6, 1.6, inner)) * smoothstep(3.0, 9.0, pixels);
   cover = 1.0 - edge;
 }
 vec3 color;

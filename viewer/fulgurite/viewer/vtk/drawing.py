@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 Blend = Literal["opaque", "over", "premultiplied", "screen", "brightest"]
 Primitive = Literal["points", "lines", "triangles"]
 
+Uniform = float | tuple[float, float] | tuple[float, float, float]
+VECTORS: dict[str, Uniform] = {"uViewport": (1280.0, 720.0), "uColor": (1.0, 1.0, 1.0)}
+"""Uniforms that are no plain numbers, with what they are before they are set."""
+
 _GL_ZERO, _GL_ONE = 0, 1
 _GL_FUNC_ADD, _GL_MAX = 0x8006, 0x8008
 _GL_ONE_MINUS_SRC_COLOR, _GL_SRC_ALPHA, _GL_ONE_MINUS_SRC_ALPHA = 0x0301, 0x0302, 0x0303
@@ -75,7 +79,7 @@ class Drawing:
         Positions; where the shader places vertices itself, any points that span what it draws.
     attributes : arrays of float32, shape (n, k), by their names in the shader.
     primitive : what the points make up; `index` (m, 2) or (m, 3) joins them to lines or triangles.
-    textures, vertex_uniforms, fragment_uniforms : by their names in the shader.
+    textures, uniforms : by their names in the shader, in whichever stage they are used.
     """
 
     def __init__(
@@ -88,9 +92,9 @@ class Drawing:
         index: NDArray[Any] | None = None,
         attributes: Mapping[str, NDArray[Any]] | None = None,
         textures: Mapping[str, DataTexture] | None = None,
-        vertex_uniforms: Mapping[str, float | tuple[float, float]] | None = None,
-        fragment_uniforms: Mapping[str, float | tuple[float, float, float]] | None = None,
+        uniforms: Mapping[str, Uniform] | None = None,
     ) -> None:
+        self.name = name
         self._data = _poly_data(points, primitive, index)
         self._mapper = vtkOpenGLPolyDataMapper()
         self._mapper.SetInputData(self._data)
@@ -110,25 +114,30 @@ class Drawing:
             self.actor.GetProperty().SetTexture(texture, data.vtk)
         self._shade(name)
         properties = self.actor.GetShaderProperty()
-        self._vertex, self._fragment = (
-            properties.GetVertexCustomUniforms(),
-            properties.GetFragmentCustomUniforms(),
+        text = shader(name)
+        self._stages = (
+            (properties.GetVertexCustomUniforms(), text.uniforms("vertex")),
+            (properties.GetFragmentCustomUniforms(), text.uniforms("fragment")),
         )
-        self.set_vertex(**(vertex_uniforms or {}))
-        self.set_fragment(**(fragment_uniforms or {}))
+        everything: dict[str, Uniform] = {
+            used: VECTORS.get(used, 0.0) for _, names in self._stages for used in names
+        }
+        self.set(**{**everything, **(uniforms or {})})
         if blend == "opaque":
             self.actor.ForceOpaqueOn()
         else:
             self.actor.ForceTranslucentOn()
             self._blend(_BLENDING[blend], _GL_MAX if blend == "brightest" else _GL_FUNC_ADD)
 
-    def set_vertex(self, **uniforms: float | tuple[float, ...]) -> None:
-        """Uniforms of the vertex shader."""
-        _set(self._vertex, uniforms)
-
-    def set_fragment(self, **uniforms: float | tuple[float, ...]) -> None:
-        """Uniforms of the fragment shader."""
-        _set(self._fragment, uniforms)
+    def set(self, **uniforms: Uniform) -> None:
+        """Uniforms of the shader; those that it does not use are passed over."""
+        for stage, used in self._stages:
+            for name in used & uniforms.keys():
+                value = uniforms[name]
+                if isinstance(value, tuple):
+                    (stage.SetUniform2f if len(value) == 2 else stage.SetUniform3f)(name, value)
+                else:
+                    stage.SetUniformf(name, value)
 
     def _attribute(self, name: str, values: NDArray[Any]) -> None:
         array = _vtk_floats(values)
@@ -196,11 +205,3 @@ def _poly_data(points: NDArray[Any], primitive: Primitive, index: NDArray[Any] |
     cells.SetData(_vtk_ids(np.arange(len(index) + 1) * index.shape[1]), _vtk_ids(index.ravel()))
     {"points": data.SetVerts, "lines": data.SetLines, "triangles": data.SetPolys}[primitive](cells)
     return data
-
-
-def _set(uniforms: Any, values: Mapping[str, float | tuple[float, ...]]) -> None:
-    for name, value in values.items():
-        if isinstance(value, tuple):
-            (uniforms.SetUniform2f if len(value) == 2 else uniforms.SetUniform3f)(name, value)
-        else:
-            uniforms.SetUniformf(name, value)

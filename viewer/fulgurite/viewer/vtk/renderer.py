@@ -10,6 +10,7 @@ A picture is a function of the storm and of the two times. Make one only where `
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from fulgurite.viewer import writing
 from fulgurite.viewer.camera import Insets, Pick, View, grid, pick
+from fulgurite.viewer.colors import on_paper
 from fulgurite.viewer.layout import HEAD_GROWTH
 from fulgurite.viewer.vtk.probe import choose_backend
 
@@ -57,6 +59,8 @@ class _Viewport:
     bottom: Panel
     top_key: Hashable = None
     bottom_key: Hashable = None
+    words_s: float = -math.inf
+    palette: str = ""
 
 
 class Renderer:
@@ -69,12 +73,25 @@ class Renderer:
         In pixels.
     offscreen : bool
         False: a window on the desktop.
+    words_period_s : float
+        Least time of the camera's clock between two paintings of a viewport's words. 0: whenever they change,
+        so that a picture follows from the storm alone; a front-end that draws live wants about 0.1.
     """
 
-    def __init__(self, storm: Storm, *, width: int = 1280, height: int = 720, offscreen: bool = True) -> None:
+    def __init__(
+        self,
+        storm: Storm,
+        *,
+        width: int = 1280,
+        height: int = 720,
+        offscreen: bool = True,
+        words_period_s: float = 0.0,
+    ) -> None:
+        self._words_period_s = words_period_s
         self.storm = storm
         self._camera = vtkCamera()
         self._view: View | None = None
+        self._points: NDArray[np.float32] | None = None
         self._viewports: list[_Viewport] = []
         self._revision: tuple[object, ...] = ()
         self._pixels = vtkUnsignedCharArray()
@@ -131,7 +148,8 @@ class Renderer:
             0, 0, width - 1, height - 1, int(not self._window.GetOffScreenRendering()), self._pixels, 0
         )
         pixels: NDArray[np.uint8] = vtk_to_numpy(self._pixels)  # type: ignore[no-untyped-call]
-        return pixels.reshape(height, width, 3)[::-1].copy()
+        picture = pixels.reshape(height, width, 3)[::-1]
+        return on_paper(picture) if self.storm.is_light else picture.copy()
 
     def pick(self, x: float, y: float) -> tuple[str, Pick] | None:
         """The replica and the node under pixel (x, y) of the window."""
@@ -163,14 +181,15 @@ class Renderer:
         if self._view is None or all(viewport.scene.key != key for viewport in self._viewports):
             return None
         layout = self.storm[key].layout
-        if node.kind == "head":
+        if node.kind == "head" and layout.walls is None:
             middle = layout.heads[node.layer, node.head]
             rim = middle + np.array([0.0, HEAD_GROWTH * layout.head_radius, 0.0], np.float32)
             found = self.project(key, np.stack([middle, rim]))
         else:
-            found = self.project(
-                key, np.concatenate([layout.ffn[None, node.layer], layout.plates[node.layer, 0]])
-            )
+            quads = {"head": layout.walls, "ffn": layout.plates, "cell": layout.cells}[node.kind]
+            assert quads is not None
+            corners = quads[node.layer, max(0, node.head)]
+            found = self.project(key, np.concatenate([corners.mean(axis=0)[None], corners]))
         reach = float(np.linalg.norm(found[1:, :2] - found[0, :2], axis=-1).max())
         return (float(found[0, 0]), float(found[0, 1]), reach) if np.isfinite(found).all() else None
 
@@ -209,6 +228,8 @@ class Renderer:
             x0, x1 = column * width // columns, (column + 1) * width // columns
             y0, y1 = row * height // rows, (row + 1) * height // rows
             self._viewports.append(self._viewport(scene, old.get(scene.key), (x0, y0, x1 - x0, y1 - y0)))
+        layouts = [viewport.scene.layout for viewport in self._viewports]
+        self._points = np.concatenate([layout.points for layout in layouts]) if layouts else None
         self._frame_overlay()
 
     def _viewport(
@@ -271,15 +292,17 @@ class Renderer:
         camera.SetClippingRange(1.0, 20.0)
 
     def _aim(self) -> None:
-        if not self._viewports:
+        if self._points is None:
             return
+        points = self._points
         first = self._viewports[0]
         scale = self._scale(first.width, first.height)
         top = writing.TOP_LINES * scale + 4 if self.storm.hud_visible else 8
         below = self._bottom_lines * scale + 4 if self.storm.hud_visible else 8
         insets = Insets(top=top / first.height, bottom=below / first.height, left=0.035, right=0.03)
-        points = np.concatenate([viewport.scene.layout.points for viewport in self._viewports])
-        view = self.storm.camera.view(points, first.width / first.height, insets, self.storm.clock_s)
+        camera = self.storm.camera
+        camera.track(first.scene.front_x(self.storm.now_s), self.storm.clock_s)
+        view = camera.view(points, first.width / first.height, insets, self.storm.clock_s)
         if view != self._view:
             self._view = view
             self._camera.SetPosition(*view.position)
@@ -298,18 +321,29 @@ class Renderer:
             height=viewport.height,
             pixels=viewport.height / 2 / float(np.tan(angle / 2)),
             shows_contribution=storm.shows_contribution,
+            is_still=storm.is_still,
         )
+        if viewport.palette != scene.palette.name:
+            viewport.palette = scene.palette.name
+            viewport.actors.recolor(scene.palette.nodes)
         viewport.actors.update(frame, storm.origin_s)
         if not storm.hud_visible:
             return
+        if 0.0 <= storm.clock_s - viewport.words_s < self._words_period_s:
+            return
+        self._write_words(viewport)
+
+    def _write_words(self, viewport: _Viewport) -> None:
+        """Paint again what says something else than before."""
+        storm, scene = self.storm, viewport.scene
         scale = self._scale(viewport.width, viewport.height)
         key = writing.top_key(scene)
         if key != viewport.top_key:
-            viewport.top_key = key
+            viewport.top_key, viewport.words_s = key, storm.clock_s
             viewport.top.write(writing.paint_top(scene, viewport.width, scale))
         key = writing.bottom_key(scene, storm.tokens_visible, storm.shows_contribution)
         if key != viewport.bottom_key:
-            viewport.bottom_key = key
+            viewport.bottom_key, viewport.words_s = key, storm.clock_s
             viewport.bottom.write(
                 writing.paint_bottom(
                     scene,

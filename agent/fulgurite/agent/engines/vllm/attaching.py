@@ -1,0 +1,184 @@
+"""Putting an observer together for a model that a worker has just loaded.
+
+Imported only in a worker that is observed: torch is there.
+"""
+
+from __future__ import annotations
+
+import atexit
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fulgurite.agent import config, reduce
+from fulgurite.agent.anatomy import Anatomy
+from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
+from fulgurite.agent.contribution import Attribution
+from fulgurite.agent.engines.vllm import trial
+from fulgurite.agent.engines.vllm.desk import Desk
+from fulgurite.agent.engines.vllm.heads import Heads
+from fulgurite.agent.engines.vllm.matrices import as_linear
+from fulgurite.agent.engines.vllm.measure import Measure
+from fulgurite.agent.engines.vllm.observer import Observer
+from fulgurite.agent.engines.vllm.parts import Model, Unsupported, dissect, without_layers
+from fulgurite.agent.exporter import Exporter, GrpcExporter
+from fulgurite.agent.lens import CHANNELS as LENS
+from fulgurite.agent.readout import Readout, find_readout
+from fulgurite.agent.sampling import Budget, Demand
+from fulgurite.agent.shield import Shield
+from fulgurite.agent.texts import TokenTexts
+from fulgurite.agent.unmeasured import unmeasured
+from fulgurite.wire.channels import LEVELS
+
+_MOST_BYTES = 64 << 20  # of what the layers leave in one step
+_FEWEST_ROWS = 16
+
+
+def observe(worker: Any, shield: Shield) -> Observer | None:
+    """An observer of the model of `worker`, that is attached to its exporter; None at level ``off``."""
+    settings = config.settings()
+    if settings.level == "off":
+        return None
+    runner = worker.model_runner
+    name = _name(worker.vllm_config)
+    desk = Desk(_rows(runner), runner.device, runner.model_config.dtype)
+    wants_layers = LEVELS.index(settings.level) >= LEVELS.index("heads")
+    found, measure = _measured(runner, name, desk, shield, deep=settings.level == "deep") if wants_layers else (
+        None,
+        None,
+    )
+    if found is None:
+        found = without_layers(worker.vllm_config, name=name, reason="not asked for, or not known here")
+    exporter = _exporter(settings, worker)
+    exporter.attach(
+        found.topology,
+        level=settings.level,
+        ceiling=settings.level,
+        tokens=settings.tokens,
+        resource=config.resource(model_name=name),
+    )
+    atexit.register(exporter.close)
+    for channel, reason in found.topology.unavailable:
+        shield.say_once(f"{reason}", "%s is not measured: %s", channel, reason)
+    return Observer(
+        found,
+        exporter=exporter,
+        demand=Demand(settings.level),
+        budget=Budget(settings.budget),
+        deep_ratio=settings.deep_ratio,
+        shield=shield,
+        desk=desk,
+        measure=measure,
+        texts=_texts(settings, runner),
+    )
+
+
+def _name(vllm_config: Any) -> str:
+    served = vllm_config.model_config.served_model_name
+    name = served[0] if isinstance(served, list) and served else served
+    return str(name or vllm_config.model_config.model).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _texts(settings: config.Settings, runner: Any) -> TokenTexts | None:
+    if settings.tokens != "text":
+        return None
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    return TokenTexts(cached_tokenizer_from_config(runner.model_config))
+
+
+def _exporter(settings: config.Settings, worker: Any) -> Exporter:  # noqa: ARG001
+    return GrpcExporter(settings.endpoint, access=settings.access)
+
+
+def _rows(runner: Any) -> int:
+    """Rows whose logits one step may take, within the memory that the desk may hold."""
+    drafts = int(getattr(runner, "num_spec_tokens", 0) or 0)
+    return max(1, int(runner.scheduler_config.max_num_seqs) * (1 + drafts))
+
+
+def _measured(
+    runner: Any, name: str, desk: Desk, shield: Shield, *, deep: bool
+) -> tuple[Anatomy | None, Measure | None]:
+    """The model's parts and what measures them."""
+    try:
+        found = dissect(runner.model, runner.vllm_config, name=name)
+        seen = trial.run(runner, found)
+    except Unsupported as reason:
+        return without_layers(runner.vllm_config, name=name, reason=str(reason)), None
+    except Exception as error:
+        shield.caught("trial", error)
+        reason = f"the model could not be tried out ({type(error).__name__})"
+        return without_layers(runner.vllm_config, name=name, reason=reason), None
+    anatomy = found.anatomy
+    heads = Heads(anatomy.layers, seen)
+    topology = anatomy.topology
+    layout = reduce.plan(
+        anatomy.layers,
+        seen.wiring,
+        heads=topology.heads,
+        width=topology.hidden_size,
+        deep=deep,
+        blind=heads.blind,
+    )
+    desk.most = _fitting(desk, layout)
+    reasons = unmeasured(anatomy.layers, seen.wiring, heads.blind, {}, is_deep=deep)
+    readout, attribution = None, None
+    if deep:
+        readout, attribution, missing = _deep(runner, found, seen, layout, heads)
+        reasons.update(missing)
+    measure = Measure(layout, heads.stacked(layout), desk, attribution=attribution, readout=readout)
+    measure.install(anatomy.layers)
+    return anatomy.without(reasons), measure
+
+
+def _fitting(desk: Desk, layout: reduce.Plan) -> int:
+    item = torch.empty((), dtype=desk.dtype).element_size()
+    width = len(layout.places) * layout.width
+    width += sum(len(group.slots) * group.heads * group.head_dim for group in layout.groups)
+    return min(desk.most, max(_FEWEST_ROWS, _MOST_BYTES // max(1, width * item)))
+
+
+def _deep(
+    runner: Any, found: Model, seen: trial.Trial, layout: reduce.Plan, heads: Heads
+) -> tuple[Readout | None, Attribution | None, dict[str, str]]:
+    """How the stream becomes logits, and what each part adds to them; or why that is not known."""
+    anatomy = found.anatomy
+    readout = _readout(runner, found, seen)
+    if isinstance(readout, str):
+        return None, None, dict.fromkeys((*CONTRIBUTIONS, *LENS), readout)
+    for layer, wires in zip(anatomy.layers, seen.wiring, strict=True):
+        if wires.order in ("unknown", "post_norm"):
+            reason = f"in layer {layer.index}, {next(iter(wires.reasons.values()))}"
+            return readout, None, dict.fromkeys(CONTRIBUTIONS, reason)
+    if heads.blind:
+        index, why = next(iter(heads.blind.items()))
+        return readout, None, dict.fromkeys(CONTRIBUTIONS, f"in layer {index}, {why}")
+    plain = tuple(
+        replace(layer, projection=as_linear(layer.projection)) if layer.projection is not None else layer
+        for layer in anatomy.layers
+    )
+    return readout, Attribution(plain, seen.wiring, layout, readout, epsilon=seen.epsilon), {}
+
+
+def _readout(runner: Any, found: Model, seen: trial.Trial) -> Readout | str:
+    anatomy = found.anatomy
+    unembedding = anatomy.unembedding
+    if unembedding is None or seen.logits is None or anatomy.final_norm is None:
+        return "the model's final norm, unembedding or logits are not in this process"
+    weight = unembedding._parameters.get("weight")
+    count = seen.logits.shape[-1]
+    if weight is None or weight.dim() != 2 or weight.shape[0] < count:
+        return "the weights of the model's unembedding are split or packed"
+    plain = nn.Linear(weight.shape[1], count, bias=False, device="meta")
+    plain.weight = nn.Parameter(weight.detach()[:count], requires_grad=False)
+    return find_readout(
+        anatomy.final_norm,
+        plain,
+        dict(seen.final),
+        seen.logits,
+        constants=anatomy.constants,
+        tolerance=max(1e-4, 4 * seen.epsilon),
+    )

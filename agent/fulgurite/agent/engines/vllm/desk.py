@@ -1,0 +1,177 @@
+"""Where the layers of a running model leave the rows that matter, eager or compiled.
+
+vLLM compiles with all guards dropped, adds to the residual stream in place, and replays captured graphs: a
+reference that is kept in a hook is overwritten or was never taken. So a tap copies at once. In Python it calls
+`keep`; where a graph is traced it leaves the operator ``fulgurite_vllm::keep`` in it, which does the same when
+the graph runs. All taps write into one buffer of fixed address, one plane per tap, so that the reduction of a
+step needs no stacking. Each plane is stamped with the number of the step: what was not written in this step is
+told from what is quiet.
+
+Costs one `index_select` per tap and step, and `rows` rows of the model's number format per tap. On the CPU the
+operator reads plain Python state. Elsewhere it copies every row of the plane, so that a captured graph holds
+the same kernels in each step.
+
+Shape letters: t taps, r rows, w width of a tap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import torch
+
+_library: Any = torch.library.Library("fulgurite_vllm", "DEF")  # type: ignore[no-untyped-call]
+_library.define("keep(Tensor x, Tensor? y, Tensor(a!) anchor, int plane) -> ()")
+
+
+class Plane:
+    """What one tap writes to.
+
+    Attributes
+    ----------
+    number : what the operator knows it by.
+    buffer : Tensor, shape (r, w), a part of its desk's.
+    stamp : of the step in which it was written last, -1 before the first.
+    """
+
+    __slots__ = ("buffer", "desk", "number", "stamp")
+
+    def __init__(self, desk: Desk, buffer: torch.Tensor) -> None:
+        self.desk = desk
+        self.buffer = buffer
+        self.stamp = -1
+        self.number = len(_planes)
+        _planes.append(self)
+
+
+_planes: list[Plane] = []
+
+
+class Desk:
+    """The planes of one model.
+
+    Parameters
+    ----------
+    most : rows of a plane.
+    device, dtype : of the model's layers.
+
+    Attributes
+    ----------
+    stamp : number of the step that runs.
+    count : rows of this step that are kept.
+    own_ns : time spent in taps since it was last taken.
+    errors : failures in taps, by kind. The host never sees them.
+    """
+
+    def __init__(self, most: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.most = most
+        self.device, self.dtype = device, dtype
+        self.stamp = 0
+        self.count = 0
+        self.own_ns = 0
+        self.errors: Counter[str] = Counter()
+        self._is_fixed = device.type != "cpu"
+        with torch.inference_mode(False):
+            self.anchor = torch.zeros(1, device=device)
+            self._all = torch.zeros(most, dtype=torch.int64, device=device)
+            self._clock = torch.zeros(1, dtype=torch.int64, device=device)
+        self._chosen = self._all[:0]
+        self._is_open = False
+        self._marks: torch.Tensor | None = None
+        self._blocks: list[torch.Tensor] = []
+
+    def planes(self, taps: int, width: int) -> tuple[torch.Tensor, list[Plane]]:
+        """A buffer (t, r, w) and its planes."""
+        with torch.inference_mode(False):
+            buffer = torch.zeros(taps, self.most, width, dtype=self.dtype, device=self.device)
+        self._blocks.append(buffer)
+        return buffer, [Plane(self, buffer[i]) for i in range(taps)]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all planes."""
+        return sum(block.nbytes for block in self._blocks)
+
+    def open(self, rows: torch.Tensor) -> int:
+        """A step begins whose `rows` (int64, of the flat run of tokens) matter; how many of them are kept."""
+        self.stamp += 1
+        self.count = min(int(rows.shape[0]), self.most)
+        self._chosen = rows[: self.count].to(self.device, torch.int64)
+        if self._is_fixed:
+            self._all[: self.count].copy_(self._chosen)
+            self._clock.fill_(self.stamp)
+        self._is_open = self.count > 0
+        return self.count
+
+    def shut(self) -> None:
+        """The step is over: nothing is kept until the next one."""
+        self._is_open = False
+
+    def keep(self, plane: Plane, x: torch.Tensor, y: torch.Tensor | None) -> None:
+        """Copy the rows of `x` that matter, with those of `y` added."""
+        if not self._is_open:
+            return
+        started = time.perf_counter_ns()
+        try:
+            if self._is_fixed:
+                self._keep_all(plane, x, y)
+            else:
+                self._keep_some(plane, x, y)
+        except Exception as error:  # in the middle of somebody else's forward pass
+            self.errors[f"tap:{type(error).__name__}"] += 1
+        self.own_ns += time.perf_counter_ns() - started
+
+    def _keep_some(self, plane: Plane, x: torch.Tensor, y: torch.Tensor | None) -> None:
+        into = plane.buffer[: self.count]
+        if x.dtype == into.dtype:
+            torch.index_select(x, 0, self._chosen, out=into)
+        else:
+            into.copy_(x.index_select(0, self._chosen))
+        if y is not None:
+            into += y.index_select(0, self._chosen)
+        plane.stamp = self.stamp
+
+    def _keep_all(self, plane: Plane, x: torch.Tensor, y: torch.Tensor | None) -> None:
+        rows = self._all.clamp(max=x.shape[0] - 1)
+        found = x.index_select(0, rows)
+        plane.buffer.copy_(found if y is None else found + y.index_select(0, rows))
+        self._mark(plane.number).copy_(self._clock)
+
+    def _mark(self, number: int) -> torch.Tensor:
+        if self._marks is None:
+            self._marks = torch.full((1 << 14,), -1, dtype=torch.int64, device=self.device)
+        return self._marks[number : number + 1]
+
+    def is_written(self, planes: list[Plane]) -> bool:
+        """Whether all of these were written in this step."""
+        if self._is_fixed:
+            if self._marks is None:
+                return False
+            numbers = torch.tensor([plane.number for plane in planes], device=self.device)
+            return bool((self._marks[numbers] == self.stamp).all())
+        return all(plane.stamp == self.stamp for plane in planes)
+
+    def take_ns(self) -> int:
+        """Time spent in taps since this was asked last."""
+        spent, self.own_ns = self.own_ns, 0
+        return spent
+
+
+def _keep(x: torch.Tensor, y: torch.Tensor | None, anchor: torch.Tensor, plane: int) -> None:  # noqa: ARG001
+    found = _planes[plane]
+    found.desk.keep(found, x, y)
+
+
+def _traced(x: torch.Tensor, y: torch.Tensor | None, anchor: torch.Tensor, plane: int) -> None:
+    """Nothing is returned, so there is nothing to say of its shape."""
+
+
+_library.impl("keep", _keep, "CompositeExplicitAutograd")
+_library.impl("keep", _traced, "Meta")
+
+
+def leave(x: torch.Tensor, y: torch.Tensor | None, anchor: torch.Tensor, plane: int) -> None:
+    """In a graph that is traced: have the rows of `x` kept whenever it runs."""
+    torch.ops.fulgurite_vllm.keep(x, y, anchor, plane)

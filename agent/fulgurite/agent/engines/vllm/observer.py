@@ -1,0 +1,282 @@
+"""One model of vLLM under observation, one step at a time: open it, let the layers leave their rows, reduce
+them when the tokens are known, hand the frames over.
+
+Everything runs on the engine's thread; nothing waits for anything. `worker` calls it and shields it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fulgurite.agent import reduce
+from fulgurite.agent.anatomy import Anatomy
+from fulgurite.agent.engines.vllm.desk import Desk
+from fulgurite.agent.engines.vllm.figures import Figures
+from fulgurite.agent.engines.vllm.measure import Measure
+from fulgurite.agent.engines.vllm.rows import Known, Rows, Sampled, sampled
+from fulgurite.agent.engines.vllm.step import Step
+from fulgurite.agent.exporter import Exporter
+from fulgurite.agent.late import LateBlock
+from fulgurite.agent.sampling import Budget, Demand, level_of_step
+from fulgurite.agent.shield import Shield
+from fulgurite.agent.texts import TokenTexts
+from fulgurite.wire.channels import Level
+from fulgurite.wire.frame import RequestEvent
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """The step that runs.
+
+    Attributes
+    ----------
+    kept : rows whose layers are kept: the first so many.
+    """
+
+    rows: Rows
+    level: Level
+    number: int
+    started_ns: int
+    kept: int = 0
+    logits: torch.Tensor | None = None
+    own_ns: int = 0
+
+
+class Observer:
+    """What is measured on one model.
+
+    Parameters
+    ----------
+    measure : None where the layers cannot be measured: then there are pulses alone.
+    block_bytes : bytes of one block of each group of key-value caches.
+    texts : token texts, None where they are not switched on.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        *,
+        exporter: Exporter,
+        demand: Demand,
+        budget: Budget,
+        deep_ratio: float,
+        shield: Shield,
+        desk: Desk,
+        measure: Measure | None,
+        texts: TokenTexts | None = None,
+    ) -> None:
+        self.anatomy = anatomy
+        self.exporter = exporter
+        self.demand = demand
+        self.budget = budget
+        self.deep_ratio = deep_ratio
+        self.shield = shield
+        self.desk = desk
+        self.measure = measure
+        self.texts = texts
+        self.known: dict[str, Known] = {}
+        self.figures = Figures()
+        self.overhead_ratio = float("nan")
+        self.block_bytes: tuple[int, ...] = ()
+        self._numbers = itertools.count()
+        self._open: _Open | None = None
+        self._epoch_ns = time.time_ns() - time.perf_counter_ns()
+        windows = [layer.window if layer.heads else -1 for layer in anatomy.layers]
+        self._windows = np.array(windows, np.int64)
+
+    # --- one step
+
+    def begin(self, rows: Rows, chosen: torch.Tensor, started_ns: int) -> None:
+        """The forward pass is about to run; the rows `chosen` of it (int64) give the logits."""
+        entered = time.perf_counter_ns()
+        self.demand.hear(self.exporter.wanted_level())
+        level = self.demand.level
+        self.desk.shut()
+        self._open = None
+        if level == "off":
+            return
+        number = next(self._numbers)
+        step = _Open(rows, level_of_step(number, level, self.deep_ratio), number, started_ns)
+        if step.level != "pulse" and self.measure is not None:
+            step.kept = self.desk.open(chosen)
+        self._open = step
+        step.own_ns += time.perf_counter_ns() - entered
+
+    def see(self, logits: torch.Tensor | None, *, is_overwritten: bool) -> None:
+        """The forward pass is over: these are the raw logits of the rows.
+
+        Parameters
+        ----------
+        is_overwritten : the engine is going to write into them.
+        """
+        step = self._open
+        self.desk.shut()
+        if step is None or logits is None:
+            self._open = None
+            return
+        entered = time.perf_counter_ns()
+        step.logits = logits.clone() if is_overwritten else logits
+        step.own_ns += time.perf_counter_ns() - entered
+
+    def commit(
+        self, tokens: Sequence[Sequence[int]], blocks: Mapping[str, Sequence[int]], *, requests: int
+    ) -> None:
+        """The tokens that followed are known.
+
+        Parameters
+        ----------
+        tokens : of each request of the batch, in its order.
+        blocks : by request, how many blocks of each group it holds.
+        requests : of the batch.
+        """
+        step, self._open = self._open, None
+        if step is None or step.logits is None:
+            return
+        entered = time.perf_counter_ns()
+        found = sampled(step.rows, tokens, self.known)
+        for start, end, level in self._portions(step, found):
+            self._hand_over(step, _part(found, start, end), blocks, level, requests)
+        step.own_ns += time.perf_counter_ns() - entered + self.desk.take_ns()
+        self._account(step)
+
+    def _portions(self, step: _Open, found: Sampled) -> list[tuple[int, int, Level]]:
+        """Runs of the sampled tokens that are captured alike: rows that found no place have pulses alone."""
+        count = found.row.size
+        if not count:
+            return []
+        if step.level == "pulse" or self.measure is None:
+            return [(0, count, "pulse")]
+        if not self.measure.is_written():
+            self.shield.note("vllm:unseen")
+            self.shield.say_once("unseen", "a pass of the model was not seen by our taps: pulses alone")
+            return [(0, count, "pulse")]
+        fitting = int(np.searchsorted(found.row, step.kept))
+        if fitting < count:
+            self.shield.note("vllm:no_room")
+        runs: list[tuple[int, int, Level]] = [(0, fitting, step.level), (fitting, count, "pulse")]
+        return [run for run in runs if run[0] < run[1]]
+
+    def _hand_over(
+        self, step: _Open, found: Sampled, blocks: Mapping[str, Sequence[int]], level: Level, requests: int
+    ) -> None:
+        with torch.inference_mode():
+            host = self._measured(step, found, level)
+        names = [found.requests[i] for i in found.owner.tolist()]
+        known = [self.known[name] for name in names]
+        refs = tuple(dict.fromkeys(one.ref for one in known))
+        index = {ref: i for i, ref in enumerate(refs)}
+        made = Step(
+            host,
+            self.measure.layout if self.measure is not None else None,
+            request=np.array([index[one.ref] for one in known]),
+            sequence=np.array([one.sequence for one in known]),
+            token=found.token,
+            position=found.position,
+            prompt=np.array([one.prompt for one in known]),
+            windows=self._windows,
+            kv_bytes=np.array([self._bytes(blocks.get(name, ())) for name in names], np.int64),
+            level=level,
+            requests=requests,
+            number=step.number,
+            started_ns=step.started_ns + self._epoch_ns,
+            ended_ns=time.perf_counter_ns() + self._epoch_ns,
+        )
+        texts = self.texts.of(found.token) if self.texts is not None else None
+        self.exporter.export(
+            LateBlock(refs, made.columns, rows=found.token.size, nbytes=made.nbytes, texts=texts)
+        )
+
+    def _bytes(self, blocks: Sequence[int]) -> int:
+        if not self.block_bytes or len(blocks) != len(self.block_bytes):
+            return -1
+        return sum(held * size for held, size in zip(blocks, self.block_bytes, strict=True))
+
+    def _measured(self, step: _Open, found: Sampled, level: Level) -> dict[str, Array]:
+        logits = step.logits
+        assert logits is not None
+        rows = _run(found.row)
+        picked = logits[rows] if isinstance(rows, slice) else logits.index_select(0, rows.to(logits.device))
+        tokens = torch.from_numpy(found.token).to(logits.device)
+        results: dict[str, torch.Tensor] = {}
+        if not self.shield.is_out("logits"):
+            with self.shield.at("logits"):
+                results.update(reduce.uncertainty(picked, tokens[:, None], full=level != "pulse"))
+        if level != "pulse" and self.measure is not None and not self.shield.is_out("reduce"):
+            with self.shield.at("reduce"):
+                places = rows if isinstance(rows, slice) else rows.to(self.desk.device)
+                candidates = results.get("top_ids")
+                results.update(
+                    self.measure.layers(places, picked, tokens, candidates, deep=level == "deep")
+                )
+        return reduce.to_host(results) if results else {}
+
+    # --- what is told besides
+
+    def tell(self, event: RequestEvent) -> None:
+        """What happened to a request."""
+        self.exporter.event(event)
+
+    def forget(self, requests: Sequence[str]) -> None:
+        """These requests of the engine are over."""
+        for name in requests:
+            self.known.pop(name, None)
+
+    def _account(self, step: _Open) -> None:
+        now = time.perf_counter_ns()
+        self.budget.spend(step.own_ns, now - step.started_ns)
+        verdict = self.budget.verdict(now)
+        if verdict is None:
+            return
+        self.overhead_ratio, over = verdict
+        if over:
+            self._degrade()
+        self.report()
+
+    def report(self) -> None:
+        """How the engine and we are."""
+        self.exporter.report(
+            overhead_ratio=self.overhead_ratio,
+            level=self.demand.level,
+            running_requests=self.figures.running,
+            kv_bytes=self.figures.kv_blocks_used * sum(self.block_bytes),
+        )
+
+    def _degrade(self) -> None:
+        level = self.demand.degrade()
+        if level is not None:
+            self.shield.say_once(
+                f"budget:{level}",
+                "capture took %.1f %% of step time, over the budget of %.1f %%: level lowered to %s "
+                "(a larger FULGURITE_BUDGET brings it back)",
+                100 * self.overhead_ratio,
+                100 * (self.budget.limit or 0.0),
+                level,
+            )
+
+
+def _run(rows: Array) -> torch.Tensor | slice:
+    """As a slice, where they follow on one another."""
+    if rows.size and int(rows[-1]) - int(rows[0]) == rows.size - 1:
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return torch.from_numpy(rows)
+
+
+def _part(found: Sampled, start: int, end: int) -> Sampled:
+    return Sampled(
+        found.row[start:end],
+        found.token[start:end],
+        found.position[start:end],
+        found.owner[start:end],
+        found.requests,
+        found.drafted,
+        found.accepted,
+    )

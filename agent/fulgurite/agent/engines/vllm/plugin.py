@@ -1,0 +1,51 @@
+"""Whether this process is to be observed, and by what: decided once, from the environment and vLLM's version.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+from fulgurite.agent.config import is_disabled
+from fulgurite.agent.engines.vllm.versions import support_of
+
+logger = logging.getLogger("fulgurite.agent")
+_SETTINGS = ("FULGURITE_ENDPOINT", "FULGURITE_LEVEL", "FULGURITE_RUN")
+_said: set[str] = set()
+
+
+def is_wanted(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment configures Fulgurite: a collector, a level, or ``fulgurite run``."""
+    return any(env.get(name) for name in _SETTINGS) and not is_disabled(env)
+
+
+def installed_version() -> str:
+    """The version of the vLLM that runs."""
+    import vllm
+
+    return str(getattr(vllm, "__version__", ""))
+
+
+def activate(env: Mapping[str, str] = os.environ) -> bool:
+    """Wrap what has to be wrapped; whether anything is."""
+    if not is_wanted(env):
+        return False
+    version = installed_version()
+    if support_of(version) is None:
+        _say(
+            f"vLLM {version} is not a version that Fulgurite knows: its statistics are passed on, "
+            "its inside is not measured"
+        )
+        return False
+    from fulgurite.agent.engines.vllm import frontend, scheduler, worker
+
+    for part in (frontend, scheduler, worker):
+        part.watch()
+    return True
+
+
+def _say(line: str) -> None:
+    if line not in _said:
+        _said.add(line)
+        logger.warning(line)

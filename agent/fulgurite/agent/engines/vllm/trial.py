@@ -1,0 +1,139 @@
+"""One pass that shows how a model of vLLM adds its parts, before it serves anything.
+
+A compiled graph holds the taps that were there when it was traced, so what is to be kept has to be known
+before that. Therefore the model runs once, eagerly, on a few made-up tokens, when its weights are loaded; in
+the place of attention, which needs a key-value cache that is not there yet, stand made-up head outputs. The
+wiring is found from these values as anywhere else (`fulgurite.agent.wiring`). Costs one pass of `_TOKENS`
+tokens. No random state of the host is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fulgurite.agent.anatomy import declared
+from fulgurite.agent.engines.vllm.parts import Model
+from fulgurite.agent.engines.vllm.taps import candidates, hook
+from fulgurite.agent.wiring import LayerWiring, Tap, part_of, wire
+
+Array = np.ndarray[Any, Any]
+_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """What the pass showed.
+
+    Attributes
+    ----------
+    wiring : of each layer.
+    handed, gave : by layer, what its output projection was handed and gave, float64 (n, i) and (n, d).
+    final : ``into``, ``out`` of the final norm and ``end``, the last layer's output, float64 (n, d).
+    logits : float tensor (n, V), None where this process has none.
+    epsilon : spacing of the number format at 1.
+    """
+
+    wiring: tuple[LayerWiring, ...]
+    handed: Mapping[int, Array]
+    gave: Mapping[int, Array]
+    final: Mapping[str, Array]
+    logits: torch.Tensor | None
+    epsilon: float
+
+
+@torch.inference_mode()
+def run(runner: Any, found: Model) -> Trial:
+    """Run it on the model of `runner`, whose parts are `found`."""
+    anatomy = found.anatomy
+    width = anatomy.topology.hidden_size
+    seen: list[dict[Tap, Array]] = [{} for _ in anatomy.layers]
+    handed: dict[int, Array] = {}
+    final: dict[str, Array] = {}
+    handles = []
+    try:
+        for layer in anatomy.layers:
+            for tap in candidates(layer):
+                module = part_of(layer, tap.part)
+                if module is not None:
+                    handles.append(hook(module, tap, width, seen=_into(seen[layer.index], tap)))
+            if layer.projection is not None:
+                inputs = layer.held_heads * layer.head_dim
+                keep = _into(handed, layer.index)
+                handles.append(hook(layer.projection, Tap("projection", "in"), inputs, seen=keep))
+        if anatomy.final_norm is not None:
+            for name, side in (("into", "in"), ("out", "out")):
+                tap = Tap("norm", side)  # type: ignore[arg-type]
+                handles.append(hook(anatomy.final_norm, tap, width, seen=_into(final, name)))
+        with _made_up_attention(found.attention):
+            logits = _pass(runner, anatomy.topology.vocab_size)
+    finally:
+        for handle in handles:
+            handle.remove()
+    epsilon = float(torch.finfo(runner.model_config.dtype).eps)
+    wiring = tuple(
+        wire(layer, taps, epsilon=epsilon, constants=anatomy.constants + declared(layer.block))
+        for layer, taps in zip(anatomy.layers, seen, strict=True)
+    )
+    end = seen[-1].get(Tap("block", "out")) if seen else None
+    if end is not None:
+        final["end"] = end
+    out = Tap("projection", "out")
+    gave = {i: taps[out] for i, taps in enumerate(seen) if out in taps}
+    return Trial(wiring, handed, gave, final, logits, epsilon)
+
+
+def _into(book: dict[Any, Array], key: Any) -> Any:
+    def keep(x: torch.Tensor, y: torch.Tensor | None) -> None:
+        total = x if y is None else x + y
+        book[key] = total.detach().to("cpu", torch.float64).numpy().copy()
+
+    return keep
+
+
+@contextmanager
+def _made_up_attention(modules: Mapping[int, nn.Module]) -> Iterator[None]:
+    made = torch.Generator().manual_seed(0)
+    try:
+        for module in modules.values():
+            module.forward = _made_up(module, made)  # type: ignore[method-assign]
+        yield
+    finally:
+        for module in modules.values():
+            vars(module).pop("forward", None)
+
+
+def _made_up(module: Any, made: torch.Generator) -> Any:
+    width = int(module.num_heads) * int(
+        getattr(module, "head_size_v", None) or getattr(module, "v_head_dim", 0)
+    )
+
+    def forward(query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        values = torch.randn(query.shape[0], width, generator=made)
+        return values.to(query.device, query.dtype)
+
+    return forward
+
+
+def _pass(runner: Any, vocabulary: int) -> torch.Tensor | None:
+    from vllm.forward_context import set_forward_context
+
+    device = runner.device
+    made = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, vocabulary, (_TOKENS,), generator=made).to(device, torch.int32)
+    positions = torch.arange(_TOKENS, device=device)
+    if getattr(runner, "uses_mrope", False):
+        positions = positions.expand(3, -1).contiguous()
+    with set_forward_context(None, runner.vllm_config, num_tokens=_TOKENS, skip_compiled=True):
+        hidden = runner.model(
+            input_ids=tokens, positions=positions, intermediate_tensors=None, inputs_embeds=None
+        )
+    hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+    logits: torch.Tensor | None = runner.model.compute_logits(hidden)
+    return logits

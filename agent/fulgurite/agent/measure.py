@@ -1,0 +1,215 @@
+"""The results of one pass on the host: what its probes kept is reduced on its device, then copied once.
+
+Where few rows are in host memory they are copied only, and reduced by whoever reads the block (`unreduced`).
+
+A part that fails three times is left out from then on; the others go on.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+
+from fulgurite.agent import reduce
+from fulgurite.agent.contribution import Attribution
+from fulgurite.agent.deep import Deep
+from fulgurite.agent.headweights import HeadWeights
+from fulgurite.agent.probes import Pass
+from fulgurite.agent.shield import Shield
+from fulgurite.agent.unreduced import Unreduced
+from fulgurite.agent.weights import Watched
+
+Array = np.ndarray[Any, Any]
+WITH_LAYERS = ("heads", "deep")
+MOST_LEFT = 8  # steps that wait to be reduced
+MOST_BYTES = 1 << 20  # of one step's logits, or of its vectors
+
+
+class Measure:
+    """Of one model.
+
+    Parameters
+    ----------
+    layers : how many layers it has.
+    watched : tells whether weights changed, which makes the values of this pass untellable at `deep`.
+    """
+
+    def __init__(
+        self, layers: int, *, weights: HeadWeights, deep: Deep, watched: Watched, shield: Shield
+    ) -> None:
+        self._count = layers
+        self._weights = weights
+        self._deep = deep
+        self._watched = watched
+        self._shield = shield
+        self._waiting: deque[weakref.ref[Unreduced]] = deque(maxlen=MOST_LEFT)
+
+    def of(
+        self, passing: Pass, tokens: torch.Tensor, layout: reduce.Plan | None, attribution: Attribution | None
+    ) -> dict[str, Array]:
+        """Every result of this pass.
+
+        Parameters
+        ----------
+        tokens : Tensor of int64, shape (n, 1)
+        layout, attribution : None where they are not known.
+        """
+        logits = passing.logits
+        assert logits is not None
+        ids = tokens if tokens.device == logits.device else tokens.to(logits.device)
+        full = passing.level in WITH_LAYERS
+        if self._is_left(passing, layout):
+            return self._leave(passing, ids, layout if full else None)
+        host: dict[str, Array] = {}
+        found: dict[str, torch.Tensor] = {}
+        if logits.device.type == "cpu" and logits.shape[0] == 1:
+            host = reduce.row_uncertainty(logits, ids, full=full)
+        else:
+            found = {"tokens": ids, **reduce.uncertainty(logits, ids, full=full)}
+        if full and layout is not None and not self._shield.is_out("reduce"):
+            with self._shield.at("reduce"):
+                top_ids = found.get("top_ids")
+                if passing.level == "deep" and top_ids is None:
+                    top_ids = torch.from_numpy(reduce.top_ids(host))
+                found.update(self._layers(passing, layout, attribution, ids, top_ids))
+        found.update(self._beside(passing, ids, full=full))
+        for name in ("alive", "alive_logits", "alive_deep"):
+            if (alive := getattr(passing, name)) is not None:
+                found[name] = alive
+        if found:
+            host.update(reduce.to_host(found))
+        return host
+
+    def _beside(self, passing: Pass, ids: torch.Tensor, *, full: bool) -> dict[str, torch.Tensor]:
+        """Expert routing, and what was sampled from."""
+        found: dict[str, torch.Tensor] = {}
+        if full and passing.extra and not self._shield.is_out("experts"):
+            with self._shield.at("experts"):
+                found.update(_experts(passing, self._count))
+        if passing.scores is not None and passing.scores.shape[0] == ids.shape[0]:
+            sampled = torch.log_softmax(passing.scores, -1, dtype=torch.float32)
+            found["logprob_sampled"] = sampled.gather(-1, ids.to(sampled.device))[:, 0]
+        return found
+
+    def _is_left(self, passing: Pass, layout: reduce.Plan | None) -> bool:
+        """Whether the rows of this pass are copied, for whoever reads the block to reduce them."""
+        logits, kept = passing.logits, passing.kept
+        if passing.level == "deep" or passing.alive is not None or passing.alive_logits is not None:
+            return False
+        waiting = self._waiting
+        if len(waiting) == MOST_LEFT and waiting[0]() is not None:
+            return False  # nobody reads: what is reduced weighs less
+        if logits is None or logits.device.type != "cpu" or 4 * logits.numel() > MOST_BYTES:
+            return False
+        if passing.level == "pulse":
+            return True
+        if layout is None or not layout.places or self._shield.is_out("reduce"):
+            return False
+        if any(t is None or t.device.type != "cpu" for t in kept):
+            return False
+        return 4 * len(kept) * logits.shape[0] * layout.width <= MOST_BYTES
+
+    def _leave(self, passing: Pass, ids: torch.Tensor, layout: reduce.Plan | None) -> dict[str, Array]:
+        """Copy the rows: nobody but us holds what is reduced later. The results that are there already."""
+        assert passing.logits is not None
+        tokens = ids.numpy().reshape(-1).copy()
+        logits = passing.logits.to(torch.float32, copy=True).numpy()
+        unreduced = Unreduced(logits, tokens, full=layout is not None)
+        if layout is not None:
+            with self._shield.at("reduce"):
+                self._leave_layers(unreduced, passing.kept, layout)  # type: ignore[arg-type]
+        passing.unreduced = unreduced
+        self._waiting.append(weakref.ref(unreduced))
+        found = self._beside(passing, ids, full=layout is not None)
+        return {"tokens": tokens, **(reduce.to_host(found) if found else {})}
+
+    def _leave_layers(self, unreduced: Unreduced, kept: list[torch.Tensor], layout: reduce.Plan) -> None:
+        count, grams = len(layout.places), self._weights.stacked
+        if layout.is_joint:
+            whole = reduce.stack(kept).numpy()
+            inputs, stacked = [whole[count:]], whole[:count]
+        else:
+            groups = [kept[group.slots[0] : group.slots[-1] + 1] for group in layout.groups]
+            inputs = [reduce.stack(group).numpy() for group in groups]
+            stacked = reduce.stack(kept[:count]).numpy()
+        unreduced.inputs, unreduced.grams = tuple(inputs), tuple(g.numpy() for g in grams)
+        unreduced.stacked = stacked
+
+    def _layers(
+        self,
+        passing: Pass,
+        layout: reduce.Plan,
+        attribution: Attribution | None,
+        tokens: torch.Tensor,
+        candidates: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        if any(tensor is None for tensor in passing.kept):
+            self._shield.note("probe:silent")
+            self._shield.say_once(
+                "silent", "a part of the model was not seen in a pass: no activity is told of its token"
+            )
+            return {}
+        kept: list[torch.Tensor] = passing.kept  # type: ignore[assignment]
+        if not layout.places:
+            return {}
+        found, stacked = self._activity(kept, layout)
+        if passing.level == "deep" and self._watched.has_changed():
+            passing.level = "heads"  # the weights of this pass are not those that are there now
+        if passing.level == "deep":
+            with self._shield.at("deep"):
+                found.update(self._deep.measure(passing, layout, stacked, candidates))
+        if passing.level == "deep" and attribution is not None and passing.logits is not None:
+            with self._shield.at("contribution"):
+                found.update(
+                    attribution.of(
+                        stacked,
+                        _by_layer(kept, layout),
+                        passing.logits,
+                        tokens[:, 0].to(stacked.device),
+                        unembedded=passing.deep.get(("unembedded", 0)),
+                    )
+                )
+        return found
+
+    def _activity(
+        self, kept: list[torch.Tensor], layout: reduce.Plan
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """What `heads` tells, and the vectors of the plan as one tensor."""
+        vectors, grams = kept[: len(layout.places)], self._weights.stacked
+        if layout.is_joint:  # the heads' outputs are as wide as the stream: all of it is one tensor
+            whole = reduce.stack(kept)
+            stacked = whole[: len(vectors)]
+            found = reduce.stream(stacked, layout)
+            found["heads0"] = reduce.squares(whole[len(vectors) :], grams[0])
+            return found, stacked
+        stacked = reduce.stack(vectors)
+        found = reduce.stream(stacked, layout)
+        for i, group in enumerate(layout.groups):
+            inputs = kept[group.slots[0] : group.slots[-1] + 1]
+            found[f"heads{i}"] = reduce.head_squares(inputs, grams[i])
+        return found, stacked
+
+
+def _by_layer(kept: list[torch.Tensor], layout: reduce.Plan) -> dict[int, torch.Tensor]:
+    """What each layer's projection was handed."""
+    return {
+        int(index): kept[slot]
+        for group in layout.groups
+        for slot, index in zip(group.slots, group.layers, strict=True)
+    }
+
+
+def _experts(passing: Pass, layers: int) -> dict[str, torch.Tensor]:
+    """Expert ids and weights, (layers, n, experts per token); -1 and NaN where a layer has none."""
+    like = next(iter(passing.extra.values()))[0]
+    rows, most = passing.measured, max(ids.shape[-1] for ids, _ in passing.extra.values())
+    ids = torch.full((layers, rows, most), -1.0, device=like.device)
+    weights = torch.full((layers, rows, most), float("nan"), device=like.device)
+    for layer, (chosen, gates) in passing.extra.items():
+        ids[layer, :, : chosen.shape[-1]] = chosen.reshape(rows, -1).float()
+        weights[layer, :, : gates.shape[-1]] = gates.reshape(rows, -1).float()
+    return {"expert_ids": ids, "expert_weights": weights}

@@ -1,0 +1,133 @@
+"""The rows that a step was measured from, copied, and how numpy reduces them: not on the host's thread.
+
+Takes the place of `reduce` where the rows are in host memory and few. The host's thread then pays for the
+copy alone; whoever reads the block pays for the arithmetic, about as much as the host's thread would. Uses no
+operator of torch, so that no thread of its pools is asked for, and none is started.
+
+Shape letters: n rows, S vectors, L layers, H heads, D width of a head, d residual width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fulgurite.agent.reduce import Plan
+from fulgurite.wire.channels import TOP_K
+
+Array = np.ndarray[Any, Any]
+_BLOCK = 64
+_LEAST = -1e4  # log-probability below which a token adds nothing to the entropy: keeps 0 * inf out
+_WIDEST = 64  # of a matrix that a library multiplies a vector with without asking for more threads
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Unreduced:
+    """What is left to reduce of one step.
+
+    Attributes
+    ----------
+    logits : ndarray of float32, shape (n, V)
+    tokens : ndarray of int64, shape (n,), the emitted ones.
+    full : all of uncertainty, not the log-probability alone.
+    stacked : ndarray of float32, shape (S, n, d), one per slot of the plan; None where layers are not
+        measured.
+    inputs : per group of the plan, float32 (L, n, H * D).
+    grams : per group, float32 (L, H, D, D); of the model, not of the step.
+    """
+
+    logits: Array
+    tokens: Array
+    full: bool
+    stacked: Array | None = None
+    inputs: tuple[Array, ...] = ()
+    grams: tuple[Array, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """What the step holds of its own."""
+        held = (self.logits, *(() if self.stacked is None else (self.stacked,)), *self.inputs)
+        return sum(rows.nbytes for rows in held)
+
+    def reduced(self, layout: Plan | None) -> dict[str, Array]:
+        """What `reduce` gives for these rows."""
+        found = uncertainty(self.logits, self.tokens, full=self.full)
+        if self.stacked is not None and layout is not None:
+            found.update(stream(self.stacked, layout))
+            for i, (rows, grams) in enumerate(zip(self.inputs, self.grams, strict=True)):
+                found[f"heads{i}"] = head_squares(rows, grams)
+        return found
+
+
+def uncertainty(logits: Array, tokens: Array, *, full: bool) -> dict[str, Array]:
+    """As `reduce.uncertainty`, of rows in host memory."""
+    rows = np.arange(len(tokens))
+    most = logits.max(-1)
+    shifted = logits - most[:, None]
+    powers = np.exp(shifted)
+    total = powers.sum(-1)
+    logarithm = np.log(total)
+    chosen = shifted[rows, tokens] - logarithm
+    found = {"logprob": chosen}
+    if not full:
+        return found
+    ids = _top_ids(logits)
+    top = shifted[rows[:, None], ids] - logarithm[:, None]
+    if not (chosen >= top[:, -1]).all():
+        found["rank"] = np.count_nonzero(logits > logits[rows, tokens][:, None], -1)
+    weighted = np.einsum("nv,nv->n", powers, shifted)
+    if not np.isfinite(weighted).all():  # where a token cannot come, 0 * -inf is nothing
+        weighted = np.einsum("nv,nv->n", powers, np.maximum(shifted, _LEAST))
+    return {**found, "top_ids": ids, "top_logprobs": top, "plogp": weighted / total - logarithm}
+
+
+def _top_ids(logits: Array) -> Array:
+    """Ids of the most probable tokens, (n, K): they stand in the blocks whose maxima are the largest."""
+    rows, width = logits.shape
+    rest = width % _BLOCK
+    if width < TOP_K * _BLOCK:
+        return _largest(logits, min(TOP_K, width))
+    blocks = logits[:, : width - rest].reshape(rows, -1, _BLOCK)
+    best = np.argpartition(blocks.max(-1), -TOP_K)[:, -TOP_K:]
+    ids = (best[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(rows, -1)
+    if rest:
+        ids = np.hstack([ids, np.broadcast_to(np.arange(width - rest, width), (rows, rest))])
+    return np.take_along_axis(ids, _largest(np.take_along_axis(logits, ids, -1), TOP_K), -1)
+
+
+def _largest(values: Array, count: int) -> Array:
+    """Places of the `count` largest of each row, the largest first."""
+    places = np.argpartition(values, -count)[:, -count:]
+    order = np.argsort(-np.take_along_axis(values, places, -1), kind="stable")
+    return np.take_along_axis(places, order, -1)
+
+
+def stream(stacked: Array, layout: Plan) -> dict[str, Array]:
+    """As `reduce.stream`."""
+    found = {"norms": np.sqrt(np.einsum("snd,snd->sn", stacked, stacked))}
+    if layout.met.size:
+        writes, before = (stacked[slots] for slots in layout.met_slots)
+        found["products"] = np.einsum("snd,snd->sn", writes, before)
+    if layout.is_centred:
+        found["means"] = stacked.mean(-1)
+    return found
+
+
+def head_squares(rows: Array, grams: Array) -> Array:
+    """As `reduce.squares`: shape (L, H, n)."""
+    count, heads, width, _ = grams.shape
+    slices = rows.reshape(count, -1, heads, width).transpose(0, 2, 1, 3)  # (L, H, n, D)
+    found = np.zeros(slices.shape[:3], np.float32)
+    for within, over in _tiles(width):
+        products = np.matmul(slices[..., within], grams[..., within, over])
+        found += np.einsum("lhnd,lhnd->lhn", products, slices[..., over])
+    return found
+
+
+def _tiles(width: int) -> Iterator[tuple[slice, slice]]:
+    """The squares that a matrix of `width` falls into: no library starts threads for one of them."""
+    starts = range(0, width, _WIDEST)
+    return ((slice(a, a + _WIDEST), slice(b, b + _WIDEST)) for a in starts for b in starts)

@@ -1,0 +1,1 @@
+"""Half an hour of load with random faults, to see whether anything grows."""

@@ -1,0 +1,159 @@
+"""`make soak`: an agent at W1, a collector and Redis for half an hour, with random faults all along.
+
+    python -m benchmarks.soak --minutes 30 --tokens-per-s 2000 --out benchmarks/results
+
+The collector is killed and ended only within the first third; after that it lives to the end, so that what
+grows in it would show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+from tests.chaos.plan import FAULTS, Fault, Plan, plan_of
+from tests.chaos.rig import Rig
+from tests.chaos.stored import stored_numbers
+from tests.chaos.verdict import Account, broken_promises
+
+from benchmarks.conditions import conditions
+from benchmarks.soak.plot import draw
+from benchmarks.soak.vitals import Trend, Vitals, look, trend
+
+LOOK_EVERY_S: Final = 5.0
+WARM_S: Final = 120.0
+LEFT_OUT: Final = frozenset({"corrupt", "jump"})
+"""They need TLS, or another library, in the processes that are looked at. The chaos suite has them."""
+
+ENDS: Final = (("collector", "kill"), ("collector", "term"))
+
+
+def main() -> int:
+    """Run it. 1 where a promise was broken."""
+    given = _parser().parse_args()
+    seconds = given.minutes * 60
+    plan = _plan(given.seed, seconds, given.tokens_per_s)
+    with tempfile.TemporaryDirectory(prefix="fulgurite-soak-") as folder:
+        record = {"benchmark": "soak", "conditions": conditions(), **soak(plan, Path(folder))}
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "soak.json").write_text(json.dumps(record, indent=1))
+    looks = [Vitals(**one) for one in record["looks"]]
+    title = (
+        f"{given.minutes:g} min, {record['tokens_per_s']:.0f} tokens/s of 63 samples, "
+        f"{len(record['faults'])} faults"
+    )
+    draw(looks, record["faults"], given.plot or given.out / "soak.png", title=title)
+    for one in record["trends"]:
+        print(json.dumps(one))
+    print(json.dumps({key: record[key] for key in ("tokens_per_s", "account", "ours", "control", "broken")}))
+    return int(bool(record["broken"]))
+
+
+def soak(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Carry it out."""
+    looks: list[Vitals] = []
+    with Rig(plan, folder, is_impatient=False) as rig:
+        began_s = time.monotonic()
+        rig.host.tell("go")
+        for at_s, act, fault in _moments(rig, plan):
+            _look_until(rig, began_s, at_s, looks)
+            act(fault)
+        _look_until(rig, began_s, plan.seconds, looks)
+        rig.calm()
+        told = rig.ask("stop")
+        made_s = time.monotonic() - began_s - told["flushed_s"]
+        rig.collector.kill()
+        (stored,) = stored_numbers(rig.url, rig.keys, plan.encoding).values()
+    account = Account.of(told["replicas"][0])
+    broken = broken_promises(plan, account, stored)
+    return {
+        "tokens_per_s": account.made / made_s,
+        "seconds": made_s,
+        "account": asdict(account),
+        # What is older than the retention is gone by then, so only the order of what is left can be judged.
+        "broken": [line for line in broken if "acknowledged frames are not stored" not in line],
+        "stored_at_the_end": len(stored),
+        "ours": told["ours"],
+        "control": told["control"],
+        "faults": [asdict(fault) for fault in plan.faults],
+        "trends": [asdict(one) for one in _trends(looks)],
+        "looks": [asdict(one) for one in looks],
+    }
+
+
+def _plan(seed: int, seconds: float, tokens_per_s: int) -> Plan:
+    rng = random.Random(seed)
+    faults: list[Fault] = []
+    at_s = 30.0
+    while at_s < seconds - 30:
+        may_end_it = at_s < seconds / 3
+        kinds = [
+            one for one in FAULTS
+            if one[1] not in LEFT_OUT and (may_end_it or one not in ENDS)
+        ]  # fmt: skip
+        where, kind = rng.choice(kinds)
+        amount = {"delay": rng.uniform(0.01, 0.2), "throttle": rng.uniform(5e4, 5e5)}.get(kind, 0.0)
+        faults.append(Fault(where=where, kind=kind, at_s=at_s, for_s=rng.uniform(0.5, 8.0), amount=amount))
+        at_s += rng.uniform(10.0, 40.0)
+    return replace(
+        plan_of(seed),
+        server="redis",
+        fsync="everysec",
+        replicas=1,
+        frames_per_s=tokens_per_s,
+        rows=16,
+        budget_bytes=16 << 20,
+        encoding="exact",
+        seconds=seconds,
+        ends_in_the_storm=False,
+        faults=tuple(faults),
+    )
+
+
+def _moments(rig: Rig, plan: Plan) -> list[tuple[float, Any, Fault]]:
+    moments = [(fault.at_s, rig.begin, fault) for fault in plan.faults]
+    moments += [(fault.at_s + fault.for_s, rig.end, fault) for fault in plan.faults]
+    return sorted(moments, key=lambda moment: moment[0])
+
+
+def _look_until(rig: Rig, began_s: float, at_s: float, looks: list[Vitals]) -> None:
+    """Look at both, every now and then, until it is time."""
+    while (now_s := time.monotonic() - began_s) < at_s:
+        if not looks or now_s >= looks[-1].at_s + LOOK_EVERY_S:
+            looks.extend(_both(rig, now_s))
+        time.sleep(min(0.2, max(0.0, at_s - now_s)))
+
+
+def _both(rig: Rig, now_s: float) -> Iterator[Vitals]:
+    for who, actor in (("agent", rig.host), ("collector", rig.collector)):
+        seen = look(actor.pid, at_s=now_s, who=who, life=actor.starts)
+        if seen is not None:
+            yield seen
+
+
+def _trends(looks: list[Vitals]) -> list[Trend]:
+    lives = sorted({(one.who, one.life) for one in looks})
+    found = [trend([one for one in looks if (one.who, one.life) == life], warm_s=WARM_S) for life in lives]
+    return [one for one in found if one is not None]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--tokens-per-s", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
+    parser.add_argument("--plot", type=Path, help="where the plot goes; by default beside the results")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""The same weights and prompts: what vLLM's frames say is what those of plain `generate` say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import serving
+
+from fulgurite.wire.frame import Frame
+
+TOKENS = 24
+PROMPTS = ("Once upon a time", "The cat sat on the", "def add(a, b):", "A", "One two three four five six seven")
+BOUNDS = {"bfloat16": 2e-2, "float32": 1e-3}
+SETTINGS = {
+    "eager-bfloat16": ("bfloat16", ("--enforce-eager",)),
+    "compiled-bfloat16": ("bfloat16", ()),
+    "eager-float32": ("float32", ("--enforce-eager",)),
+}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def served(request: pytest.FixtureRequest, model: Path, tmp_path_factory: Any) -> Iterator[tuple[str, Any]]:
+    dtype, arguments = SETTINGS[request.param]
+    folder = tmp_path_factory.mktemp("agreement")
+    with serving.stage(folder, model, "--dtype", dtype, *arguments, FULGURITE_LEVEL="deep",
+                       FULGURITE_DEEP_RATIO="1") as found:  # fmt: skip
+        yield dtype, found
+
+
+def plain(model: Path, dtype: str, prompt: list[int]) -> list[Frame]:
+    """The frames of `generate`."""
+    import torch
+    import transformers
+
+    from fulgurite.agent import InMemoryExporter, instrument
+
+    made = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    exporter = InMemoryExporter()
+    with instrument(made, level="deep", exporter=exporter):
+        made.generate(torch.tensor([prompt]), max_new_tokens=TOKENS, do_sample=False)
+    return exporter.frames
+
+
+def error(found: Any, wanted: Any) -> float:
+    """Largest difference, relative to the largest value in (frame, layer)."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    assert np.array_equal(np.isnan(found), np.isnan(wanted))
+    size = np.nanmax(np.abs(wanted), axis=-1, keepdims=True)
+    return float(np.nanmax(np.abs(found - wanted) / size))
+
+
+def test_frames_agree_with_plain_generate(served: tuple[str, Any], model: Path) -> None:
+    dtype, stage = served
+    compared = 0
+    errors: dict[str, float] = {}
+    for prompt in PROMPTS:
+        answer = stage.server.complete(prompt, max_tokens=TOKENS, ignore_eos=True)
+        choice = answer["choices"][0]
+        frames = stage.watcher.of(answer["id"], TOKENS)
+        assert [f.token_id for f in frames] == choice["token_ids"]
+        wanted = plain(model, dtype, choice["prompt_token_ids"])
+        for frame, other in zip(frames, wanted, strict=False):
+            assert frame.position == other.position
+            assert frame.phase == other.phase
+            assert list(frame.kv_tokens) == list(other.kv_tokens)
+            for name in ("head_write", "ffn_write", "residual_norm", "head_contribution", "ffn_contribution"):
+                if "contribution" in name and frame.token_id != other.token_id:
+                    continue
+                if name == "residual_norm":
+                    off = error(getattr(frame, name).reshape(1, -1), getattr(other, name).reshape(1, -1))
+                elif getattr(frame, name).ndim == 1:
+                    off = float(np.max(np.abs(getattr(frame, name) - getattr(other, name))
+                                       / np.max(np.abs(getattr(other, name)))))  # fmt: skip
+                else:
+                    off = error(getattr(frame, name), getattr(other, name))
+                errors[name] = max(errors.get(name, 0.0), off)
+            errors["residue"] = max(errors.get("residue", 0.0), abs(frame.residue))
+            errors["logprob"] = max(errors.get("logprob", 0.0), abs(frame.logprob - other.logprob))
+            errors["entropy"] = max(errors.get("entropy", 0.0), abs(frame.entropy - other.entropy))
+            compared += 1
+            if frame.token_id != other.token_id:  # from here on the engines' own outputs differ
+                break
+    print(compared, errors)
+    assert compared >= 2 * TOKENS
+    for name in ("head_write", "ffn_write", "residual_norm"):
+        assert errors[name] <= BOUNDS[dtype], (name, errors)

@@ -1,0 +1,35 @@
+// Reads the messages of `message.py`: a header in JSON, arrays of numbers behind it, read in place.
+
+const READERS = {
+  u1: Uint8Array, i1: Int8Array, u2: Uint16Array, i2: Int16Array, u4: Uint32Array, i4: Int32Array,
+  f4: Float32Array, f8: Float64Array,
+};
+
+const HALF = new Float32Array(65536);
+for (let bits = 0; bits < 65536; bits++) {
+  const exponent = (bits >> 10) & 31, fraction = bits & 1023, sign = bits & 0x8000 ? -1 : 1;
+  HALF[bits] = sign * (exponent === 0 ? fraction * 2 ** -24
+    : exponent === 31 ? (fraction ? NaN : Infinity)
+      : (1 + fraction / 1024) * 2 ** (exponent - 15));
+}
+
+/** Half floats, as Float32Array. */
+function halves(bits) {
+  const values = new Float32Array(bits.length);
+  for (let i = 0; i < bits.length; i++) values[i] = HALF[bits[i]];
+  return values;
+}
+
+/** Header and arrays ({data, shape}) of a message. */
+export function unpack(buffer) {
+  const length = new DataView(buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
+  const arrays = {};
+  for (const [name, dtype, shape, offset] of header.arrays) {
+    const count = shape.reduce((a, b) => a * b, 1);
+    const at = 4 + length + offset;
+    const data = dtype === "f2" ? halves(new Uint16Array(buffer, at, count)) : new READERS[dtype](buffer, at, count);
+    arrays[name] = { data, shape };
+  }
+  return { header, arrays };
+}
