@@ -35,6 +35,12 @@ $(WHEEL_VENV)/.installed: $(VENV)/.installed-dev
 	  > $$($(WHEEL_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth
 	@$(BIN)/python -m pip --python $(WHEEL_VENV)/bin/python install --quiet --no-deps --no-index --force-reinstall dist/*.whl
 
+.PHONY: test-engines
+test-engines: | $(BIN)/python  ## the real serving engines, in an environment of their own under build/engines
+	@PYTHON=$(BIN)/python scripts/engines-environment.sh; status=$$?; \
+	  if [ $$status -eq 3 ]; then echo "test-engines: skipped, see the line above"; exit 0; fi; \
+	  [ $$status -eq 0 ] && build/engines/bin/python -m pytest tests/engines $(ARGS)
+
 check: $(VENV)/.installed-dev lint  ## ruff, mypy, import-linter and pytest
 	$(BIN)/python -m pytest $(ARGS)
 

@@ -12,7 +12,7 @@ from benchmarks import page
 from benchmarks.conditions import conditions
 
 DEFAULT = ("wire", "decode", "latency")
-NAMES = (*DEFAULT, "overhead", "sweep", "pipeline")
+NAMES = (*DEFAULT, "otlp", "overhead", "sweep", "pipeline", "webpage")
 OUT = Path(__file__).parent / "out"
 
 ROUNDS = {"quick": 5, "full": 25}

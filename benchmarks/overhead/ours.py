@@ -27,10 +27,25 @@ def _off(model: Any) -> Iterator[Generate]:
 def _agent(model: Any, endpoint: str, level: str, deep_ratio: float | None = None) -> Iterator[Generate]:
     # The budget would lower the level under load, and the figure would be that of another level.
     with instrument(model, level=level, endpoint=endpoint, deep_ratio=deep_ratio, budget="none") as agent:
-        yield partial(_plain, model)
+        yield _connected(agent, partial(_plain, model))
         stats = agent.stats()
         if stats.errors or stats.level != level:
             raise RuntimeError(f"the agent did not do what was to be measured: {stats}")
+
+
+def _connected(agent: Any, plain: Generate) -> Generate:
+    """The first call, which warms up, ends when the stream stands: to connect is not what is measured."""
+    flushed: list[bool] = []
+
+    def generate(inputs: dict[str, Any], tokens: int, clock: StepClock) -> object:
+        made = plain(inputs, tokens, clock)
+        if not flushed:
+            flushed.append(agent.flush(10.0))
+            if not flushed[0]:
+                raise RuntimeError(f"the collector did not take the first frames: {agent.stats()}")
+        return made
+
+    return generate
 
 
 @contextmanager

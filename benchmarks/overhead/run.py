@@ -24,27 +24,28 @@ Row = dict[str, Any]
 ABOUT = """\
 Decoding with a Llama of random weights, one torch thread. `thread_cpu` is the CPU time of the generating
 thread, `process_cpu` that of all threads of the process, both as a ratio to `off` of the same process and
-round; `operator_calls` are torch operators per token step on the generating thread. Peers keep, for every
-token, what our level `heads` reads: each layer's input of the output projection. A peer's own `off` is the
-same model in its environment. OpenTelemetry records times only, no measures of the model."""
+round; `thread_us_added` and `process_us_added` are the same in microseconds per token step. `own_us` is the CPU time
+of the generating thread in the agent's own code alone, per token step, measured where it runs, without what
+torch itself takes to call a hook; `operator_calls` are torch operators per token step on the generating
+thread. Peers keep, for every token, what our level `heads` reads: each layer's input of the output projection.
+A peer's own `off` is the same model in its environment. OpenTelemetry records times only, no measures of the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long a run is."""
+    """How long a run is; `rounds` by batch size."""
 
     shape: Shape
     dtypes: tuple[str, ...]
-    batches: tuple[int, ...]
-    rounds: int
+    rounds: Mapping[int, int]
     tokens: int
     length: int
 
 
-FULL = Plan(Shape(), ("float32", "bfloat16"), (1, 8, 32), rounds=25, tokens=32, length=64)
+FULL = Plan(Shape(), ("float32", "bfloat16"), {1: 15, 8: 8, 32: 6}, tokens=32, length=64)
 QUICK = Plan(
     Shape(layers=4, width=256, heads=8, kv_heads=4, ffn=512, vocabulary=2000),
-    ("float32",), (1, 8), rounds=3, tokens=16, length=32,
+    ("float32",), {1: 3, 8: 3}, tokens=16, length=32,
 )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def overhead(*, quick: bool) -> dict[str, Any]:
         parameters = build(plan.shape, Path(folder))
         for dtype in plan.dtypes:
             with _workers(Path(folder), dtype, endpoint, peers, skipped) as workers:
-                for batch in plan.batches:
+                for batch in plan.rounds:
                     rows += [
                         {"dtype": dtype, "batch": batch, **row} for row in _measured(workers, plan, batch)
                     ]
@@ -101,18 +102,30 @@ def _measured(workers: Mapping[str, Worker], plan: Plan, batch: int) -> list[Row
         for variant in worker.variants
     }
     counts = {key: workers[key[0]].ask("count", key[1], **asked) for key in calls}
+    owned = {
+        key: worker.ask("own", key[1], **asked)["own_us_per_step"]
+        for key, worker in ((key, workers[key[0]]) for key in calls)
+        if not key[0]
+    }
     for measure in calls.values():
         measure()
-    taken = interleave({"\0".join(key): call for key, call in calls.items()}, rounds=plan.rounds)
+    taken = interleave({"\0".join(key): call for key, call in calls.items()}, rounds=plan.rounds[batch])
     samples = {key: taken["\0".join(key)] for key in calls}
     return [
-        {**_row(key, samples, batch * plan.tokens), "operator_calls": counts[key]["operator_calls_per_step"]}
+        {
+            **_row(key, samples, batch, plan.tokens),
+            "own_us": owned.get(key),
+            "operator_calls": counts[key]["operator_calls_per_step"],
+        }
         for key in calls
     ]
 
 
-def _row(key: tuple[str, str], samples: Mapping[tuple[str, str], list[Row]], tokens: int) -> Row:
+def _row(
+    key: tuple[str, str], samples: Mapping[tuple[str, str], list[Row]], batch: int, tokens_each: int
+) -> Row:
     """One variant against `off` of the same worker."""
+    tokens = batch * tokens_each
     worker, variant = key
     own, base, again = samples[key], samples[worker, "off"], samples[worker, "off again"]
 
@@ -132,6 +145,8 @@ def _row(key: tuple[str, str], samples: Mapping[tuple[str, str], list[Row]], tok
         "thread_cpu": str(thread),
         "thread_cpu_verdict": "base" if is_base else thread.verdict(compared("thread_cpu_s", again)),
         "process_cpu": str(process),
+        "thread_us_added": _interval(own, base, tokens_each, "thread_cpu_s"),
+        "process_us_added": _interval(own, base, tokens_each, "process_cpu_s"),
         "rounds": len(own),
     }
 
@@ -149,8 +164,8 @@ SWEPT_VARIANTS = ("off", "off again", "pulse", "heads", "deep (1 step in 16)", "
 def sweep(*, quick: bool, out: Path) -> dict[str, Any]:
     """Time and CPU per token step along each axis, all else as it was; drawn as one plot an axis."""
     axes = {name: values[:2] for name, values in AXES.items()} if quick else AXES
-    rounds, tokens = (2, 8) if quick else (15, 32)
-    plan = Plan(SWEPT, ("float32",), (1,), rounds=rounds, tokens=tokens, length=64)
+    rounds, tokens = (2, 8) if quick else (9, 32)
+    plan = Plan(SWEPT, ("float32",), {1: rounds}, tokens=tokens, length=64)
     rows = [
         {"axis": axis, "value": value, **row}
         for axis, values in axes.items()
@@ -185,7 +200,7 @@ def _point(plan: Plan, axis: str, value: int) -> list[Row]:
             calls = {name: partial(worker.ask, "measure", name, **asked) for name in SWEPT_VARIANTS}
             for measure in calls.values():
                 measure()
-            taken = interleave(calls, rounds=plan.rounds)
+            taken = interleave(calls, rounds=plan.rounds[1])
     return [
         {"variant": name, **_added(taken[name], taken["off"], plan.tokens)} for name in SWEPT_VARIANTS[1:]
     ]
@@ -194,11 +209,18 @@ def _point(plan: Plan, axis: str, value: int) -> list[Row]:
 def _added(own: list[Row], base: list[Row], tokens: int) -> Row:
     found: Row = {}
     for name, field in (("wall_us", "seconds"), ("thread_cpu_us", "thread_cpu_s")):
-        added = (
-            np.array([mine[field] - off[field] for mine, off in zip(own, base, strict=True)]) / tokens * 1e6
-        )
-        draws = np.random.default_rng(0).choice(added, size=(2000, len(added)))
-        low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-        found |= {name: round(float(np.median(added)), 1), f"{name}_low": round(float(low), 1)}
-        found |= {f"{name}_high": round(float(high), 1)}
+        middle, low, high = _difference(own, base, tokens, field)
+        found |= {name: round(middle, 1), f"{name}_low": round(low, 1), f"{name}_high": round(high, 1)}
     return found
+
+
+def _interval(own: list[Row], base: list[Row], tokens: int, field: str) -> str:
+    return "{:.0f} [{:.0f}, {:.0f}]".format(*_difference(own, base, tokens, field))
+
+
+def _difference(own: list[Row], base: list[Row], tokens: int, field: str) -> tuple[float, float, float]:
+    """Microseconds per token step more than the base: median of the pairs, and its 95 % interval."""
+    added = np.array([mine[field] - off[field] for mine, off in zip(own, base, strict=True)]) / tokens * 1e6
+    draws = np.random.default_rng(0).choice(added, size=(2000, len(added)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return float(np.median(added)), float(low), float(high)

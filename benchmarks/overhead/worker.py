@@ -19,6 +19,7 @@ from benchmarks.sample import timed
 
 WARM_TOKENS = 3
 COUNTED_TOKENS = 16
+OWN_TOKENS = 64
 
 
 def measure(variant: Variant, *, rows: int, length: int, tokens: int) -> dict[str, Any]:
@@ -53,7 +54,21 @@ def count(variant: Variant, *, rows: int, length: int, tokens: int = COUNTED_TOK
     return {"operator_calls_per_step": round(counter.calls / tokens, 1)}
 
 
-ACTS: dict[str, Callable[..., dict[str, Any]]] = {"measure": measure, "count": count}
+def own(variant: Variant, *, rows: int, length: int, tokens: int = OWN_TOKENS) -> dict[str, Any]:
+    """Microseconds per token step in the agent's own sections on the host's thread, the prompt's among them."""
+    import torch
+
+    from benchmarks.overhead.sections import sections
+
+    inputs = prompt(rows, length)
+    with torch.inference_mode(), sections() as spent, variant() as generate:
+        timed(lambda clock: generate(inputs, WARM_TOKENS, clock))
+        before = spent.ns
+        timed(lambda clock: generate(inputs, tokens, clock))
+    return {"own_us_per_step": round((spent.ns - before) / tokens / 1e3, 1)}
+
+
+ACTS: dict[str, Callable[..., dict[str, Any]]] = {"measure": measure, "count": count, "own": own}
 
 
 def _variants(folder: Path, dtype: str, endpoint: str, peer: str) -> dict[str, Variant]:

@@ -2,10 +2,10 @@
 
 Streams are synthetic (drawn numbers in the shape of the model; no model ran), each token with all its heads.
 *Python* is the work of a picture: light, slots, textures, camera, words. *Tokens* is what taking in those
-tokens costs that came since the last picture, 1/60 s of stream; it grows with tokens/s × heads. PyVista redraws
-all nodes as sphere glyphs and all arcs as tubes, or as lines, in every picture, the way its documentation shows;
-it was given one try per number of arcs in the same run. Ours is the whole picture with its words; PyVista's
-has neither words nor glow.
+tokens costs that came since the last picture, 1/60 s of stream; it grows with tokens/s × heads. PyVista
+redraws all nodes as sphere glyphs and all arcs as tubes, or as lines, in every picture, the way its
+documentation shows; it was given one try per number of arcs in the same run. Ours is the whole picture with
+its words; PyVista's has neither words nor glow.
 """
 
 from __future__ import annotations

@@ -720,8 +720,7 @@ def test_tokens_that_nobody_asked_for_go_as_sketches_and_are_not_captured(
     values = np.concatenate([block.columns["head_write"] for block in blocks])
     if decoded.tokens == 60:
         np.testing.assert_allclose(decoded.columns["head_write"].mean, values.mean(axis=0).ravel(), rtol=1e-5)
-    events = [event.kind for batch in collector.batches for event in batch.events]
-    assert events == ["finished"]
+    until(lambda: [e.kind for batch in collector.batches for e in batch.events] == ["finished"], "the event")
     until(lambda: any(stats.folded == 60 for stats in collector.stats), "the account")
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from tests.chaos import numbered
 
+from fulgurite.agent.config import DEFAULT_SPOOL_BYTES
 from fulgurite.agent.exporter import GrpcExporter
 from fulgurite.agent.link import LinkLimits
 from fulgurite.wire.access import Access
@@ -93,7 +94,8 @@ class Replica(threading.Thread):
                     **(LIMITS if orders["is_impatient"] else {}),
                 }
             ),
-            **orders.get("exporter", {}),
+            spool=Path(orders["spool"]) / str(index) if orders["spool"] else None,
+            spool_bytes=orders["spool_bytes"] or DEFAULT_SPOOL_BYTES,
         )
         resource = {"service.name": "chaos", "service.instance.id": f"{orders['run']}-{index}"}
         self.exporter.attach(

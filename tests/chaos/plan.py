@@ -64,8 +64,8 @@ class Plan:
     ----------
     frames_per_s, rows : int
         Of one replica, and frames in one of its blocks.
-    budget_bytes : int
-        Of the agent's buffers: a small one overflows in an outage.
+    budget_bytes, spool_bytes : int
+        Of the agent's buffers: a small one overflows in an outage, to disk where it has a spool there.
     ends_in_the_storm : bool
         The agent leaves while the last fault is still on, without waiting for calm.
     is_link_encrypted, is_store_encrypted : bool
@@ -82,6 +82,7 @@ class Plan:
     encoding: str
     seconds: float
     ends_in_the_storm: bool
+    spool_bytes: int
     faults: tuple[Fault, ...]
 
     @property
@@ -107,6 +108,9 @@ def plan_of(seed: int, *, seconds: float = 3.0) -> Plan:
     rng = random.Random(seed)
     # The first fault goes round, so that so many seeds as there are faults show every one.
     first = FAULTS[seed % len(FAULTS)]
+    on_disk = random.Random(f"spool {seed}")  # of its own: what is drawn here changes nothing else
+    spool_bytes = on_disk.choice((0, 0, 1 << 20, 64 << 20))
+    faults_of_spool = [_fault(on_disk, "host", "full", seconds)] if spool_bytes and seed % 3 == 0 else []
     chosen = [first, *(rng.choice(FAULTS) for _ in range(rng.randrange(3)))]
     server = rng.choice(SERVERS)
     return Plan(
@@ -121,7 +125,13 @@ def plan_of(seed: int, *, seconds: float = 3.0) -> Plan:
         encoding=rng.choice(("exact", "compact")),
         seconds=seconds,
         ends_in_the_storm=rng.random() < 0.15,
-        faults=tuple(sorted((_fault(rng, *one, seconds) for one in chosen), key=lambda fault: fault.at_s)),
+        spool_bytes=spool_bytes,
+        faults=tuple(
+            sorted(
+                [*(_fault(rng, *one, seconds) for one in chosen), *faults_of_spool],
+                key=lambda fault: fault.at_s,
+            )
+        ),
     )
 
 

@@ -80,7 +80,8 @@ class Rig:
         with ExitStack() as stack:
             if self.plan.is_link_encrypted or self.plan.is_store_encrypted:
                 self._made = certificates(self.folder / "tls")
-            self.disk: Disk = stack.enter_context(disk_at(self.folder))
+            self.disk: Disk = stack.enter_context(disk_at(self.folder, "of-the-store"))
+            self.host_disk: Disk = stack.enter_context(disk_at(self.folder, "of-the-host"))
             self.redis = self._redis(self.plan.server, self.plan.fsync)
             stack.callback(self.redis.kill)
             self.redis.start()
@@ -175,6 +176,8 @@ class Rig:
             "is_impatient": self._is_impatient,
             "flush_s": self._flush_s,
             "waits": True,
+            "spool": str(self.host_disk.folder / "spool") if plan.spool_bytes else "",
+            "spool_bytes": plan.spool_bytes,
         }
         return Host(
             python("-m", "tests.chaos.host", json.dumps(orders)),
@@ -189,6 +192,8 @@ class Rig:
         """It goes wrong."""
         if fault.where in ("link", "store"):
             self._worsen(self.link_proxy if fault.where == "link" else self.store_proxy, fault)
+        elif fault.kind == "full" and fault.where == "host":
+            self.host_disk.fill(self.host.pid)
         elif fault.kind == "full":
             self.disk.fill(self.redis.pid)
         elif fault.kind == "jump":
@@ -223,6 +228,8 @@ class Rig:
         if fault.where in ("link", "store"):
             proxy = self.link_proxy if fault.where == "link" else self.store_proxy
             proxy.weather = CALM
+        elif fault.kind == "full" and fault.where == "host":
+            self.host_disk.free(self.host.pid)
         elif fault.kind == "full":
             self.disk.free(self.redis.pid)
             self.redis.start(wait=False)  # one that promised `always` ends rather than break its word
@@ -237,6 +244,7 @@ class Rig:
         for actor in (self.redis, self.collector):
             actor.signal(signal.SIGCONT)
         self.disk.free(self.redis.pid)
+        self.host_disk.free(self.host.pid)
         self._move("collector", 0.0)
         self.redis.start()
         self.collector.start()

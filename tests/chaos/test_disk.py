@@ -25,7 +25,7 @@ for line in sys.stdin:
 
 @pytest.mark.parametrize("kind", ["limited", "best"])
 def test_a_full_disk_refuses_and_a_free_one_takes(kind: str, tmp_path: Path) -> None:
-    with LimitedDisk(tmp_path / "disk") if kind == "limited" else disk_at(tmp_path) as disk:
+    with LimitedDisk(tmp_path / "disk") if kind == "limited" else disk_at(tmp_path, "disk") as disk:
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(disk.folder / "file")],
             stdin=subprocess.PIPE,

@@ -9,7 +9,9 @@ from tests.chaos.plan import FAULTS, Fault, Plan, plan_of
 from tests.chaos.verdict import Account, broken_promises
 
 KILLED = Fault(where="redis", kind="kill", at_s=1.0, for_s=0.5)
-CALM = replace(plan_of(0), faults=(), ends_in_the_storm=False, fsync="everysec", frames_per_s=5)
+CALM = replace(
+    plan_of(0), faults=(), ends_in_the_storm=False, fsync="everysec", frames_per_s=5, spool_bytes=0
+)
 STORMY = replace(CALM, ends_in_the_storm=True)
 GOOD = Account(made=10, captured=10, acknowledged=10, pending=0)
 ALL = list(range(1, 11))
@@ -32,6 +34,7 @@ def test_a_good_run_keeps_every_promise() -> None:
         (CALM, replace(GOOD, acknowledged=9, pending=1), ALL[:9], "1 frames have no fate"),
         (CALM, replace(GOOD, acknowledged=9, dropped={"refused": 1}), ALL[:9], "dropped for {'refused': 1}"),
         (CALM, replace(GOOD, acknowledged=9, dropped={"closed": 1}), ALL[:9], "dropped for {'closed': 1}"),
+        (CALM, replace(GOOD, acknowledged=9, dropped={"spool_full": 1}), ALL[:9], "{'spool_full': 1}"),
         (CALM, GOOD, [*ALL, 10], "1 frames are stored twice"),
         (CALM, GOOD, [2, 1, *ALL[2:]], "out of order"),
         (CALM, GOOD, [*ALL[:9], 11], "nobody made"),
@@ -55,4 +58,4 @@ def test_a_seed_is_a_plan_and_so_many_seeds_as_faults_show_every_one() -> None:
     assert [plan_of(seed) for seed in range(50)] == [plan_of(seed) for seed in range(50)]
     assert len({plan_of(seed) for seed in range(50)}) == 50
     shown = {(fault.where, fault.kind) for seed in range(len(FAULTS)) for fault in plan_of(seed).faults}
-    assert shown == set(FAULTS)
+    assert shown == {*FAULTS, ("host", "full")}

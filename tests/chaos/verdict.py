@@ -58,7 +58,8 @@ def _ledger(plan: Plan, account: Account) -> list[str]:
         said.append(f"captured {account.captured} is not {settled} settled + {account.pending} pending")
     if account.pending:
         said.append(f"{account.pending} frames have no fate after the end")
-    allowed = IN_AN_OUTAGE | (AT_THE_END if plan.ends_in_the_storm else frozenset())
+    in_an_outage = IN_AN_OUTAGE | ({"spool_full"} if plan.spool_bytes else set())
+    allowed = in_an_outage | (AT_THE_END if plan.ends_in_the_storm else frozenset())
     strange = {reason: n for reason, n in account.dropped.items() if reason not in allowed}
     if strange:
         said.append(f"frames were dropped for {strange}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,6 @@ import pytest
 HERE = Path(__file__).parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
-HAS_VLLM = find_spec("vllm") is not None
-
-collect_ignore_glob = [] if HAS_VLLM else ["test_vllm_*.py"]
-
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,6 +31,7 @@ def eager(model: Path, folder: Path) -> Iterator[object]:
     """A server in bfloat16, eager, with a small key-value cache, observed at ``heads``."""
     import serving
 
-    small = ("--num-gpu-blocks-override", "40", "--block-size", "16")
+    small = ("--num-gpu-blocks-override", "24", "--block-size", "32", "--max-num-batched-tokens", "64",
+             "--enable-prefix-caching", "--trust-request-chat-template")  # fmt: skip
     with serving.stage(folder, model, "--enforce-eager", "--dtype", "bfloat16", *small) as found:
         yield found

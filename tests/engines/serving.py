@@ -242,14 +242,25 @@ class Stage:
     watcher: Watcher
     port: int
 
+    def wait_until_watched(self) -> None:
+        """Until the agent has heard that somebody watches, and tells every token: it links up with the first."""
+        limit = time.monotonic() + SETTLE_S
+        while True:
+            request_id = self.server.complete("A", max_tokens=2, ignore_eos=True)["id"]
+            asked = time.monotonic()
+            while time.monotonic() < asked + 1.0:
+                if len(self.watcher.by_request().get(request_id, ())) == 2:
+                    return
+                time.sleep(0.05)
+            assert time.monotonic() < limit, self.server.process.said[-4000:]
+
 
 @contextmanager
 def collector(folder: Path) -> Iterator[tuple[Process, int]]:
     """A collector of its own."""
     port = free_port()
     command = [str(BIN / "fulgurite"), "collector", "--listen", f"127.0.0.1:{port}", "--history", "all"]
-    dev = os.environ.get("DEVPATH")
-    process = Process(folder / "collector.log", *command, env=surroundings(**({"PYTHONPATH": dev} if dev else {})))
+    process = Process(folder / "collector.log", *command, env=surroundings())
     try:
         limit = time.monotonic() + 60
         while "listening" not in process.said:
@@ -298,6 +309,8 @@ def stage(folder: Path, model: Path, *arguments: str, **env: str) -> Iterator[St
         with vllm(folder, model, *arguments, env=settings) as server:
             watcher = Watcher(port)
             try:
-                yield Stage(server, process, watcher, port)
+                found = Stage(server, process, watcher, port)
+                found.wait_until_watched()
+                yield found
             finally:
                 watcher.stop()

@@ -22,7 +22,7 @@ _SHAPE: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
-    "initializer_range": 0.12,
+    "initializer_range": 0.05,
 }
 
 

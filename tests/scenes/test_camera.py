@@ -57,8 +57,9 @@ def test_pointing_at_a_head_finds_it_or_one_in_front_of_it(shape: Topology, pres
     layout, rig = Layout.for_topology(shape), CameraRig()
     rig.show(preset)
     view = rig.view(layout.points, WIDTH / HEIGHT, INSETS, 0.0)
-    at = project(view, layout.heads, WIDTH, HEIGHT)
-    step = max(1, shape.layers * shape.heads // 300)
+    places = layout.heads if layout.walls is None else layout.walls.mean(axis=2)
+    at = project(view, places, WIDTH, HEIGHT)
+    step = max(1, shape.layers * shape.heads // 60)
     for layer, head in np.ndindex(shape.layers, shape.heads):
         if (layer * shape.heads + head) % step:
             continue

@@ -7,10 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fuzz.seeds import hellos
 from tests.stores import machines
-from tests.stores.writing import HASH, opened, reached, read_all, writing
+from tests.stores.writing import EPOCH, HASH, entry, opened, reached, read_all, writing
 
-from fulgurite.collector.store import StoreUnavailable
+from fulgurite.collector.fleet import Fleet
+from fulgurite.collector.hello import introduction
+from fulgurite.collector.keeper import Keeper
+from fulgurite.collector.outage import Outage
+from fulgurite.collector.replicas import Replicas
+from fulgurite.collector.store import Registration, Retention, StoreUnavailable
 from fulgurite.collector.stores.redis import RedisStore
 from fulgurite.wire.replica import ReplicaKey
 
@@ -60,5 +66,33 @@ def test_a_full_server_refuses_and_goes_on_where_it_was_when_there_is_room(serve
                 await reached(lambda: writer.written >= before + 20)
             stored = await read_all(store, KEY)
             assert stored == list(range(1, writer.written + 1))
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(not machines.has_cli(), reason="no redis-cli on this machine")
+def test_what_is_too_old_makes_room_in_a_full_server_though_nothing_can_be_written(
+    server: machines.Server,
+) -> None:
+    async def run() -> None:
+        retention = Retention(age_s=1.0)
+        async with opened(f"redis://127.0.0.1:{server.port}", retention=retention) as store:
+            replicas = Replicas(store, Fleet(store))
+            replica = await replicas.introduce(introduction(hellos()[0]), Registration(EPOCH, 0))
+            await store.append(replica.key, [entry(number) for number in range(1, 2001)])
+            outage = Outage(0.1)
+            keeper = Keeper(store, replicas, retention=retention, outage=outage)
+            await keeper.keep()
+            machines.cli(server.port, "config", "set", "maxmemory", str(used(server.port) - 100_000))
+            with pytest.raises(StoreUnavailable):
+                await store.append(replica.key, [entry(2001)])
+            keeping = asyncio.create_task(keeper.run())
+            try:
+                await outage.outlast(
+                    "write", lambda: store.append(replica.key, [entry(2001)]), asyncio.Event()
+                )
+            finally:
+                keeping.cancel()
+            assert await read_all(store, replica.key) == [2001]
 
     asyncio.run(run())

@@ -28,9 +28,10 @@ def save(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
         model.lm_head.weight[:2] = 0.0  # servers leave special tokens out of their texts: none is generated
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(WORDS)}, unk_token="t1"))
+    known = {"<pad>": 0, "<unk>": 1, **{f"t{i}": i for i in range(2, WORDS)}}
+    words = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="t0", unk_token="t1")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     return folder

@@ -118,16 +118,11 @@ def _open(
     return one
 
 
+COUNT = "[...app.replicas.values()].flatMap((r) => r.history.chunks).reduce((n, chunk) => n + chunk.n, 0)"
+
+
 def _tokens(one: Open, count: int) -> None:
-    until(
-        lambda: (
-            one.ask(
-                "[...app.replicas.values()].reduce((n, r) => n + r.history.chunks.reduce((m, c) => m + c.n, 0), 0)"
-            )
-            >= count
-        ),
-        f"{count} tokens came",
-    )
+    until(lambda: one.ask(COUNT) >= count, f"{count} tokens came")
 
 
 # the same picture
@@ -434,7 +429,7 @@ def test_search_finds_heads_tokens_and_requests(watched: tuple[Open, Site]) -> N
     for text, first in (("layer 2 head 3", "layer 2 · head 3"), ("request-1", "request request-1")):
         one.press("/")
         one.page.keyboard.type(text)
-        until(lambda: one.page.locator(".found li").count() > 0, "something is found")  # noqa: B023
+        until(lambda: one.page.locator(".found li").count() > 0, "something is found")
         assert one.page.locator(".found li").first.inner_text().startswith(first)
         one.press("Enter")
     assert one.ask("[app.node.layer, app.node.index, app.only.request]") == [2, 3, "request-1"]
@@ -450,7 +445,10 @@ def test_a_link_restores_the_view(watched: tuple[Open, Site], browser: Browser, 
     one.page.mouse.move(470, 320, steps=4)
     one.page.mouse.up()
     one.page.wait_for_timeout(1200)  # the camera has arrived
-    seen = "[app.clock.mode, app.clock.playhead.toFixed(2), app.node, app.token.position, app.shown, app.palette, app.picture.shows.contribution, app.picture.camera.preset, app.picture.camera.azimuth.toFixed(2)]"
+    seen = (
+        "[app.clock.mode, app.clock.playhead.toFixed(2), app.node, app.token.position, app.shown, app.palette, "
+        "app.picture.shows.contribution, app.picture.camera.preset, app.picture.camera.azimuth.toFixed(2)]"
+    )
     wanted = one.ask(seen)
     other = _open(browser, opened, one.page.url, width=1280, height=760)
     assert other.page.url.startswith(site.url)
@@ -476,7 +474,7 @@ def test_each_page_has_a_camera_and_a_time_of_its_own(
 def test_who_comes_late_sees_the_last_minute(
     watched: tuple[Open, Site], browser: Browser, opened: list[Open]
 ) -> None:
-    one, site = watched
+    _, site = watched
     time.sleep(6.0)  # the tokens are older than what is told before the present
     site.send(block(SHAPES["spheres"], position=80, deep=True))
     late = _open(browser, opened, site.url, width=1280, height=760)

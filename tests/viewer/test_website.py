@@ -17,12 +17,16 @@ from tests.viewer.site import Site, served
 from fulgurite.viewer.message import unpack
 
 SHAPE = topology(8, 8)
+LISTEN_S = 60.0
 WIDE = topology(64, 72)
 
 
 async def _serials(url: str, count: int, session: aiohttp.ClientSession, headers: Any = None) -> list[int]:
     found: list[int] = []
-    async with session.ws_connect(f"{url}ws", headers=headers, max_msg_size=0) as listening:
+    async with (
+        asyncio.timeout(LISTEN_S),
+        session.ws_connect(f"{url}ws", headers=headers, max_msg_size=0) as listening,
+    ):
         while len(found) < count:
             message = await listening.receive(timeout=40)
             assert message.type is aiohttp.WSMsgType.BINARY, message
@@ -65,17 +69,17 @@ def test_a_page_that_stalls_harms_none_and_is_cut_short_itself() -> None:
         async with aiohttp.ClientSession() as session:
             page = asyncio.ensure_future(_serials(site.url, 60, session))
             await asyncio.to_thread(until, lambda: len(site.website.guests) == 2, "both pages are open")
-            await asyncio.to_thread(site.tokens, WIDE, 60, gap_s=0.0)
+            await asyncio.to_thread(site.tokens, WIDE, 60, gap_s=0.05)
             return await page
 
-    with served(queued_bytes=1 << 20) as site:
+    with served(queued_bytes=3 << 20) as site:
         site.announce(WIDE)
         raw = _stalled(site.url)
         until(lambda: len(site.website.guests) == 1, "the stalled page is open")
         (stalled,) = site.website.guests
         found = asyncio.run(listen(site))
         until(lambda: stalled.missed > 0, "its queue ran over")
-        budget = max(1 << 20, stalled.queued_bytes)
+        budget = max(3 << 20, stalled.queued_bytes)
         raw.close()
     assert found == sorted(found)
     assert len(found) == 60
@@ -133,7 +137,7 @@ def test_the_page_works_under_a_path_of_a_reverse_proxy_and_with_a_token() -> No
 
     if CHROMIUM is None:
         pytest.skip("no Chromium found")
-    with served(token="s3cret") as site, _proxied(site.url) as address, sync_playwright() as play:
+    with served(token="s3cret") as site, Proxied(site.url) as address, sync_playwright() as play:
         site.announce(SHAPE)
         browser = play.chromium.launch(executable_path=CHROMIUM, args=list(GL))
         page = browser.new_page()
@@ -144,7 +148,7 @@ def test_the_page_works_under_a_path_of_a_reverse_proxy_and_with_a_token() -> No
         browser.close()
 
 
-class _proxied:
+class Proxied:
     """A reverse proxy that serves a site under ``/some/path/``, in a thread of its own."""
 
     def __init__(self, url: str) -> None:

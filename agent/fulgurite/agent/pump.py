@@ -152,7 +152,7 @@ class Pump:
             self._ledger.drop(drawn.frames, reason)
 
     def _busy(self) -> bool:
-        if self._ledger.account().pending > 0 or len(self._outbox) > 0:
+        if self._ledger.account().pending > 0 or len(self._outbox) > 0 or self._ahead:
             return True
         return not self.folding.is_idle or self.link.unacknowledged > 0
 

@@ -300,7 +300,11 @@ class Watched:
         self._maps: tuple[nn.Module, ...] = ()
         self._adapted: tuple[nn.Module, ...] = ()
         self._held: tuple[dict[str, Any], ...] = ()
-        self._marks: list[tuple[dict[str, Any], str, torch.Tensor | None, int]] = []
+        self._owners: list[dict[str, Any]] = []
+        self._names: list[str] = []
+        self._tensors: list[Any] = []
+        self._counted: list[torch.Tensor] = []
+        self._versions: list[int] = []
         self._switched: list[tuple[object, ...]] = []
 
     def settle(self, maps: tuple[nn.Module, ...]) -> None:
@@ -312,16 +316,18 @@ class Watched:
             self._held = tuple(
                 part._parameters for part in parts if part._parameters and not hasattr(part, "_hf_hook")
             )
-        self._marks = [
-            (held, name, tensor, -1 if tensor is None else version_of(tensor))
-            for held in self._held
-            for name, tensor in held.items()
-        ]
+        places = [(held, name, tensor) for held in self._held for name, tensor in held.items()]
+        self._owners = [held for held, _, _ in places]
+        self._names = [name for _, name, _ in places]
+        self._tensors = [tensor for _, _, tensor in places]
+        self._counted = [t for t in self._tensors if t is not None and version_of(t) >= 0]
+        self._versions = [version_of(t) for t in self._counted]
         self._switched = [adapters_of(one) for one in self._adapted]
 
     def has_changed(self) -> bool:
         """Whether weights were exchanged or written to, or adapters switched, since `settle`."""
-        for held, name, tensor, version in self._marks:  # plain comparisons: asked in every pass
-            if held.get(name) is not tensor or (version >= 0 and tensor._version != version):  # type: ignore[union-attr]
-                return True
+        if not all(map(is_, map(dict.get, self._owners, self._names), self._tensors)):  # asked in every pass:
+            return True  # no line of Python is run for a tensor
+        if list(map(_VERSION, self._counted)) != self._versions:
+            return True
         return bool(self._adapted) and [adapters_of(one) for one in self._adapted] != self._switched

@@ -16,7 +16,13 @@ from fulgurite.wire.access import Access, AccessError
 from fulgurite.wire.refusals import STORE_AWAY
 
 if TYPE_CHECKING:
-    from fulgurite.v1.viewer_pb2 import DescribeResponse, ListReplicasResponse, WatchResponse
+    from fulgurite.v1.viewer_pb2 import (
+        ControlState,
+        DescribeResponse,
+        ListReplicasResponse,
+        SetControlResponse,
+        WatchResponse,
+    )
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -90,6 +96,26 @@ class Collector:
         except grpc.RpcError as error:
             raise self._explain(error) from None
         return response
+
+    def control(self, selectors: Sequence[str], **wanted: Any) -> list[ControlState]:
+        """Ask something of replicas; what is asked of each now.
+
+        Parameters
+        ----------
+        wanted : fields of `SetControlRequest`.
+
+        Raises
+        ------
+        CommandError
+            Where no collector answers at the address.
+        """
+        request = viewer_pb2.SetControlRequest(selectors=list(selectors), **wanted)
+        stub: Any = viewer_pb2_grpc.AdminServiceStub(self._channel)
+        try:
+            response: SetControlResponse = stub.SetControl(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise self._explain(error) from None
+        return list(response.replicas)
 
     def spans(self, trace_id: bytes) -> list[bytes]:
         """The spans that others sent of a trace: serialised ResourceSpans of OTLP.

@@ -144,6 +144,8 @@ class Settings:
         The largest message that is accepted.
     otlp_http : Listen or None
         Where OTLP over HTTP is taken; over gRPC it is on the port of `listen`.
+    otlp_bytes : int
+        How much of others' spans is kept per minute; beyond it clients are told to wait.
     telemetry : tuple of str
         Command line of the telemetry process beside this collector; empty: none is started.
     workers : int
@@ -178,6 +180,7 @@ class Settings:
     viewer_bytes: int = 8 << 20
     receive_limit_bytes: int = 16 << 20
     otlp_http: Listen | None = None
+    otlp_bytes: int = 64 << 20
     telemetry: tuple[str, ...] = ()
     workers: int = 1
     tls: TlsFiles | None = None

@@ -118,6 +118,7 @@ VARIABLES: Final = {
     "retention_bytes": "FULGURITE_RETENTION_BYTES",
     "insecure": "FULGURITE_INSECURE",
     "otlp_http": "FULGURITE_OTLP_HTTP",
+    "otlp_bytes": "FULGURITE_OTLP_BYTES",
     "workers": "FULGURITE_WORKERS",
     "tls_cert": "FULGURITE_COLLECTOR_TLS_CERT",
     "tls_key": "FULGURITE_COLLECTOR_TLS_KEY",
@@ -134,6 +135,7 @@ _READERS: Final = {
     "retention_bytes": _count,
     "insecure": _flag,
     "otlp_http": _listen,
+    "otlp_bytes": _count,
     "workers": _whole,
     "tls_cert": _path,
     "tls_key": _path,
@@ -223,6 +225,11 @@ def _parser() -> argparse.ArgumentParser:
         "--credentials",
         metavar="FILE",
         help=_help("who may come in, and for what (see docs/security.md)", "credentials", "nobody is asked"),
+    )
+    add(
+        "--otlp-bytes",
+        metavar="BYTES",
+        help=_help("of others' spans that are kept per minute at most", "otlp_bytes", DEFAULTS.otlp_bytes),
     )
     telemetry.add_arguments(parser)
     return parser

@@ -106,7 +106,7 @@ class Collector:
             store, place, fleet=fleet, replicas=replicas, gate=self._security.gate, outage=self._outage
         )
         self._admin = AdminService(store, fleet=fleet, demands=self._demands, outage=self._outage)
-        self._spans = SpanIntake(store, outage=self._outage)
+        self._spans = SpanIntake(store, outage=self._outage, budget_bytes=settings.otlp_bytes)
         self._otlp = OtlpService(store, intake=self._spans, outage=self._outage)
         self.otlp_http = settings.otlp_http
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]

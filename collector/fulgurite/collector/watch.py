@@ -17,17 +17,20 @@ from fulgurite.collector.fanout import Fanout
 from fulgurite.collector.fleet import Fleet, is_selected
 from fulgurite.collector.outage import Outage
 from fulgurite.collector.replicas import Replicas
-from fulgurite.collector.store import EntryId, Store, StoreError
+from fulgurite.collector.store import WINDOWS_KEPT, EntryId, Store, StoreError
 from fulgurite.collector.watcher import Response, Watcher, Wish
 from fulgurite.v1 import viewer_pb2
 from fulgurite.wire.refusals import STORE_AWAY
 from fulgurite.wire.replica import ReplicaKey
+from fulgurite.wire.sketch import FIRST_TOKEN_BOUNDS_S, INTER_TOKEN_BOUNDS_S
 
 MAX_SELECTORS: Final = 64
 MAX_SELECTOR_CHARS: Final = 1024
 STATUS_EVERY_S: Final = 1.0
 LEAST_STATUS_EVERY_S: Final = 0.1
 LONGEST_S: Final = 1e7
+MAX_WINDOWS_BYTES: Final = 12 << 20
+"""Of one answer: below what viewers accept."""
 
 
 class ViewerService:
@@ -54,8 +57,10 @@ class ViewerService:
     def handler(self) -> Any:
         """What a server is given."""
         serialize = viewer_pb2.ListReplicasResponse.SerializeToString
+        windows = viewer_pb2.ListWindowsResponse.SerializeToString
         handlers = {
             "ListReplicas": grpc.unary_unary_rpc_method_handler(self.list_replicas, None, serialize),
+            "ListWindows": grpc.unary_unary_rpc_method_handler(self.list_windows, None, windows),
             "Watch": grpc.unary_stream_rpc_method_handler(self.watch, None, Response.SerializeToString),
         }
         return grpc.method_handlers_generic_handler("fulgurite.v1.ViewerService", handlers)
@@ -83,6 +88,36 @@ class ViewerService:
             if is_selected(key, selectors):
                 replica = self._replicas.connected(key)
                 response.replicas.append(replica.status(now_ns) if replica else row.status())
+        return response
+
+    async def list_windows(self, data: bytes, context: Any) -> viewer_pb2.ListWindowsResponse:
+        """What replicas did, in windows; the oldest are left out where all are too much for a message."""
+        try:
+            request = viewer_pb2.ListWindowsRequest.FromString(data)
+            selectors = _selectors(request.selectors)
+            _check_windows(request)
+        except (DecodeError, ValueError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _reason(error))
+        try:
+            return await self._windows(request, selectors)
+        except StoreError as error:
+            self._outage.failed("read", error)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{STORE_AWAY}: {error}")
+            raise
+
+    async def _windows(
+        self, request: viewer_pb2.ListWindowsRequest, selectors: tuple[str, ...]
+    ) -> viewer_pb2.ListWindowsResponse:
+        keys = [key for key in await self._fleet.rows() if is_selected(key, selectors)]
+        response = viewer_pb2.ListWindowsResponse(
+            first_token_bounds_s=FIRST_TOKEN_BOUNDS_S, inter_token_bounds_s=INTER_TOKEN_BOUNDS_S
+        )
+        for key in keys:
+            kept = await self._store.windows(key, request.width_s, seconds=request.history_s)
+            told = response.replicas.add(key=key.text)
+            for window in _newest(kept, MAX_WINDOWS_BYTES // len(keys)):
+                told.windows.add().ParseFromString(window)
+        self._outage.succeeded("read")
         return response
 
     async def watch(self, data: bytes, context: Any) -> AsyncIterator[Response]:
@@ -125,6 +160,25 @@ def _wish(request: viewer_pb2.WatchRequest) -> Wish:
             raise ValueError(f"{name} must be 0 to {LONGEST_S:.0f} seconds, not {value:g}")
     interval_s = max(LEAST_STATUS_EVERY_S, request.status_interval_s or STATUS_EVERY_S)
     return Wish(selectors, request.history_s, after, interval_s, is_passive=request.passive)
+
+
+def _check_windows(request: viewer_pb2.ListWindowsRequest) -> None:
+    if request.width_s not in WINDOWS_KEPT:
+        widths = ", ".join(map(str, WINDOWS_KEPT))
+        raise ValueError(f"windows have a width of {widths} seconds, not {request.width_s}")
+    if not (math.isfinite(request.history_s) and 0 <= request.history_s <= LONGEST_S):
+        raise ValueError(f"history_s must be 0 to {LONGEST_S:.0f} seconds, not {request.history_s:g}")
+
+
+def _newest(windows: list[bytes], nbytes: int) -> list[bytes]:
+    """The newest of them, up to so many bytes, oldest first."""
+    taken: list[bytes] = []
+    for window in reversed(windows):
+        nbytes -= len(window)
+        if nbytes < 0:
+            break
+        taken.append(window)
+    return taken[::-1]
 
 
 def _check_is_one(selectors: tuple[str, ...]) -> None:

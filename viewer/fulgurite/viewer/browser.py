@@ -1,4 +1,4 @@
-"""The page for browsers that cannot draw: one scene, drawn here, shown as pictures, with the controls around it.
+"""The page for browsers that cannot draw: one scene, drawn here, shown as pictures, with its controls.
 
 One camera and one playhead for everybody; `website` serves the page that draws for itself.
 
@@ -34,7 +34,7 @@ from fulgurite.viewer.studio import Picture, Studio
 from fulgurite.wire.channels import CHANNELS
 
 AREA = "storm"
-ASSETS = Path(str(files("fulgurite.viewer").joinpath("page", "remote")))
+ASSETS = Path(str(files("fulgurite.viewer").joinpath("page"))) / "remote"
 FONTS = Path(str(files("fulgurite.viewer").joinpath("fonts")))
 PICTURES_UNDER_WAY = 3  # to one browser: a slow one gets fewer pictures, not older ones
 LIGHTS = {
@@ -310,7 +310,7 @@ class Page:
         groups: dict[str, list[panel.Command]] = {}
         for command in self._table:
             groups.setdefault(command.group, []).append(command)
-        cameras = [command for command in groups["Camera"] if command.name != "reset"]
+        cameras = [command for command in groups["Camera"] if command.name.startswith("camera_")]
         return {
             "fg_keys": sorted(self._keys),
             "fg_time_commands": [_button(self._commands[name]) for name in ("step_back", "pause", "step")],

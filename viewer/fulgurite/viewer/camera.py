@@ -188,7 +188,8 @@ def _pick_ball(
     """Depth, layer and head of the nearest ball that covers the pixel."""
     heads = project(view, layout.heads, width, height)
     reach = layout.head_radius * pixels_per_unit(view, heads[..., 2], height)
-    return _nearest(np.hypot(heads[..., 0] - x, heads[..., 1] - y) <= np.maximum(3.0, reach), heads[..., 2])
+    covers = np.asarray(np.hypot(heads[..., 0] - x, heads[..., 1] - y) <= np.maximum(3.0, reach), np.bool_)
+    return _nearest(covers, heads[..., 2])
 
 
 def _pick_quad(

@@ -1,12 +1,13 @@
 """The page's palettes: colour tables of node light with colours for requests that go with them. Pure.
 
 Every table rises in lightness all the way, so intensity is never told by hue alone; light also shows as size.
-`storm` is the scene's own. `frost` and `sand` keep to blue, grey and yellow, which colour-blind eyes tell apart.
+`storm` is the scene's own. `frost` and `sand` keep to blue, grey and yellow, which colour-blind eyes tell
+apart.
 
 References
 ----------
-Viridis: S. van der Walt, N. Smith, 2015. Cividis: J. Nuñez, C. Anderton, R. Renslow, 2018. Requests: M. Okabe,
-K. Ito, "Color Universal Design", 2008; P. Tol, "Colour Schemes", 2021 (bright).
+Viridis: S. van der Walt, N. Smith, 2015. Cividis: J. Nuñez, C. Anderton, R. Renslow, 2018. Requests: M.
+Okabe, K. Ito, "Color Universal Design", 2008; P. Tol, "Colour Schemes", 2021 (bright).
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def _constants() -> dict[str, Any]:
         "fade_s": FADE_S, "fades_over_s": FADES_OVER_S, "spread_s": SPREAD_S, "life_s": LIFE_S,
         "rate_over_s": RATE_OVER_S, "silent_s": SILENT_S, "ease_s": EASE_S,
         "linear_logits": LINEAR_LOGITS, "largest_logits": LARGEST_LOGITS,
-        "segments": SEGMENTS, "glow_segments": GLOW_SEGMENTS, "bolt_pixels": BOLT_PIXELS, "spine_pixels": SPINE_PIXELS,
+        "segments": SEGMENTS, "glow_segments": GLOW_SEGMENTS,
+        "bolt_pixels": BOLT_PIXELS, "spine_pixels": SPINE_PIXELS,
         "head_growth": HEAD_GROWTH, "glass": GLASS,
         "heat_buckets": KV_HEAT_BUCKETS, "heat_recent": KV_HEAT_RECENT,
     }  # fmt: skip

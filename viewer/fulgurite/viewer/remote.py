@@ -11,6 +11,7 @@ import contextlib
 import socket
 import sys
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
@@ -134,9 +135,9 @@ def _protocols(request: web.Request) -> tuple[str, ...]:
 
 
 def _folder(request: web.Request) -> str:
-    """The path of ``remote/`` as the browser sees it: in front of ours a proxy may have taken some away."""
-    prefix = request.headers.get("X-Forwarded-Prefix", "").rstrip("/")
-    return f"{prefix}/remote/"
+    """The path of ``remote/`` as the browser sees it: a proxy may have taken some of it away."""
+    seen = urlsplit(request.headers.get("Referer", "")).path
+    return seen if seen.endswith("/remote/") else "/remote/"
 
 
 def _free_port() -> int:

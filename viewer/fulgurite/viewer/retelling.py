@@ -1,7 +1,8 @@
-"""Tokens as a page is told of them: columns as they were captured, and the arcs of the chains that were drawn.
+"""Tokens as a page is told of them: columns as they were captured, and the arcs of the drawn chains.
 
-Where more was captured than `room` bytes hold, the facts of every token still go, whole columns only of some (of
-those whose chain was drawn first), and the light of all is folded into one: per node its largest display value.
+Where more was captured than `room` bytes hold, the facts of every token still go, whole columns only of some
+(of those whose chain was drawn first), and the light of all is folded into one: per node its largest display
+value.
 
 Pure. Shape letters: n tokens, d of them with their columns, a arcs, L layers, H heads, E plates.
 """

@@ -1,11 +1,11 @@
-"""What pages are told: the stream as messages, each packed once for everybody, and the past for who comes late.
+"""What pages are told: the stream as messages, each packed once for everybody, and the past for latecomers.
 
-A `Story` holds one `Session` whose playhead is the present, and hears what that session lights: the tokens of each
-step, and the arcs of every chain that was drawn. A page has the rest by itself: its own time, camera, selection
-and colours. What one token says is said to all with the same bytes.
+A `Story` holds one `Session` whose playhead is the present, and hears what that session lights: the tokens of
+each step, and the arcs of every chain that was drawn. A page has the rest by itself: its own time, camera,
+selection and colours. What one token says is said to all with the same bytes.
 
-Kinds of message: ``hello``, ``replica`` and ``scale`` (again where they change), ``tokens``, ``event``, ``state``
-(the figures of all replicas, once a second). Pure: who calls `turn` brings the time.
+Kinds of message: ``hello``, ``replica`` and ``scale`` (again where they change), ``tokens``, ``event``,
+``state`` (the figures of all replicas, once a second). Pure: who calls `turn` brings the time.
 """
 
 from __future__ import annotations

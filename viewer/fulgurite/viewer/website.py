@@ -1,8 +1,8 @@
 """The web server of the page that draws for itself: files, and one websocket per open page.
 
-The only address it knows is its own: every link in the page is relative, so it works under any path behind a
-reverse proxy. With a token nothing is served without it; a browser shows it once (``?token=``) and has a cookie
-from then on. A websocket from a page of another site is refused.
+Every link in the page is relative, so it works under any path behind a reverse proxy. With a token nothing is
+served without it; a browser shows it once (``?token=``) and has a cookie from then on. A websocket from a page
+of another site is refused.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ PERIOD_S = 1 / 40
 COOKIE = "fulgurite_token"
 SEND_TIMEOUT_S = 20.0  # a page that takes nothing for so long is gone
 POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; connect-src 'self' ws: wss:; "
-    "object-src 'none'; base-uri 'none'; frame-ancestors *"
+    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
+    "connect-src 'self' ws: wss:; object-src 'none'; base-uri 'none'; frame-ancestors *"
 )
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -154,7 +154,8 @@ class Website:
             )
         answer = await handler(request)
         if not answer.prepared:
-            answer.headers["Content-Security-Policy"] = POLICY
+            if not request.path.startswith("/remote"):  # a page of another making
+                answer.headers["Content-Security-Policy"] = POLICY
             answer.headers["X-Content-Type-Options"] = "nosniff"
             answer.headers["Referrer-Policy"] = "same-origin"
             answer.headers["Cache-Control"] = "no-cache"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fulgurite.cli.commands import (
     collector,
+    control,
     demo,
     doctor,
     export,
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Command] = {
         collector,
         view,
         replicas,
+        control,
         status,
         tail,
         trace,

@@ -41,7 +41,8 @@ const DO = {
   head_previous: (app) => app.moveNode(0, -1),
   search: (app) => app.searchField.open(),
   isolate: (app) => app.toggleRequest(),
-  layer_only: (app) => app.toggleLayer(),
+  layer_only: (app) => app.toggleLayer(false),
+  hide_layer: (app) => app.toggleLayer(true),
   hud: (app) => app.toggleHud(),
   tokens: (app) => app.toggleStrip(),
   panels: (app) => app.togglePanels(),
@@ -56,11 +57,12 @@ const DO = {
   clear: (app) => app.clear(),
 };
 
-/** The keys of an event, as the table names them. */
+/** The keys of an event as the table may name them, the likeliest first. */
 function keysOf(event) {
-  const key = event.key === " " ? "Space" : event.key.length === 1 && event.key !== event.key.toUpperCase() ? event.key : event.key;
-  const shifted = event.shiftKey && event.key.length > 1;
-  return [event.ctrlKey || event.metaKey ? "Control" : "", event.altKey ? "Alt" : "", shifted ? "Shift" : "", key].filter(Boolean).join("+");
+  const key = event.key === " " ? "Space" : event.key, held = [event.ctrlKey || event.metaKey ? "Control" : "", event.altKey ? "Alt" : ""].filter(Boolean);
+  const shifted = [...held, "Shift", key].join("+"), plain = [...held, key].join("+");
+  if (!event.shiftKey) return [plain, [...held, key.length === 1 ? key.toLowerCase() : key].join("+")];
+  return key.length > 1 ? [shifted] : [shifted, [...held, "Shift", key.toUpperCase()].join("+"), plain];
 }
 
 export class Commands {
@@ -78,7 +80,7 @@ export class Commands {
 
   key(event) {
     if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName)) return;
-    const command = this.byKey.get(keysOf(event)) ?? (event.key.length === 1 ? this.byKey.get(event.key.toLowerCase()) : undefined);
+    const command = keysOf(event).map((keys) => this.byKey.get(keys)).find(Boolean);
     if (!command || (command.name !== "help" && command.name !== "clear" && document.querySelector("dialog[open]"))) return;
     event.preventDefault();
     this.run(command.name);

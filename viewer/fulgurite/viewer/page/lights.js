@@ -32,7 +32,7 @@ export class Glow {
     this.measured = new Float64Array(n);
     this.missing = new Float64Array(n);
     this.texels = new Float32Array(n * 4);  // width of the texture: layers
-    this.only = null;  // the layer that is looked at; null: all
+    this.leaves = () => false;  // whether a layer is left out of what is looked at
     this.clear();
   }
 
@@ -72,7 +72,7 @@ export class Glow {
         const i = layer * width + index, t = (index * layers + layer) * 4;
         texels[t] = this.display[i];
         texels[t + 1] = this.stamp[i] === -Infinity ? NEVER : this.stamp[i] - origin;
-        texels[t + 2] = this.only !== null && this.only !== layer ? HIDDEN : this.isUnmeasured(i) ? 1 : 0;
+        texels[t + 2] = this.leaves(layer) ? HIDDEN : this.isUnmeasured(i) ? 1 : 0;
         texels[t + 3] = Number.isNaN(this.push[i]) ? NOT_CAPTURED : this.push[i];
       }
     }
@@ -269,7 +269,7 @@ export class Lights {
     this.bolts = new Bolts(slots, constants);
     this.display = { head: null, ffn: null, expert: displayOf(shape.expertLight) };
     this.filter = null;       // (token row of a chunk) => whether it is drawn
-    this.layer = null;        // only this layer, or null
+    this.leaves = () => false;
     this.isCalm = false;
     this.clear();
   }
@@ -284,10 +284,10 @@ export class Lights {
     this.refusedUntil = -Infinity;
   }
 
-  /** Look at one layer alone; null: at all. */
-  setLayer(layer) {
-    this.layer = layer;
-    for (const glow of [this.heads, this.plates]) { glow.only = layer; glow.isStale = true; }
+  /** Look at one layer alone, or (`isHidden`) at every other; null: at all. */
+  setLayer(layer, isHidden = false) {
+    this.leaves = (other) => layer !== null && (layer === other) === isHidden;
+    for (const glow of [this.heads, this.plates]) { glow.leaves = this.leaves; glow.isStale = true; }
   }
 
   setScale(kinds) {
@@ -404,7 +404,7 @@ export class Lights {
     const { arrays } = chunk, spread = this.isCalm ? 0 : this.constants.spread_s;
     const delay = arrays["a:delay"].data, kinds = arrays["a:kind"].data, nodes = arrays["a:node"].data;
     const kept = [];
-    for (let a = span[0]; a < span[1]; a++) if (this.layer === null || kinds[a] === 0 || nodes[2 * a] === this.layer) kept.push(a);
+    for (let a = span[0]; a < span[1]; a++) if (kinds[a] === 0 || !this.leaves(nodes[2 * a])) kept.push(a);
     const births = kept.map((a) => at + delay[a] * spread);
     if (!this.bolts.admits(births)) { this.refusedUntil = at + REFUSED_FOR_S; return false; }
     this.bolts.add(this._texels(chunk, i, kept, span[0]), births);

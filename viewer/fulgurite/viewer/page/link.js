@@ -18,7 +18,8 @@ export function read(hash) {
     node: node && node.length === 4 ? { key: node[0], kind: node[1], layer: Number(node[2]), index: Number(node[3]) } : null,
     token: token && token.length === 4 ? { key: token[0], request: token[1], sequence: Number(token[2]), position: Number(token[3]) } : null,
     request: found.get("request"),
-    layer: NUMBER(found.get("layer")),
+    layer: NUMBER((found.get("layer") ?? "").replace("not", "")),
+    isHidden: (found.get("layer") ?? "").startsWith("not"),
     contribution: found.get("hue") === "push",
     palette: found.get("palette"),
     theme: found.get("theme"),
@@ -44,7 +45,7 @@ export function write(app) {
   if (node) put("node", [node.key, node.kind, node.layer, node.index].join("~"));
   if (token) put("token", [token.key, token.requestId, token.sequence, token.position].join("~"));
   put("request", only.request);
-  put("layer", only.layer);
+  put("layer", only.layer === null ? null : `${only.isHidden ? "not" : ""}${only.layer}`);
   if (picture.shows.contribution) put("hue", "push");
   if (app.palette !== app.palettes[0].name) put("palette", app.palette);
   if (app.theme === "light") put("theme", "light");

@@ -23,7 +23,7 @@ const ONE = (selector) => document.querySelector(selector);
 class App {
   constructor() {
     Object.assign(this, {
-      replicas: new Map(), clock: new Clock(), node: null, hovered: null, token: null, chosen: null, only: { request: null, layer: null },
+      replicas: new Map(), clock: new Clock(), node: null, hovered: null, token: null, chosen: null, only: { request: null, layer: null, isHidden: false },
       theme: "dark", hasPanels: true, isBare: false, gaps: [], marks: [], follow: false, fps: 0, dirty: true, stale: true, litUntil: 0, missed: null,
       prefersCalm: matchMedia("(prefers-reduced-motion: reduce)").matches, pictures: 0,
     });
@@ -40,6 +40,7 @@ class App {
   // what the server says
 
   heard(header, arrays) {
+    if (this.isBlind) return;
     const hear = { hello: this.onHello, replica: this.onReplica, scale: this.onScale, tokens: this.onTokens, event: this.onEvent, state: this.onState, gap: this.onGap }[header.kind];
     hear?.call(this, header, arrays);
   }
@@ -55,7 +56,7 @@ class App {
       this.picture = new Picture(ONE(".picture"), header, arrays);
     } catch (error) {
       this.cannotDraw(error);
-      throw error;
+      return;
     }
     this.colors = new Colors(header, arrays);
     this.overlay = new Overlay(this.scene, this);
@@ -73,8 +74,9 @@ class App {
 
   /** No WebGL2 here: pictures drawn by the server, if it can. */
   cannotDraw(error) {
+    this.isBlind = true;
     this.notice(`${error.message}: the server draws instead`, true);
-    setTimeout(() => location.replace("remote/" + location.search), 1200);
+    setTimeout(() => location.replace(new URL("remote/" + location.search, location.href)), 1200);
   }
 
   onReplica(header, arrays) {
@@ -518,18 +520,20 @@ class App {
     if (token) this.onlyRequest(token.requestId);
   }
 
-  toggleLayer() {
-    this.only.layer = this.only.layer === null ? this.node?.layer ?? 0 : null;
+  /** Only the chosen node's layer, or all but it; again: every layer. */
+  toggleLayer(isHidden) {
+    const { only } = this, again = only.layer !== null && only.isHidden === isHidden;
+    Object.assign(only, { layer: again ? null : this.node?.layer ?? 0, isHidden });
     this.filter();
     this.clock.jump = true;
-    this.notice(this.only.layer === null ? "every layer" : `only layer ${this.only.layer}; X shows all`);
+    this.notice(only.layer === null ? "every layer" : `${isHidden ? "without" : "only"} layer ${only.layer}; Esc shows all`);
   }
 
   filter() {
-    const { request, layer } = this.only;
+    const { request, layer, isHidden } = this.only;
     for (const { lights } of this.replicas.values()) {
       lights.filter = request ? (chunk, i) => chunk.request(i)[0] === request : null;
-      lights.setLayer(layer);
+      lights.setLayer(layer, isHidden);
     }
   }
 
@@ -713,7 +717,7 @@ class App {
     if (wanted.turn?.length === 5) [camera.azimuth, camera.elevation, camera.zoom, ...camera.pan] = wanted.turn;
     if (wanted.view?.length === 10) camera.fixed = { position: wanted.view.slice(0, 3), focal: wanted.view.slice(3, 6), up: wanted.view.slice(6, 9), angle: wanted.view[9] };
     this.node = wanted.node;
-    this.only = { request: wanted.request, layer: wanted.layer };
+    this.only = { request: wanted.request, layer: wanted.layer, isHidden: wanted.isHidden };
     this.filter();
     picture.shows.contribution = wanted.contribution;
     if (wanted.palette) this.usePalette(wanted.palette);

@@ -369,7 +369,7 @@ class ShowsPanel extends Panel {
   draw() {
     const { app } = this;
     for (const button of this.buttons) button.setAttribute("aria-pressed", app.picture.parts[button.dataset.part]);
-    this.note.textContent = [app.only.request ? `only ${app.only.request}` : "", app.only.layer !== null ? `only layer ${app.only.layer}` : ""].filter(Boolean).join(", ");
+    this.note.textContent = [app.only.request ? `only ${app.only.request}` : "", app.only.layer !== null ? `${app.only.isHidden ? "without" : "only"} layer ${app.only.layer}` : ""].filter(Boolean).join(", ");
   }
 }
 

@@ -78,7 +78,7 @@ class Observer:
         self.exporter = exporter
         self.demand = demand
         self.budget = budget
-        self.deep_ratio = deep_ratio
+        self.deep_ratio = self._ratio = deep_ratio
         self.shield = shield
         self.desk = desk
         self.measure = measure
@@ -104,12 +104,18 @@ class Observer:
         self._open = None
         if level == "off":
             return
+        self._hear_ratio()
         number = next(self._numbers)
-        step = _Open(rows, level_of_step(number, level, self.deep_ratio), number, started_ns)
+        step = _Open(rows, level_of_step(number, level, self._ratio), number, started_ns)
         if step.level != "pulse" and self.measure is not None:
             step.kept = self.desk.open(chosen)
         self._open = step
         step.own_ns += time.perf_counter_ns() - entered
+
+    def _hear_ratio(self) -> None:
+        asked = getattr(self.exporter, "wanted_deep_ratio", None)  # an exporter may have it
+        ratio = asked() if asked is not None else None
+        self._ratio = self.deep_ratio if ratio is None else ratio
 
     def see(self, logits: torch.Tensor | None, *, is_overwritten: bool) -> None:
         """The forward pass is over: these are the raw logits of the rows.
