@@ -14,16 +14,20 @@ help:  ## this list
 demo: $(VENV)/.installed-demo  ## install into .venv, start everything, open the viewer; ARGS="--headless --seconds 15 --out demo.mp4"
 	@$(BIN)/fulgurite demo $(ARGS)
 
-test: test-sources test-wheel  ## install, then run every test that this machine can run, on the sources and on the wheel
+test: test-sources test-wheel  ## install, run every test that this machine can run, and those that packaging can break on the wheel
 
 # `-ra` (pyproject.toml) names every test that this machine cannot run, with what it lacks.
 test-sources: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
 
+# What packaging can break: what is installed, entry points, commands, and every file that is read as data (the page,
+# shaders, fonts, the bundled model). The arithmetic is the same in both.
+WHEEL_TESTS := tests/architecture tests/wire tests/cli tests/viewer tests/system tests/deploy
+
 # The wheel has an environment of its own: its dependencies are those of .venv, its code is what was built.
 # tests/architecture/test_installed.py fails there if the code comes from the sources.
 test-wheel: $(WHEEL_VENV)/.installed
-	$(WHEEL_VENV)/bin/python -m pytest $(ARGS)
+	$(WHEEL_VENV)/bin/python -m pytest $(WHEEL_TESTS) $(ARGS)
 
 .PHONY: $(WHEEL_VENV)/.installed
 $(WHEEL_VENV)/.installed: $(VENV)/.installed-dev

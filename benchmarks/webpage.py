@@ -1,10 +1,12 @@
-"""The page that draws for itself: what its server costs by the number of pages, and how fast one page answers.
+"""The page that draws for itself: what its server costs by the number of pages, how fast one page answers.
 
-Streams are synthetic (drawn numbers in the shape of the model; no model ran). *Server* is the share of one core
-that the page's server takes: it makes each message once and sends the same bytes to all. Those pages take the
-messages and do not draw. *Interaction to image* is from the time stamp of a real mouse event (drag) in headless
-Chromium to the moment at which the picture that follows from it is complete (a pixel of it was read back),
-1280 × 720; *pictures/s* likewise. Drawing is WebGL2 in software (SwiftShader) on the same cores.
+Streams are synthetic (drawn numbers in the shape of the model; no model ran). *Server* is the share of one
+core that the page's server takes: it makes each message once and sends the same bytes to all. Those pages
+take the messages and do not draw. *Interaction to image* is from the time stamp of a real mouse event (drag)
+in headless Chromium to the moment at which the picture that follows from it is complete (a pixel of it was
+read back), in a window of 1280 × 720 with all panels; *detail* is the share of the window's resolution that
+the page chose, by its own measurement, to stay fluent. Drawing is WebGL2 in software (SwiftShader) on the same
+cores as the server and the browser.
 """
 
 from __future__ import annotations
@@ -32,16 +34,16 @@ FLAGS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader
 # The time from the event's own stamp to a picture that is there: reading a pixel waits for all drawing.
 _MEASURE = """() => {
   const app = window.fulgurite, { gl } = app.picture, pixel = new Uint8Array(4), draw = app.draw.bind(app);
-  app.isFixedScale = true;
   window.measured = { waiting: null, took: [], drawn: 0, began: performance.now() };
   addEventListener("pointermove", (event) => { window.measured.waiting ??= event.timeStamp; }, true);
   app.draw = (time) => {
     const { measured } = window, since = measured.waiting;
     measured.waiting = null;
     draw(time);
-    gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, pixel);
     measured.drawn += 1;
-    if (since !== null) measured.took.push(performance.now() - since);
+    if (since === null) return;
+    gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, pixel);
+    measured.took.push(performance.now() - since);
   };
 }"""
 
@@ -130,9 +132,11 @@ def _drag(served: Served, seconds: float) -> dict[str, Any]:
         live = page.evaluate(
             "[...window.fulgurite.replicas.values()][0].lights.bolts.live(window.fulgurite.clock.playhead)"
         )
+        detail = f"{100 * page.evaluate('window.fulgurite.picture.scale'):.0f} %"
         browser.close()
     return {
         "pictures/s": round(drawn, 1),
+        "detail": detail,
         "live arcs": live,
         "interaction to image p50, ms": round(statistics.median(took_ms), 1),
         "p95, ms": round(took_ms[int(0.95 * (len(took_ms) - 1))], 1),

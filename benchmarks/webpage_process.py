@@ -1,6 +1,7 @@
 """The page's server with a synthetic stream, in a process of its own: what `webpage` measures.
 
-`python -m benchmarks.webpage_process MODEL TOKENS_PER_S` prints the page's address and serves until it is ended.
+`python -m benchmarks.webpage_process MODEL TOKENS_PER_S` prints the page's address and serves until it is
+ended.
 """
 
 from __future__ import annotations

@@ -63,6 +63,7 @@ class Replica:
         self._pace, self._metadata = pace, metadata
         self._waiting: deque[_Waiting] = deque()  # due and not acknowledged; the first `_under_way` are sent
         self._under_way = 0
+        self._words: deque[bytes] = deque()  # answers to pings
         self._epoch_ms = self._made = self._messages = 0
         self._acknowledged = 0
         self._credit = 0
@@ -110,6 +111,7 @@ class Replica:
     async def _connected(self) -> None:
         """One stream, until it breaks or everything is acknowledged."""
         self._under_way = self._credit = 0
+        self._words.clear()
         async with grpc.aio.insecure_channel(self._address, options=OPTIONS) as channel:
             connect: Any = channel.stream_stream(METHOD, None, None)
             call = connect(metadata=self._metadata or None)
@@ -157,7 +159,8 @@ class Replica:
                     self._settle(message.ack.sequence)
                 elif message.HasField("ping"):
                     pong = agent_pb2.Pong(ping_ns=message.ping.ping_ns, wall_ns=time.time_ns())
-                    await call.write(agent_pb2.AgentMessage(pong=pong).SerializeToString())
+                    self._words.append(agent_pb2.AgentMessage(pong=pong).SerializeToString())
+                    self._news.set()
                 elif message.HasField("refusal"):
                     raise ConnectionError(message.refusal.reason)
         finally:
@@ -179,7 +182,9 @@ class Replica:
             if reading.done():
                 await reading
                 raise ConnectionError("the stream ended")
-            if self._under_way < min(self._credit, len(self._waiting)):
+            if self._words:  # a call takes one message at a time, so that one task writes them all
+                await call.write(self._words.popleft())
+            elif self._under_way < min(self._credit, len(self._waiting)):
                 await self._send(call, self._waiting[self._under_way])
             else:
                 self._news.clear()

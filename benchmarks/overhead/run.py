@@ -24,11 +24,12 @@ Row = dict[str, Any]
 ABOUT = """\
 Decoding with a Llama of random weights, one torch thread. `thread_cpu` is the CPU time of the generating
 thread, `process_cpu` that of all threads of the process, both as a ratio to `off` of the same process and
-round; `thread_us_added` and `process_us_added` are the same in microseconds per token step. `own_us` is the CPU time
-of the generating thread in the agent's own code alone, per token step, measured where it runs, without what
-torch itself takes to call a hook; `operator_calls` are torch operators per token step on the generating
-thread. Peers keep, for every token, what our level `heads` reads: each layer's input of the output projection.
-A peer's own `off` is the same model in its environment. OpenTelemetry records times only, no measures of the model."""
+round; `thread_us_added` and `process_us_added` are the same in microseconds per token step. `own_us` is the
+CPU time of the generating thread in the agent's own code alone, per token step, measured where it runs,
+without what torch itself takes to call a hook; `operator_calls` are torch operators per token step on the
+generating thread. Peers keep, for every token, what our level `heads` reads: each layer's input of the output
+projection. A peer's own `off` is the same model in its environment. OpenTelemetry records times only, no
+measures of the model."""
 
 
 @dataclass(frozen=True, slots=True)

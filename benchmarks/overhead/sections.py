@@ -35,12 +35,14 @@ def sections() -> Iterator[Spent]:
     """While it is entered, what is spent in the agent's ways in (CPU time of the thread) and in the bodies of
     its probes (wall time: they are shorter than the other clock can tell)."""
     from fulgurite.agent.engines.transformers import Engine
-    from fulgurite.agent.looks import Looks
+    from fulgurite.agent.looks import _Look
     from fulgurite.agent.probes import InputProbe, OutputProbe
 
     spent = Spent()
-    places: list[tuple[Any, str, Callable[[], int]]] = [(Engine, name, time.thread_time_ns) for name in WAYS_IN]
-    places += [(Looks, "called", time.thread_time_ns)]
+    places: list[tuple[Any, str, Callable[[], int]]] = [
+        (Engine, name, time.thread_time_ns) for name in WAYS_IN
+    ]
+    places += [(_Look, "called", time.thread_time_ns)]
     places += [(probe, "__call__", time.perf_counter_ns) for probe in (InputProbe, OutputProbe)]
     with ExitStack() as stack:
         for owner, name, clock in places:

@@ -55,7 +55,7 @@ def count(variant: Variant, *, rows: int, length: int, tokens: int = COUNTED_TOK
 
 
 def own(variant: Variant, *, rows: int, length: int, tokens: int = OWN_TOKENS) -> dict[str, Any]:
-    """Microseconds per token step in the agent's own sections on the host's thread, the prompt's among them."""
+    """Microseconds per token step in the agent's own sections on the host's thread, the prompt's too."""
     import torch
 
     from benchmarks.overhead.sections import sections

@@ -79,6 +79,7 @@ def measure(address: str, shape: Shape, seconds: float, encoding: str) -> dict[s
         "producer_us_per_token": round(each * 1e6, 2),
         "hand_over_p99_us": round(float(np.percentile(sending["took_ns"], 99)) / 1e3, 1),
         "acknowledged": stats.acknowledged,
+        "folded": stats.folded,
         "dropped": sum(stats.dropped.values()),
     }
 

@@ -82,7 +82,9 @@ def _ours(shape: Shape, seconds: float) -> Row:
     }
     return _row(
         shape, "fulgurite, one viewer", spent, meter.cost,
-        lost=sent["tokens"] - sent["acknowledged"], p99_ms=seen["p99_ms"],
+        lost=sent["tokens"] - sent["acknowledged"] - sent["folded"],
+        folded=sent["folded"],
+        p99_ms=seen["p99_ms"],
     )  # fmt: skip
 
 

@@ -232,3 +232,28 @@ def test_nothing_is_wrapped_when_nobody_observes() -> None:
     agents[1].close()
     assert (dict(vars(api.ContinuousBatchProcessor)), dict(vars(api.ContinuousBatchingManager))) == before
     assert CONTINUOUS.engine_of(build()) is None
+
+
+def test_experts_are_told_in_packed_rows_too() -> None:
+    prompts = texts(5, 9)
+    found: list[dict[str, list[Frame]]] = []
+    for packed in (True, False):
+        model = BY_NAME["mixtral"].build()
+        model.generation_config.eos_token_id = model.config.eos_token_id = None
+        exporter: Any = InMemoryExporter()
+        with instrument(model, exporter=exporter) as agent:
+            if packed:
+                outputs = model.generate_batch(prompts, settings(), configured())
+                names = [name for p in prompts for name, o in outputs.items() if o.prompt_ids == p]
+            else:
+                for prompt in prompts:
+                    model.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)
+                names = list(dict.fromkeys(frame.request_id for frame in exporter.frames))
+            assert agent.stats().errors == {}
+        frames = by_request(exporter)
+        found.append({str(len(p)): frames[name, 0] for p, name in zip(prompts, names, strict=True)})
+    for length, wanted in found[1].items():
+        for one, other in zip(found[0][length], wanted, strict=True):
+            assert one.token_id == other.token_id
+            np.testing.assert_array_equal(one.expert_ids, other.expert_ids)
+            np.testing.assert_allclose(one.expert_weights, other.expert_weights, atol=1e-4)

@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from fulgurite.agent import InMemoryExporter, instrument, reduce  # noqa: E402
+from fulgurite.agent import InMemoryExporter, instrument, measure, reduce, unreduced  # noqa: E402
 from fulgurite.agent.engines.transformers import Engine  # noqa: E402
 from fulgurite.agent.late import LateBlock  # noqa: E402
 from fulgurite.wire.frame import FrameBlock  # noqa: E402
@@ -82,17 +82,66 @@ def test_calls_per_step_do_not_grow_with_the_layers(
 ) -> None:
     few, many = (_calls(monkeypatch, layers=n, level=level, rows=rows) for n in (2, 7))
     assert few == many
-    assert 0 < sum(few.values()) / TOKENS <= {"pulse": 11, "heads": 48}[level]
+    assert 0 < sum(few.values()) / TOKENS <= {"pulse": 9, "heads": 16}[level]
 
 
-def test_pulse_asks_torch_for_less_than_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    pulse, heads = (_calls(monkeypatch, layers=2, level=level, rows=1) for level in ("pulse", "heads"))
-    assert sum(pulse.values()) * 4 < sum(heads.values())
+@pytest.mark.parametrize("level", ["pulse", "heads"])
+def test_the_hosts_thread_copies_rows_and_computes_nothing_of_them(
+    monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    called = {name.split(".")[1] for name in _calls(monkeypatch, layers=3, level=level, rows=2)}
+    assert called <= {
+        "select", "slice", "view", "_unsafe_view", "reshape", "flatten", "stack", "clone", "_to_copy",
+        "copy_", "detach", "alias", "unsqueeze", "zeros", "empty_like",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("level", ["pulse", "heads"])
+def test_what_is_reduced_later_is_what_the_hosts_thread_would_have_reduced(
+    monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    model, columns = _llama(3), []
+    for most in (measure.MOST_BYTES, 0):
+        monkeypatch.setattr(measure, "MOST_BYTES", most)
+        exporter = InMemoryExporter()
+        with instrument(model, level=level, exporter=exporter, budget=None):
+            _generate(model, 2)
+        columns.append([block.columns for block in exporter.blocks])
+    later, at_once = columns
+    assert len(later) == len(at_once) == TOKENS
+    for ours, theirs in zip(later, at_once, strict=True):
+        assert set(ours) == set(theirs)
+        for name in set(ours) - {"started_ns", "ended_ns", "step"}:
+            assert ours[name].dtype == theirs[name].dtype, name
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_where_nobody_reads_few_steps_wait_to_be_reduced() -> None:
+    exporter, model = _Hoard(), _llama(2)
+    with instrument(model, level="heads", exporter=exporter, budget=None):
+        for _ in range(4):
+            _generate(model, 1)
+        waiting = [block for block in exporter.hoard if block._make.__self__.unreduced is not None]
+        assert len(exporter.hoard) == 4 * TOKENS
+        assert len(waiting) == measure.MOST_LEFT
+        assert {len(block.columns["head_write"]) for block in exporter.hoard} == {1}
+
+
+class _Hoard(InMemoryExporter):
+    """Keeps blocks as they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hoard: list[Any] = []
+
+    def export(self, block: FrameBlock) -> None:
+        self.hoard.append(block)
 
 
 @pytest.mark.parametrize("level", ["pulse", "heads"])
 def test_all_results_of_a_step_go_to_the_host_together(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
     model, rows, asked = _llama(3), 3, []
+    monkeypatch.setattr(measure, "MOST_BYTES", 0)  # nothing is left for later
     to_host = reduce.to_host
     monkeypatch.setattr(reduce, "to_host", lambda found: asked.append(set(found)) or to_host(found))
     with instrument(model, level=level, exporter=InMemoryExporter(), budget=None):
@@ -133,6 +182,34 @@ def test_a_single_row_tells_what_several_rows_tell(vocabulary: int) -> None:
         np.testing.assert_array_equal(row["logprob"], rows["logprob"][0])
         np.testing.assert_allclose(row["plogp"], rows["plogp"], rtol=1e-5, atol=1e-6)
         assert row.get("rank") == rows.get("rank")
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("vocabulary", [3, 8, 511, 512, 513, 1031, 32000])
+def test_numpy_tells_of_the_distribution_what_torch_tells(vocabulary: int, rows: int) -> None:
+    logits = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 4
+    logits[:, : vocabulary // 3] = -float("inf")  # tokens that cannot come
+    for ids in (logits.argmax(-1, keepdim=True), torch.full((rows, 1), vocabulary - 1)):
+        ours = unreduced.uncertainty(logits.numpy(), ids.numpy()[:, 0], full=True)
+        theirs = {n: value.numpy() for n, value in reduce.uncertainty(logits, ids, full=True).items()}
+        finite = np.isfinite(theirs["top_logprobs"])
+        np.testing.assert_array_equal(ours["top_ids"][finite], theirs["top_ids"][finite])
+        for name in ("top_logprobs", "logprob", "plogp"):
+            value = ours[name].reshape(theirs[name].shape)
+            np.testing.assert_allclose(value, theirs[name], rtol=1e-5, atol=1e-5)
+        assert ("rank" in ours) == ("rank" in theirs)
+        if "rank" in ours:
+            np.testing.assert_array_equal(ours["rank"], theirs["rank"])
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize(("heads", "width"), [(4, 8), (3, 64), (5, 80), (2, 128)])
+def test_numpy_tells_of_the_heads_what_torch_tells(heads: int, width: int, rows: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    weight = torch.randn(2, heads, width, 3 * width, generator=generator)
+    inputs, grams = torch.randn(2, rows, heads * width, generator=generator), weight @ weight.mT
+    ours = unreduced.head_squares(inputs.numpy(), grams.numpy())
+    np.testing.assert_allclose(ours, reduce.squares(inputs, grams).numpy(), rtol=2e-5)
 
 
 def test_columns_are_made_where_they_are_read_and_once() -> None:

@@ -464,21 +464,3 @@ def test_contributions_follow_beams_and_accepted_drafts(name: str) -> None:
     assert len(drafts.frames) == 12
     for frame in drafts.frames:
         assert_contributions(frame, wanted[frame.position - 1]["contributions"](frame.token_id))
-
-
-def test_continuous_batching_is_left_alone_and_said_not_to_be_measured(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    model = BY_NAME["llama"].build()
-    texts = [prompts(1, 5 + i, seed=i)[0].tolist() for i in range(3)]
-    config = transformers.GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    alone = model.generate_batch(inputs=texts, generation_config=config)
-    exporter: Any = InMemoryExporter()
-    with caplog.at_level("WARNING", "fulgurite"), instrument(model, exporter=exporter) as agent:
-        found = model.generate_batch(inputs=texts, generation_config=config)
-        assert agent.stats().errors == {}
-    assert [found[k].generated_tokens for k in found] == [alone[k].generated_tokens for k in alone]
-    assert exporter.frames == []
-    assert [r.getMessage() for r in caplog.records if "continuous batching" in r.getMessage()] == [
-        "continuous batching is not measured: no frames are made of it"
-    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import http.client
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -253,6 +254,29 @@ async def test_no_token_is_ever_written_to_the_log(
     assert "denied fulgurite.v1.AdminService" in caplog.text
     assert not [token for token in ("fg_wrong", READS, WRITES) if token in caplog.text]
     assert READS not in repr(Access(token=READS))
+
+
+@asynchronous
+async def test_spans_over_http_need_a_token_as_well(credentials: Path) -> None:
+    pytest.importorskip("aiohttp", reason="OTLP over HTTP needs the extra: collector")
+    settings = Settings(listen=LOOPBACK, otlp_http=LOOPBACK, credentials=credentials)
+    async with Collector(MemoryStore(), settings) as served:
+        assert served.otlp_http is not None
+        port = served.otlp_http.port
+        shown = [None, "Bearer fg_wrong", f"Bearer {READS}", f"Bearer {WRITES}"]
+        codes = [await asyncio.to_thread(posted, port, authorization) for authorization in shown]
+        assert codes == [401, 401, 403, 200]
+
+
+def posted(port: int, authorization: str | None) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    headers = {"Content-Type": "application/x-protobuf"}
+    if authorization is not None:
+        headers["Authorization"] = authorization
+    connection.request("POST", "/v1/traces", b"", headers)
+    status = connection.getresponse().status
+    connection.close()
+    return status
 
 
 # --- certificates

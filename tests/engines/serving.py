@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import psutil
 
 from fulgurite.cli.address import Address
 from fulgurite.cli.client import Collector
+from fulgurite.cli.errors import CommandError
 from fulgurite.wire.codec import decode_batch, topology_from_pb
 from fulgurite.wire.frame import Frame, RequestEvent
 from fulgurite.wire.topology import Topology
@@ -182,7 +183,7 @@ class Watcher:
 
     def _run(self) -> None:
         schemas: dict[str, Any] = {}
-        with Collector(Address("127.0.0.1", self._port)) as line:
+        with suppress(CommandError), Collector(Address("127.0.0.1", self._port)) as line:
             for message in line.watch(history_s=600.0):
                 if self._over.is_set():
                     return
@@ -241,6 +242,12 @@ class Stage:
     collector: Process
     watcher: Watcher
     port: int
+
+    def account(self) -> Any:
+        """What the agent last said of itself."""
+        with Collector(Address("127.0.0.1", self.port)) as line:
+            (replica,) = line.replicas().replicas
+            return replica.agent
 
     def wait_until_watched(self) -> None:
         """Until the agent has heard that somebody watches, and tells every token: it links up with the first."""

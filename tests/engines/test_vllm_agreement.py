@@ -15,7 +15,13 @@ from fulgurite.wire.frame import Frame
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
 
 TOKENS = 24
-PROMPTS = ("Once upon a time", "The cat sat on the", "def add(a, b):", "A", "One two three four five six seven")
+PROMPTS = (
+    "Once upon a time",
+    "The cat sat on the",
+    "def add(a, b):",
+    "A",
+    "One two three four five six seven",
+)
 BOUNDS = {"bfloat16": 2e-2, "float32": 1e-3}
 SETTINGS = {
     "eager-bfloat16": ("bfloat16", ("--enforce-eager",)),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import serving
 import tiny_model
+from test_vllm_agreement import error, plain
 from test_vllm_requests import check
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
@@ -23,7 +24,9 @@ def answers(stage: Any, prompts: list[str], **settings: Any) -> list[dict[str, A
 
 
 def test_drafts_that_are_taken_are_told_and_no_others(model: Path, tmp_path: Path) -> None:
-    drafting = '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}'
+    drafting = (
+        '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}'
+    )
     with serving.stage(tmp_path, model, *COMMON, "--speculative-config", drafting) as stage:
         # a regular expression makes it repeat itself, so that drafts come true
         repeating = {"structured_outputs": {"regex": "(ab ){30}"}, "max_tokens": 50}
@@ -78,3 +81,16 @@ def test_pulses_alone(model: Path, tmp_path: Path) -> None:
         assert {f.head_write is None for f in frames} == {True}
         assert {f.token_id for f in frames} == {-1}
         assert all(f.logprob < 0 for f in frames)
+
+
+def test_the_ranks_of_a_split_model_are_one_replica(model: Path, tmp_path: Path) -> None:
+    with serving.stage(tmp_path, model, *COMMON, "--tensor-parallel-size", "2") as stage:
+        answer = stage.server.complete("Once upon a time", max_tokens=8, ignore_eos=True)
+        check(stage, answer)
+        choice = answer["choices"][0]
+        wanted = plain(model, "float32", choice["prompt_token_ids"])
+        assert len(stage.watcher.topologies) == 1
+        for frame, other in zip(stage.watcher.by_request()[answer["id"]], wanted, strict=False):
+            assert frame.token_id == other.token_id
+            assert error(frame.head_write, other.head_write) <= 1e-3
+            assert error(frame.ffn_write[None], other.ffn_write[None]) <= 1e-3

@@ -13,7 +13,9 @@ import serving
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
 
-PROMPTS = [f"{word} {i} and then" for i, word in enumerate("sun moon tree fish bird cat dog boat".split() * 3)]
+PROMPTS = [
+    f"{word} {i} and then" for i, word in enumerate("sun moon tree fish bird cat dog boat".split() * 3)
+]
 COMMON = ("--enforce-eager", "--dtype", "bfloat16")
 UNKNOWN = "import fulgurite.agent.engines.vllm.versions as versions\nversions.SUPPORTED = ()\n"
 
@@ -38,9 +40,17 @@ def alone(model: Path, tmp_path_factory: Any) -> dict[str, Any]:
         one_by_one = said(server, PROMPTS[:8], 1)
         crowds = [said(server, PROMPTS, 24) for _ in range(2)]
         connected = [
-            c for p in server.process.family() for c in p.net_connections("tcp") if c.raddr and c.raddr.port == 4747
+            c
+            for p in server.process.family()
+            for c in p.net_connections("tcp")
+            if c.raddr and c.raddr.port == 4747
         ]
-        return {"one_by_one": one_by_one, "crowds": crowds, "log": server.process.said, "connected": connected}
+        return {
+            "one_by_one": one_by_one,
+            "crowds": crowds,
+            "log": server.process.said,
+            "connected": connected,
+        }
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +73,15 @@ def test_a_crowd_is_answered_as_alike_as_twice_without_us(alone: dict[str, Any],
     first, second = alone["crowds"]
     between = sum(a != b for a, b in zip(first, second, strict=True))
     with_us = min(
-        sum(a != b for a, b in zip(crowd, said(observed.server, PROMPTS, 24), strict=True)) for crowd in (first, second)
+        sum(a != b for a, b in zip(crowd, said(observed.server, PROMPTS, 24), strict=True))
+        for crowd in (first, second)
     )
     assert with_us <= between
 
 
-def test_the_server_does_not_notice_a_collector_that_hangs_or_dies(alone: dict[str, Any], observed: Any) -> None:
+def test_the_server_does_not_notice_a_collector_that_hangs_or_dies(
+    alone: dict[str, Any], observed: Any
+) -> None:
     observed.collector.signal(signal.SIGSTOP)
     try:
         assert said(observed.server, PROMPTS[:8], 1) == alone["one_by_one"]

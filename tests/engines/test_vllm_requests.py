@@ -14,7 +14,9 @@ from fulgurite.wire.frame import Frame
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
 
-STEM = "the cat and the dog and the bird went to the river to look for a boat and a little house with a red door"
+STEM = (
+    "the cat and the dog and the bird went to the river to look for a boat and a little house with a red door"
+)
 
 
 def tokens_of(frames: list[Frame], sequence: int) -> list[int]:
@@ -104,7 +106,9 @@ def test_an_abandoned_request_was_aborted(eager: Any) -> None:
     eager.server.abandon("Once", 0.3, max_tokens=300, ignore_eos=True)
 
     def aborted() -> list[str]:
-        return [e.request_id for e in eager.watcher.events if e.kind == "aborted" and e.request_id not in known]
+        return [
+            e.request_id for e in eager.watcher.events if e.kind == "aborted" and e.request_id not in known
+        ]
 
     (request_id,) = eager.watcher.until(aborted)
     frames = eager.watcher.by_request()[request_id]
@@ -129,7 +133,9 @@ def test_structured_output_is_told_with_the_raw_distribution(eager: Any) -> None
     frames = eager.watcher.of(answer["id"], 1)
     # the grammar forbids what the model wants: its raw distribution knows nothing of that
     assert any(f.rank > 0 for f in frames)
-    assert all(abs(sum(map(float, [2.718281828 ** f.top_logprobs[i] for i in range(8)]))) <= 1.001 for f in frames)
+    assert all(
+        abs(sum(map(float, [2.718281828 ** f.top_logprobs[i] for i in range(8)]))) <= 1.001 for f in frames
+    )
 
 
 def test_the_trace_of_a_request_is_that_of_its_frames(eager: Any) -> None:
@@ -141,3 +147,24 @@ def test_the_trace_of_a_request_is_that_of_its_frames(eager: Any) -> None:
     assert {(f.trace_id, f.span_id) for f in frames} == {(trace, span)}
     other = eager.server.complete("Once", max_tokens=4, ignore_eos=True)
     assert {f.trace_id for f in eager.watcher.of(other["id"], 4)} == {""}
+
+
+def test_the_schedulers_figures_are_those_of_the_server(eager: Any, crowd: list[dict[str, Any]]) -> None:
+    def told() -> Any:
+        account = eager.account()
+        return account if account.engine.kv_blocks and not account.running_requests else None
+
+    account = eager.watcher.until(told)
+    metrics = eager.server.metrics()
+    assert account.engine.name == "vllm"
+    assert account.engine.kv_blocks == 23  # one of the 24 stands for nothing
+    assert account.engine.kv_blocks_used == 0
+    assert account.engine.kv_blocks_evicted > 0
+    assert account.engine.preemptions == metrics["vllm:num_preemptions_total"] > 0
+    assert 0 < account.engine.prefix_tokens_found < account.engine.prefix_tokens_asked
+    assert account.engine.requests_scheduled >= 64
+    assert account.engine.queue_s > 0
+    assert account.kv_capacity_bytes > 0
+    assert account.captured == account.acknowledged + account.pending + sum(account.dropped.values())
+    assert not account.dropped
+    assert not account.errors

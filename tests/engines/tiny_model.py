@@ -58,7 +58,12 @@ def adapter(folder: Path, base: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    rank, layers, width, ffn = 4, _SHAPE["num_hidden_layers"], _SHAPE["hidden_size"], _SHAPE["intermediate_size"]
+    rank, layers, width, ffn = (
+        4,
+        _SHAPE["num_hidden_layers"],
+        _SHAPE["hidden_size"],
+        _SHAPE["intermediate_size"],
+    )
     made = torch.Generator().manual_seed(3)
     tensors = {}
     for layer in range(layers):

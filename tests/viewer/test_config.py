@@ -66,3 +66,18 @@ def test_addresses_are_read(text: str, parts: tuple[str, int]) -> None:
 
 def test_sizes_are_read() -> None:
     assert parse_size("1280x720") == (1280, 720)
+
+
+def test_the_page_may_ask_for_a_token_and_the_server_may_draw() -> None:
+    assert parse([], {}).token == ""
+    assert parse([], {"FULGURITE_VIEW_TOKEN": "from-variable"}).token == "from-variable"
+    assert parse(["--token", "given"], {"FULGURITE_VIEW_TOKEN": "from-variable"}).token == "given"
+    assert parse(["--remote"], {}).remote is True
+    assert parse([], {}).remote is False
+
+
+def test_remote_drawing_does_not_pretend_to_guard_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["--remote", "--token", "x"], {})
+    assert ended.value.code == 2
+    assert "--token is for the page that draws for itself" in capsys.readouterr().err

@@ -170,8 +170,7 @@ def test_page_and_window_draw_the_same_picture(
             site.send(frame)
             time.sleep(0.12)
         hue = "&hue=push" if contribution else ""
-        one = _open(browser, opened, f"{site.url}#bare=1{hue}")
-        one.ask("(app.isFixedScale = true)")
+        one = _open(browser, opened, f"{site.url}#bare=1&detail=full{hue}")
         _tokens(one, 5)
         at_s = one.ask(f"app.replicas.get('{KEY}').history.chunks.flatMap((c) => Array.from(c.at))")
         now_s = at_s[-1] + 0.21
@@ -193,8 +192,7 @@ def test_another_moment_is_told_from_the_same_one(browser: Browser, opened: list
     with served() as site:
         site.announce(shape)
         site.tokens(shape, 5)
-        one = _open(browser, opened, f"{site.url}#bare=1")
-        one.ask("(app.isFixedScale = true)")
+        one = _open(browser, opened, f"{site.url}#bare=1&detail=full")
         _tokens(one, 5)
         last = one.ask(f"app.replicas.get('{KEY}').history.span[1]")
         pictures = []
@@ -259,7 +257,7 @@ def test_a_click_chooses_exactly_the_node_under_the_mouse(
     rng = np.random.default_rng(1)
     with served() as site:
         site.announce(shape)
-        one = _open(browser, opened, f"{site.url}#bare=1")
+        one = _open(browser, opened, f"{site.url}#bare=1&detail=full")
         until(lambda: one.ask("Boolean(app.picture.viewports[0]?.lens)"), "the replica is drawn")
         for kind in ("head", "ffn", "cell"):
             some = [place for place in places if place[0] == kind]
@@ -288,7 +286,7 @@ def test_every_pixel_is_picked_as_it_is_drawn(browser: Browser, opened: list[Ope
     rng = np.random.default_rng(2)
     with served() as site:
         site.announce(shape)
-        one = _open(browser, opened, f"{site.url}#bare=1")
+        one = _open(browser, opened, f"{site.url}#bare=1&detail=full")
         until(lambda: one.ask("Boolean(app.picture.viewports[0]?.lens)"), "the replica is drawn")
         asked = 0
         for x, y in rng.uniform(
@@ -321,7 +319,7 @@ def watched(browser: Browser, opened: list[Open]) -> Iterator[tuple[Open, Site]]
         site.announce(topology(6, 4), "test/model/two")
         site.tokens(shape, 12)
         site.tokens(topology(6, 4), 4, key="test/model/two", first=20)
-        one = _open(browser, opened, site.url, width=1280, height=760)
+        one = _open(browser, opened, f"{site.url}#detail=full", width=1280, height=760)
         _tokens(one, 16)
         until(lambda: one.page.locator(".chip").count() >= 16, "the tokens are in the strip")
         yield one, site
@@ -437,7 +435,6 @@ def test_search_finds_heads_tokens_and_requests(watched: tuple[Open, Site]) -> N
 
 def test_a_link_restores_the_view(watched: tuple[Open, Site], browser: Browser, opened: list[Open]) -> None:
     one, site = watched
-    one.ask("(app.isFixedScale = true)")
     one.press("Tab", "2", "c", "v", "m")
     one.page.locator(".chip").nth(3).click()
     one.page.mouse.move(400, 300)
@@ -452,7 +449,6 @@ def test_a_link_restores_the_view(watched: tuple[Open, Site], browser: Browser, 
     wanted = one.ask(seen)
     other = _open(browser, opened, one.page.url, width=1280, height=760)
     assert other.page.url.startswith(site.url)
-    other.ask("(app.isFixedScale = true)")
     until(lambda: other.ask("app.token !== null"), "the moment is restored")
     other.page.wait_for_timeout(300)
     assert other.ask(seen) == wanted
@@ -497,7 +493,7 @@ def test_only_one_request_is_lit_where_one_is_isolated(browser: Browser, opened:
         for position in range(40, 45):
             site.send(block(shape, position=position, deep=True, requests=("first", "second")))
             time.sleep(0.1)
-        one = _open(browser, opened, f"{site.url}#bare=1")
+        one = _open(browser, opened, f"{site.url}#bare=1&detail=full")
         _tokens(one, 10)
         last = one.ask(f"app.replicas.get('{KEY}').history.span[1]")
         glow = f"app.replicas.get('{KEY}').lights.heads"
@@ -516,7 +512,7 @@ def test_less_motion_stands_still_between_tokens(browser: Browser, opened: list[
     with served() as site:
         site.announce(shape)
         site.tokens(shape, 3)
-        one = _open(browser, opened, f"{site.url}#bare=1", motion="reduce")
+        one = _open(browser, opened, f"{site.url}#bare=1&detail=full", motion="reduce")
         _tokens(one, 3)
         assert one.ask("app.picture.shows.calm") is True
         one.press("6")

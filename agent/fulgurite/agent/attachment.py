@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import threading
 import uuid
 import weakref
@@ -28,6 +29,7 @@ from fulgurite.wire.channels import LEVELS, Level
 from fulgurite.wire.topology import Topology
 
 logger = logging.getLogger("fulgurite.agent")
+ENGINE, ENGINE_VERSION = "fulgurite.engine.name", "fulgurite.engine.version"  # resource attributes
 
 
 class Agent:
@@ -63,7 +65,7 @@ class Agent:
         )
         self._capture.on_wired = self._announce
         self._capture.look_again = self._look_again
-        self._resource = config.resource(model_name=anatomy.topology.model_name)
+        self._resource = {**config.resource(model_name=anatomy.topology.model_name), **_engine()}
         self._engine = Engine(model, self._capture, outer)
 
     def _joined(self, exporter: Exporter, anatomy: Anatomy) -> Exporter:
@@ -218,6 +220,12 @@ class Agent:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _engine() -> dict[str, str]:
+    """Which library runs the model, and its version; nothing where it is none that we know."""
+    found = getattr(sys.modules.get("transformers"), "__version__", None)
+    return {} if found is None else {ENGINE: "transformers", ENGINE_VERSION: str(found)}
 
 
 _running: weakref.WeakSet[Agent] = weakref.WeakSet()

@@ -19,6 +19,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from fulgurite.agent.config import DEFAULT_SPOOL_BYTES
+from fulgurite.agent.figures import Figures
 from fulgurite.agent.gauge import ScaleGauge
 from fulgurite.agent.link import Link, LinkLimits
 from fulgurite.agent.outbox import DEFAULT_BUDGET_BYTES, Outbox
@@ -108,13 +109,22 @@ class Exporter(Protocol):
     def stats(self) -> ExporterStats:
         """The account as of now."""
 
-    def report(self, *, overhead_ratio: float, level: str, running_requests: int, kv_bytes: int) -> None:
+    def report(
+        self,
+        *,
+        overhead_ratio: float,
+        level: str,
+        running_requests: int,
+        kv_bytes: int,
+        figures: Figures | None = None,
+    ) -> None:
         """Say how the agent is, to be passed on about once a second. Same rules as `export`.
 
         Parameters
         ----------
         overhead_ratio : the agent's measured share of step time; NaN before it was measured.
         kv_bytes : bytes of all caches under way.
+        figures : what the serving engine says, where there is one.
         """
 
     def close(self, timeout_s: float = 2.0) -> None:
@@ -191,7 +201,15 @@ class InMemoryExporter:
         kept = self._captured - self._dropped
         return ExporterStats(captured=self._captured, acknowledged=kept, pending=0, dropped=dropped)
 
-    def report(self, *, overhead_ratio: float, level: str, running_requests: int, kv_bytes: int) -> None:
+    def report(
+        self,
+        *,
+        overhead_ratio: float,
+        level: str,
+        running_requests: int,
+        kv_bytes: int,
+        figures: Figures | None = None,
+    ) -> None:
         """Nobody to tell."""
 
     def close(self, timeout_s: float = 2.0) -> None:
@@ -258,6 +276,7 @@ class _Condition:
     overhead_ratio: float = float("nan")
     running_requests: int = 0
     kv_bytes: int = 0
+    figures: Figures | None = None
 
 
 class GrpcExporter:
@@ -418,9 +437,17 @@ class GrpcExporter:
             told |= {"clock_offset_s": offset_s, "round_trip_s": round_trip_s}
         return told
 
-    def report(self, *, overhead_ratio: float, level: str, running_requests: int, kv_bytes: int) -> None:
+    def report(
+        self,
+        *,
+        overhead_ratio: float,
+        level: str,
+        running_requests: int,
+        kv_bytes: int,
+        figures: Figures | None = None,
+    ) -> None:
         """See `Exporter.report`."""
-        self._condition = _Condition(level, overhead_ratio, running_requests, kv_bytes)
+        self._condition = _Condition(level, overhead_ratio, running_requests, kv_bytes, figures)
 
     def close(self, timeout_s: float = 2.0) -> None:
         """See `Exporter.close`."""
@@ -522,6 +549,7 @@ class GrpcExporter:
             running_requests=condition.running_requests,
             kv_bytes=condition.kv_bytes,
             time_ns=time.time_ns(),
+            **_engine_to_pb(condition.figures),
         )
 
     def _errors(self) -> dict[str, int]:
@@ -561,6 +589,28 @@ def _at_exit() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 atexit.register(_at_exit)
+
+
+def _engine_to_pb(figures: Figures | None) -> dict[str, Any]:
+    """The fields of the account that a serving engine fills."""
+    if figures is None:
+        return {}
+    return {
+        "waiting_requests": figures.waiting,
+        "kv_capacity_bytes": figures.kv_bytes,
+        "engine": agent_pb2.EngineFigures(
+            name=figures.name,
+            version=figures.version,
+            kv_blocks=figures.kv_blocks,
+            kv_blocks_used=figures.kv_blocks_used,
+            kv_blocks_evicted=figures.evicted,
+            preemptions=figures.preemptions,
+            prefix_tokens_asked=figures.prefix_asked,
+            prefix_tokens_found=figures.prefix_found,
+            requests_scheduled=figures.queued,
+            queue_s=figures.queue_ns / 1e9,
+        ),
+    }
 
 
 def _version() -> str:

@@ -22,6 +22,7 @@ import numpy as np
 
 from fulgurite.agent import rank_wire
 from fulgurite.agent.exporter import Exporter, ExporterStats
+from fulgurite.agent.figures import Figures
 from fulgurite.agent.joint import Joint
 from fulgurite.agent.rank_group import RankGroup, find_door, open_door
 from fulgurite.agent.ranks import merge_topologies, share
@@ -153,11 +154,23 @@ class LeadExporter(_Rank):
             dropped={**told.dropped, **own.dropped},
         )
 
-    def report(self, *, overhead_ratio: float, level: str, running_requests: int, kv_bytes: int) -> None:
+    def report(
+        self,
+        *,
+        overhead_ratio: float,
+        level: str,
+        running_requests: int,
+        kv_bytes: int,
+        figures: Figures | None = None,
+    ) -> None:
         """See `Exporter.report`."""
         self._level = level
         self.inner.report(
-            overhead_ratio=overhead_ratio, level=level, running_requests=running_requests, kv_bytes=kv_bytes
+            overhead_ratio=overhead_ratio,
+            level=level,
+            running_requests=running_requests,
+            kv_bytes=kv_bytes,
+            figures=figures,
         )
 
     def close(self, timeout_s: float = 2.0) -> None:
@@ -334,7 +347,15 @@ class MemberExporter(_Rank):
             dropped=dict(account.dropped),
         )
 
-    def report(self, *, overhead_ratio: float, level: str, running_requests: int, kv_bytes: int) -> None:
+    def report(
+        self,
+        *,
+        overhead_ratio: float,
+        level: str,
+        running_requests: int,
+        kv_bytes: int,
+        figures: Figures | None = None,
+    ) -> None:
         """The first rank reports."""
 
     def close(self, timeout_s: float = 2.0) -> None:

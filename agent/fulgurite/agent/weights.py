@@ -10,6 +10,7 @@ Shape letters: d width of the output, i of the input.
 
 from __future__ import annotations
 
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 _AT_ONCE = 512  # unit vectors that a map is asked about in one call
 _SAMPLED = 32  # values of each weight that tell whether somebody wrote past the version counter
 _ORDINARY = (torch.Tensor, nn.Parameter)
+_VERSION = attrgetter("_version")
 _AS_INTEGER = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.int8, torch.float8_e5m2: torch.int8}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from fulgurite.cli.address import Address
 from fulgurite.cli.errors import CommandError
 from fulgurite.v1 import spans_pb2, spans_pb2_grpc, viewer_pb2, viewer_pb2_grpc
 from fulgurite.wire.access import Access, AccessError
+from fulgurite.wire.codec import topology_from_pb
 from fulgurite.wire.refusals import STORE_AWAY
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         SetControlResponse,
         WatchResponse,
     )
+    from fulgurite.wire.topology import Topology
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -154,6 +156,24 @@ class Collector:
             raise self._gone() if heard else self._explain(error) from None
         finally:
             call.cancel()
+
+    def topologies(self, keys: Collection[str]) -> dict[str, Topology]:
+        """The topologies of the replicas named `keys`, as far as they are told within the time of one call.
+        Asks no agent for anything, and leaves out what it does not get."""
+        request = viewer_pb2.WatchRequest(selectors=list(keys), passive=True, status_interval_s=60.0)
+        call = self._stub.Watch(request, timeout=self._timeout_s)
+        found: dict[str, Topology] = {}
+        try:
+            for message in call:
+                if message.HasField("replica") and message.replica.HasField("topology"):
+                    found[message.replica.key] = topology_from_pb(message.replica.topology)
+                if len(found) == len(keys):
+                    break
+        except grpc.RpcError:
+            pass
+        finally:
+            call.cancel()
+        return found
 
     def _wait_until_connected(self) -> None:
         try:

@@ -25,6 +25,7 @@ HEAD = (
     "DROPPED",
     "LAST SEEN",
 )
+ENGINE, ENGINE_VERSION = "fulgurite.engine.name", "fulgurite.engine.version"
 RIGHT = frozenset({4, 5, 6, 7, 8, 10, 11})
 
 
@@ -90,6 +91,28 @@ def row(status: ReplicaStatus, *, now_ns: int) -> ReplicaRow:
         last_seen_s=max(0.0, (now_ns - status.last_seen_ns) / 1e9) if status.last_seen_ns else None,
         window_s=status.window_s,
     )
+
+
+def serving(status: ReplicaStatus, topology: Any, *, now_ns: int) -> str:
+    """Engine, version, since when, what it costs and what is not captured, each where it is known.
+
+    Parameters
+    ----------
+    topology : of the replica, or None.
+    """
+    told = dict(status.resource.attributes)
+    parts = []
+    if engine := told.get(ENGINE):
+        parts.append(f"{engine} {told.get(ENGINE_VERSION, '')}".strip())
+    if status.started_ns:
+        parts.append(f"observed for {ago(max(0.0, (now_ns - status.started_ns) / 1e9))}")
+    ratio = _known(status.agent.overhead_ratio) if status.HasField("agent") else None
+    if ratio is not None:
+        parts.append(f"costs {100 * ratio:.1f} % of step time")
+    if topology is not None:
+        absent = ", ".join(sorted(channel for channel, _ in topology.unavailable))
+        parts.append(f"not captured: {absent}" if absent else "every channel of its level is captured")
+    return "".join(f"; {part}" for part in parts)
 
 
 def _known(value: float) -> float | None:

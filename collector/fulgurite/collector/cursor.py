@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from fulgurite.collector.store import Entry, EntryId, Position
 
 BEFORE_ALL: Final = EntryId(0, 1)
 """Where a stream is awaited from its beginning: the first frame of any epoch is the next."""
+
+NOTHING: Final[Mapping[int, int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +69,27 @@ class Cursor:
             return False
         return bool(entry.count) or entry.id >= self._events_from
 
-    def missing_before(self, entry: Entry) -> Missing | None:
-        """What lies between the last frame and those of `entry`, in its epoch."""
+    def missing_before(self, entry: Entry, ends: Mapping[int, int] = NOTHING) -> list[Missing]:
+        """What lies between the last frame and those of `entry`.
+
+        Parameters
+        ----------
+        ends : the last sequence that epochs are known to have had.
+        """
         if not entry.count or self._expected is None:
-            return None
+            return []
+        missing = self._rest_of_epoch(entry.id.epoch_ms, ends)
         first = self._expected.sequence if self._expected.epoch_ms == entry.id.epoch_ms else 1
         last = entry.first_sequence - 1
-        return Missing(entry.id.epoch_ms, first, last) if last >= first else None
+        return [*missing, Missing(entry.id.epoch_ms, first, last)] if last >= first else missing
+
+    def _rest_of_epoch(self, epoch_ms: int, ends: Mapping[int, int]) -> list[Missing]:
+        """What was to come in the epoch that was left for `epoch_ms`, as far as that is known."""
+        expected = self._expected
+        if expected is None or expected == BEFORE_ALL or expected.epoch_ms == epoch_ms:
+            return []
+        last = ends.get(expected.epoch_ms, 0)
+        return [Missing(expected.epoch_ms, expected.sequence, last)] if last >= expected.sequence else []
 
     def pass_over(self, entry: Entry) -> None:
         """`entry` was told, or is not wanted."""
@@ -79,12 +97,15 @@ class Cursor:
         if entry.count:
             self._expected = entry.id.next
 
-    def skip_to(self, position: Position) -> Missing | None:
+    def skip_to(self, position: Position, ends: Mapping[int, int] = NOTHING) -> list[Missing]:
         """Leave out everything up to `position`; returns which frames those are."""
         newest, expected = position.frames, self._expected
         self.position = position
         if newest == EntryId():
-            return None
+            return []
+        missing = self._rest_of_epoch(newest.epoch_ms, ends)
         self._expected = newest.next
         first = expected.sequence if expected is not None and expected.epoch_ms == newest.epoch_ms else 1
-        return Missing(newest.epoch_ms, first, newest.sequence) if first <= newest.sequence else None
+        if first <= newest.sequence:
+            missing.append(Missing(newest.epoch_ms, first, newest.sequence))
+        return missing

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 PAGE: Final = 64
 WAIT_S: Final = 1.0
 LEAST_BYTES: Final = 64 << 10
+EPOCHS: Final = 16
 
 
 class Channel:
@@ -31,6 +32,8 @@ class Channel:
         Every entry behind `base`, up to `position`, is held.
     is_ready : bool
         Whether it was found where the stream is.
+    ends : dict of int to int
+        The last sequence of the newest epochs that were seen here.
     """
 
     def __init__(self, key: ReplicaKey, wakes: set[asyncio.Event]) -> None:
@@ -39,6 +42,7 @@ class Channel:
         self.first = 0
         self.is_ready = False
         self.wakes = wakes
+        self.ends: dict[int, int] = {}
         self._entries: deque[Entry] = deque()
         self._nbytes = 0
 
@@ -50,6 +54,7 @@ class Channel:
     def begin(self, position: Position) -> None:
         """The stream is here now."""
         self.base = self.position = position
+        self.ends[position.frames.epoch_ms] = position.frames.sequence
         self.is_ready = True
         self._wake()
 
@@ -59,6 +64,10 @@ class Channel:
             self._entries.append(entry)
             self._nbytes += len(entry.batch)
             self.position = self.position.past(entry)
+            if entry.count:
+                self.ends[entry.id.epoch_ms] = entry.id.sequence
+        while len(self.ends) > EPOCHS:
+            del self.ends[next(iter(self.ends))]
         while self._nbytes > max_bytes and len(self._entries) > 1:
             gone = self._entries.popleft()
             self._nbytes -= len(gone.batch)

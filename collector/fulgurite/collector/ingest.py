@@ -33,6 +33,9 @@ from fulgurite.wire.replica import ReplicaKey
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S: Final = 5.0
+HELD_BYTES: Final = 64 << 20
+LEAST_HELD_BYTES: Final = 1 << 20
+"""So much of all agents together waits for the store, but at least a large batch of each."""
 ORPHAN_S: Final = 10.0
 """How long what a vanished agent had sent waits for a store that is away."""
 DAY_MS: Final = 86_400_000
@@ -129,13 +132,18 @@ class AgentService:
                 self._outage.failed("write", error)
                 raise Refused(f"{AWAY}{error}", final=False) from error
             link = Link(introduced.codec, registration, settings=self._settings, now_s=time.monotonic())
-            inbox = Inbox(max_bytes=self._settings.held_bytes, max_messages=4 * self._settings.credit)
+            inbox = Inbox(max_bytes=self._room(), max_messages=4 * self._settings.credit)
             intake = Intake(
                 link, replica, inbox, store=self._store, replicas=self._replicas, outage=self._outage
             )
             self._start(intake)
             replica.connect(link, inbox, self._collector_id)
         return intake
+
+    def _room(self) -> int:
+        """Bytes of one more agent that may wait: its share of all, as long as that is enough."""
+        share = HELD_BYTES // (len(self._intakes) + 1)
+        return max(LEAST_HELD_BYTES, min(self._settings.held_bytes, share))
 
     async def _make_room(self, introduced: Introduction) -> None:
         older = self._intakes.pop(introduced.key, None)

@@ -161,7 +161,8 @@ def _parser() -> argparse.ArgumentParser:
         "--redis",
         metavar="URL",
         help=_help(
-            "a Redis-compatible server: redis://, rediss:// or unix://; memory:// is this process alone",
+            "a Redis-compatible server: redis://, rediss://, unix://, redis+cluster:// or redis+sentinel:// "
+            "(see docs/redis.md); memory:// is this process alone",
             "redis",
             "an embedded server",
         ),

@@ -32,6 +32,7 @@ from fulgurite.collector.watch import ViewerService
 log = logging.getLogger(__name__)
 
 STREAMS_PER_CONNECTION: Final = 1024
+WINDOW_BYTES: Final = 2 << 20
 METADATA_BYTES: Final = 16 << 10
 HANDSHAKE_MS: Final = 10_000
 IDLE_MS: Final = 300_000
@@ -219,6 +220,9 @@ def _options(settings: Settings, *, is_shared: bool) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", settings.receive_limit_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+        # What may be on its way while nobody reads it. The window that is measured grows to 16 MiB.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         ("grpc.max_metadata_size", METADATA_BYTES),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.max_connection_idle_ms", IDLE_MS),  # who opens connections and says nothing is hung up on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -16,10 +17,13 @@ from fulgurite.collector.demand import Demands
 from fulgurite.collector.fanout import Fanout
 from fulgurite.collector.fleet import Fleet, is_selected
 from fulgurite.collector.outage import Outage
+from fulgurite.collector.reduction import Wanted
 from fulgurite.collector.replicas import Replicas
 from fulgurite.collector.store import WINDOWS_KEPT, EntryId, Store, StoreError
 from fulgurite.collector.watcher import Response, Watcher, Wish
 from fulgurite.v1 import viewer_pb2
+from fulgurite.wire.channels import BY_NAME
+from fulgurite.wire.codec import MAX_LAYERS
 from fulgurite.wire.refusals import STORE_AWAY
 from fulgurite.wire.replica import ReplicaKey
 from fulgurite.wire.sketch import FIRST_TOKEN_BOUNDS_S, INTER_TOKEN_BOUNDS_S
@@ -29,6 +33,7 @@ MAX_SELECTOR_CHARS: Final = 1024
 STATUS_EVERY_S: Final = 1.0
 LEAST_STATUS_EVERY_S: Final = 0.1
 LONGEST_S: Final = 1e7
+MOST_FRAMES_PER_S: Final = 1e6
 MAX_WINDOWS_BYTES: Final = 12 << 20
 """Of one answer: below what viewers accept."""
 
@@ -159,7 +164,43 @@ def _wish(request: viewer_pb2.WatchRequest) -> Wish:
         if not (math.isfinite(value) and 0 <= value <= LONGEST_S):
             raise ValueError(f"{name} must be 0 to {LONGEST_S:.0f} seconds, not {value:g}")
     interval_s = max(LEAST_STATUS_EVERY_S, request.status_interval_s or STATUS_EVERY_S)
-    return Wish(selectors, request.history_s, after, interval_s, is_passive=request.passive)
+    return Wish(
+        selectors,
+        request.history_s,
+        after,
+        interval_s,
+        is_passive=request.passive,
+        from_ns=min(request.from_ns, (1 << 63) - 1),
+        versions=_selectors(request.versions),
+        wanted=_wanted(request),
+    )
+
+
+def _wanted(request: viewer_pb2.WatchRequest) -> Wanted:
+    """What of the batches a viewer can show."""
+    rate = request.frames_per_s
+    if not (math.isfinite(rate) and 0 <= rate <= MOST_FRAMES_PER_S):
+        raise ValueError(f"frames_per_s must be 0 to {MOST_FRAMES_PER_S:.0f}, not {rate:g}")
+    unknown = [name for name in request.channels if name not in BY_NAME]
+    if unknown:
+        raise ValueError(f"no such channel: {unknown[0][:40]!r}")
+    if len(request.layers) > MAX_LAYERS or len(request.request_id) > MAX_SELECTOR_CHARS:
+        raise ValueError("a request id, or a list of layers, that is too long")
+    return Wanted(
+        request_id=request.request_id,
+        trace_id=_trace_id(request.trace_id),
+        frames_per_s=rate,
+        channels=frozenset(request.channels),
+        layers=frozenset(request.layers),
+    )
+
+
+def _trace_id(text: str) -> bytes:
+    if not text:
+        return b""
+    if not re.fullmatch(r"[0-9a-fA-F]{32}", text):
+        raise ValueError(f"a trace id has 32 hexadecimal digits, not {text[:40]!r}")
+    return bytes.fromhex(text)
 
 
 def _check_windows(request: viewer_pb2.ListWindowsRequest) -> None:

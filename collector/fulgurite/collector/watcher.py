@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -18,9 +19,10 @@ from fulgurite.collector.demand import Demands
 from fulgurite.collector.fanout import Channel, Fanout
 from fulgurite.collector.fleet import Fleet, Row, is_selected
 from fulgurite.collector.outage import Outage
+from fulgurite.collector.reduction import Reducer, Wanted
 from fulgurite.collector.replicas import Replicas
 from fulgurite.collector.store import Entry, EntryId, Position, Store, StoreError
-from fulgurite.v1 import viewer_pb2
+from fulgurite.v1 import frame_pb2, viewer_pb2
 from fulgurite.wire.codec import content_hash
 from fulgurite.wire.replica import ReplicaKey
 
@@ -42,6 +44,12 @@ class Wish:
         Or behind this entry.
     is_passive : bool
         It asks no agent for whole frames.
+    from_ns : int
+        Where to begin: at this UNIX time; 0: as `history_s` says.
+    versions : tuple of str
+        Patterns of the ``service.version`` of the replicas that are wanted; empty: any.
+    wanted : Wanted
+        What of the batches is wanted.
     """
 
     selectors: tuple[str, ...]
@@ -49,6 +57,9 @@ class Wish:
     after: EntryId | None
     status_interval_s: float
     is_passive: bool = False
+    from_ns: int = 0
+    versions: tuple[str, ...] = ()
+    wanted: Wanted = Wanted()  # noqa: RUF009 - frozen
 
 
 class View:
@@ -62,7 +73,10 @@ class View:
         The next entry in the channel; None while it reads the store, to get there.
     """
 
-    def __init__(self, channel: Channel, *, is_new: bool) -> None:
+    def __init__(self, channel: Channel, *, is_new: bool, wanted: Wanted) -> None:
+        self.reducer = None if wanted.is_all else Reducer(wanted)
+        self.left_out = 0  # frames of entries of which nothing was left to send
+        self.schema = frame_pb2.Schema()
         self.channel = channel
         self.is_new = is_new  # it came after the viewer did: all of it is live
         self.cursor: Cursor | None = None
@@ -138,11 +152,11 @@ class Watcher:
 
     def _look(self, rows: dict[ReplicaKey, Row], now_s: float) -> Iterator[Response]:
         for key, row in rows.items():
-            if not is_selected(key, self._wish.selectors):
+            if not is_selected(key, self._wish.selectors) or not self._has_version(row):
                 continue
             if key not in self._views:
                 channel = self._fanout.join(key, self._wake)
-                self._views[key] = View(channel, is_new=self._has_looked)
+                self._views[key] = View(channel, is_new=self._has_looked, wanted=self._wish.wanted)
                 if not self._wish.is_passive:
                     self._demands.watch(key)
             yield from _announced(self._views[key], row.announcement)
@@ -154,6 +168,16 @@ class Watcher:
             for key in self._views:
                 replica = self._replicas.connected(key)
                 yield Response(status=replica.told_status(time.time_ns()) if replica else rows[key].status())
+
+    def _has_version(self, row: Row) -> bool:
+        if not self._wish.versions:
+            return True
+        try:
+            told = viewer_pb2.ReplicaAnnouncement.FromString(row.announcement)
+        except DecodeError:
+            return False
+        version = told.resource.attributes.get("service.version", "")
+        return any(fnmatchcase(version, pattern) for pattern in self._wish.versions)
 
     def _drop(self, key: ReplicaKey) -> None:
         self._fanout.leave(self._views.pop(key).channel, self._wake)
@@ -190,12 +214,18 @@ class Watcher:
             return Cursor(key.text, position=Position(after), expected=after.next, events_from=after)
         if view.is_new:
             return Cursor(key.text, position=Position(), expected=BEFORE_ALL)
-        if self._wish.history_s > 0:
-            position = await self._store.back(key, self._wish.history_s)
+        if (history_s := self._history_s) > 0:
+            position = await self._store.back(key, history_s)
             expected = position.frames.next if position.frames != EntryId() else None
             return Cursor(key.text, position=position, expected=expected)
         view.number = channel.end
         return Cursor.at(key.text, channel.position)
+
+    @property
+    def _history_s(self) -> float:
+        if not self._wish.from_ns:
+            return self._wish.history_s
+        return max(0.0, (time.time_ns() - self._wish.from_ns) / 1e9)
 
     async def _read_past(self, view: View, cursor: Cursor) -> AsyncIterator[Response]:
         page = await self._store.read(view.channel.key, cursor.position, limit=PAGE)
@@ -216,9 +246,9 @@ class Watcher:
             yield Response(caught_up=viewer_pb2.CaughtUp(key=cursor.key))
 
     async def _skip(self, view: View, cursor: Cursor) -> AsyncIterator[Response]:
-        missing = cursor.skip_to(view.channel.position)
+        gone = cursor.skip_to(view.channel.position, view.channel.ends)
         view.number = view.channel.end
-        if missing is not None:
+        for missing in gone:
             yield _gap(cursor, missing, "slow_viewer")
 
     async def _told(
@@ -234,20 +264,40 @@ class Watcher:
             blob = await self._store.announcement(view.channel.key, entry.schema_hash)
             for response in _announced(view, blob or b""):
                 yield response
-        missing = cursor.missing_before(entry)
-        if missing is not None:
-            reason = await self._why(view, cursor, entry) if is_past else "dropped_by_agent"
-            yield _gap(cursor, missing, reason)
+        gone = cursor.missing_before(entry, view.channel.ends)
+        reason = await self._why(view, cursor, entry) if gone and is_past else "dropped_by_agent"
+        for missing in gone:
+            is_of_before = missing.epoch_ms != entry.id.epoch_ms
+            yield _gap(cursor, missing, "lost" if is_of_before and reason != "trimmed" else reason)
         cursor.pass_over(entry)
-        watched = viewer_pb2.WatchedBatch(
-            key=cursor.key, entry_id=entry.id.text, batch=entry.batch, ingested_ns=entry.ingested_ns
-        )
-        yield Response(batch=watched)
+        batch, left_out = _reduced(view, entry)
+        if batch:
+            watched = viewer_pb2.WatchedBatch(
+                key=cursor.key,
+                entry_id=entry.id.text,
+                batch=batch,
+                ingested_ns=entry.ingested_ns,
+                left_out=left_out,
+            )
+            yield Response(batch=watched)
 
     async def _why(self, view: View, cursor: Cursor, entry: Entry) -> str:
         """Why there is nothing before `entry`: where it is the oldest, what was before it was trimmed."""
         is_oldest = not cursor.is_at_the_beginning and await self._store.oldest(view.channel.key) == entry.id
         return "trimmed" if is_oldest else "dropped_by_agent"
+
+
+def _reduced(view: View, entry: Entry) -> tuple[bytes, int]:
+    """What of an entry is sent, and how many frames were left out since the last one; empty for nothing."""
+    if view.reducer is None:
+        return entry.batch, 0
+    if entry.schema_hash != view.schema_hash:  # it cannot be cut, and was not asked for as it is
+        batch, left_out = b"", entry.count
+    else:
+        batch, left_out = view.reducer.reduce(entry.batch, view.schema)
+    left_out += view.left_out
+    view.left_out = 0 if batch else left_out
+    return batch, min(left_out, (1 << 32) - 1)
 
 
 def _gap(cursor: Cursor, missing: Missing, reason: str) -> Response:
@@ -272,4 +322,5 @@ def _announced(view: View, blob: bytes) -> Iterator[Response]:
         return
     view.announced = blob
     view.schema_hash = content_hash(announcement.schema)
+    view.schema = announcement.schema
     yield Response(replica=announcement)

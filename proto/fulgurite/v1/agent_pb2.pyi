@@ -67,6 +67,54 @@ class Hello(google.protobuf.message.Message):
 global___Hello = Hello
 
 @typing.final
+class EngineFigures(google.protobuf.message.Message):
+    """What the scheduler of a serving engine says of its queue and its key-value cache; counts are since its start."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    KV_BLOCKS_FIELD_NUMBER: builtins.int
+    KV_BLOCKS_USED_FIELD_NUMBER: builtins.int
+    KV_BLOCKS_EVICTED_FIELD_NUMBER: builtins.int
+    PREEMPTIONS_FIELD_NUMBER: builtins.int
+    PREFIX_TOKENS_ASKED_FIELD_NUMBER: builtins.int
+    PREFIX_TOKENS_FOUND_FIELD_NUMBER: builtins.int
+    REQUESTS_SCHEDULED_FIELD_NUMBER: builtins.int
+    QUEUE_S_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    version: builtins.str
+    kv_blocks: builtins.int
+    kv_blocks_used: builtins.int
+    kv_blocks_evicted: builtins.int
+    """whose cached prefix was given up"""
+    preemptions: builtins.int
+    prefix_tokens_asked: builtins.int
+    """prompt tokens that were looked for in the prefix cache"""
+    prefix_tokens_found: builtins.int
+    requests_scheduled: builtins.int
+    """for the first time"""
+    queue_s: builtins.float
+    """that these waited in all"""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        version: builtins.str = ...,
+        kv_blocks: builtins.int = ...,
+        kv_blocks_used: builtins.int = ...,
+        kv_blocks_evicted: builtins.int = ...,
+        preemptions: builtins.int = ...,
+        prefix_tokens_asked: builtins.int = ...,
+        prefix_tokens_found: builtins.int = ...,
+        requests_scheduled: builtins.int = ...,
+        queue_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kv_blocks", b"kv_blocks", "kv_blocks_evicted", b"kv_blocks_evicted", "kv_blocks_used", b"kv_blocks_used", "name", b"name", "preemptions", b"preemptions", "prefix_tokens_asked", b"prefix_tokens_asked", "prefix_tokens_found", b"prefix_tokens_found", "queue_s", b"queue_s", "requests_scheduled", b"requests_scheduled", "version", b"version"]) -> None: ...
+
+global___EngineFigures = EngineFigures
+
+@typing.final
 class AgentStats(google.protobuf.message.Message):
     """The agent's own account, about once a second and before it leaves."""
 
@@ -120,6 +168,7 @@ class AgentStats(google.protobuf.message.Message):
     SPOOLED_BYTES_FIELD_NUMBER: builtins.int
     SPOOLED_FRAMES_FIELD_NUMBER: builtins.int
     DEEP_RATIO_FIELD_NUMBER: builtins.int
+    ENGINE_FIELD_NUMBER: builtins.int
     captured: builtins.int
     acknowledged: builtins.int
     pending: builtins.int
@@ -146,6 +195,10 @@ class AgentStats(google.protobuf.message.Message):
     def errors(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
         """swallowed failures by kind"""
 
+    @property
+    def engine(self) -> global___EngineFigures:
+        """of the serving engine, where there is one"""
+
     def __init__(
         self,
         *,
@@ -165,8 +218,10 @@ class AgentStats(google.protobuf.message.Message):
         spooled_bytes: builtins.int = ...,
         spooled_frames: builtins.int = ...,
         deep_ratio: builtins.float = ...,
+        engine: global___EngineFigures | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["acknowledged", b"acknowledged", "captured", b"captured", "deep_ratio", b"deep_ratio", "dropped", b"dropped", "errors", b"errors", "folded", b"folded", "kv_bytes", b"kv_bytes", "kv_capacity_bytes", b"kv_capacity_bytes", "level", b"level", "overhead_ratio", b"overhead_ratio", "pending", b"pending", "running_requests", b"running_requests", "spooled_bytes", b"spooled_bytes", "spooled_frames", b"spooled_frames", "time_ns", b"time_ns", "waiting_requests", b"waiting_requests"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["engine", b"engine"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["acknowledged", b"acknowledged", "captured", b"captured", "deep_ratio", b"deep_ratio", "dropped", b"dropped", "engine", b"engine", "errors", b"errors", "folded", b"folded", "kv_bytes", b"kv_bytes", "kv_capacity_bytes", b"kv_capacity_bytes", "level", b"level", "overhead_ratio", b"overhead_ratio", "pending", b"pending", "running_requests", b"running_requests", "spooled_bytes", b"spooled_bytes", "spooled_frames", b"spooled_frames", "time_ns", b"time_ns", "waiting_requests", b"waiting_requests"]) -> None: ...
 
 global___AgentStats = AgentStats
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from fulgurite.cli.doctor.finding import Finding, is_broken, report
 from fulgurite.cli.doctor.imports import try_imports
 from fulgurite.cli.doctor.reachable import without_password
-from fulgurite.v1 import agent_pb2, viewer_pb2
+from fulgurite.v1 import agent_pb2, frame_pb2, viewer_pb2
 
 Call = Callable[..., Any]
 
@@ -106,6 +107,30 @@ def test_the_collector_its_store_and_its_replicas_are_told(
     assert "stores in memory" in finding("collector", findings)["detail"]
     attached = finding("/demo/replica-0", findings)
     assert attached["detail"].startswith("live, 12.0 tokens/s, level heads, 4 frames dropped")
+
+
+def test_a_running_server_is_told_with_its_engine_its_age_and_its_cost(
+    fulgurite: Call, scripted: Callable[..., str]
+) -> None:
+    engine = {"fulgurite.engine.name": "transformers", "fulgurite.engine.version": "5.24.0"}
+    topology = frame_pb2.Topology(
+        model_name="tiny", layers=2, heads=4, kv_heads=2, head_dim=8, hidden_size=32, vocab_size=96,
+        unavailable=[frame_pb2.Unavailable(channel="expert_ids", reason="compiled")],
+    )  # fmt: skip
+    status = viewer_pb2.ReplicaStatus(
+        key="/shop/one",
+        state="live",
+        level="heads",
+        started_ns=time.time_ns() - 100 * 10**9,
+        resource=frame_pb2.Resource(attributes=engine),
+        agent=agent_pb2.AgentStats(overhead_ratio=0.0123),
+    )
+    announced = viewer_pb2.ReplicaAnnouncement(key="/shop/one", topology=topology)
+    address = scripted([status], [viewer_pb2.WatchResponse(replica=announced)])
+    result = fulgurite("doctor", "--json", "--collector", address)
+    detail = finding("/shop/one", json.loads(result.out)["findings"])["detail"]
+    assert "; transformers 5.24.0; observed for 2 min; costs 1.2 % of step time" in detail
+    assert detail.endswith("; not captured: expert_ids")
 
 
 def test_something_else_at_the_collectors_port_is_broken(fulgurite: Call) -> None:

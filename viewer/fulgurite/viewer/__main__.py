@@ -7,6 +7,7 @@ wrong or cannot be followed (an occupied port, an address that is no collector).
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(foreign, 2)
     if config.headless:
         return _film(config)
+    if config.desktop:
+        return _desktop(config)
     drawn_there = (files("fulgurite.viewer") / "page" / "index.html").is_file()
     return _page(config) if drawn_there and not config.remote else _remote_page(config)
 
@@ -56,8 +59,8 @@ def missing_packages(config: ViewConfig) -> list[str]:
     """What this command needs and is not installed."""
     film = FILM_EXTRA if config.out is not None and config.out.suffix.lower() == ".mp4" else ()
     wanted: tuple[str, ...] = PAGE_EXTRA
-    if config.headless or config.remote:
-        wanted = DRAWING_EXTRA + (film if config.headless else REMOTE_EXTRA)
+    if config.headless or config.remote or config.desktop:
+        wanted = DRAWING_EXTRA + (film if config.headless else REMOTE_EXTRA if config.remote else ())
     return [name for name in wanted if find_spec(name) is None]
 
 
@@ -148,6 +151,24 @@ def _remote_page(config: ViewConfig) -> int:
 def _announce(host: str, port: int, config: ViewConfig) -> None:
     shown = f"[{host}]" if ":" in host else host
     _say(f"http://{shown}:{port}/ shows what comes from {config.collector}")
+
+
+def _desktop(config: ViewConfig) -> int:
+    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
+        return _fail(
+            "there is no display for a window: set DISPLAY, or leave out --desktop and take the page",
+            1,
+        )
+    from fulgurite.viewer.session import Session
+    from fulgurite.viewer.vtk.window import run
+
+    session, inbox = Session(address=config.collector), Inbox()
+    feed = _feed(config, inbox).start()
+    try:
+        run(session, inbox, width=config.width, height=config.height)
+    finally:
+        feed.close()
+    return 0
 
 
 def _film(config: ViewConfig) -> int:

@@ -200,7 +200,7 @@ def _pick_quad(
     corners = at[..., :2]
     to = np.roll(corners, -1, axis=-2) - corners
     side = to[..., 0] * (y - corners[..., 1]) - to[..., 1] * (x - corners[..., 0])
-    inside = (side >= 0).all(axis=-1) | (side <= 0).all(axis=-1)
+    inside = np.asarray((side >= 0).all(axis=-1) | (side <= 0).all(axis=-1), np.bool_)
     return _nearest(inside, at[..., 2].mean(axis=-1))
 
 

@@ -24,6 +24,7 @@ class ViewConfig:
     history_s : how much of the past is asked for when the viewer comes, in seconds.
     width, height : of the film in pixels; the page takes the browser's size.
     wait_s : how long the film waits for the first token.
+    desktop : a native window in place of the page.
     remote : the scene is drawn here, one camera for all, in place of in each browser.
     token : what a browser must show to be served; empty: nothing.
     """
@@ -39,6 +40,7 @@ class ViewConfig:
     height: int = 720
     fps: float = 24.0
     wait_s: float = 60.0
+    desktop: bool = False
     remote: bool = False
     token: str = ""
 
@@ -114,6 +116,7 @@ def parser(environ: Mapping[str, str] = os.environ) -> argparse.ArgumentParser:
         default=environ.get("FULGURITE_VIEW_TOKEN") or "",
         help="serve the page only to who shows this token (or FULGURITE_VIEW_TOKEN)",
     )
+    add("--desktop", action="store_true", help="a native window in place of the page")
     add("--headless", action="store_true", help="no page: render a film or a picture to --out")
     add(
         "--seconds",
@@ -144,6 +147,7 @@ def parse(argv: Sequence[str] | None, environ: Mapping[str, str] = os.environ) -
         listen=given.listen,
         replicas=tuple(given.replica),
         history_s=given.history,
+        desktop=given.desktop,
         headless=given.headless,
         seconds=_seconds(given),
         out=given.out,
@@ -169,6 +173,8 @@ def _check(given: argparse.Namespace) -> None:
         raise ValueError(
             "--token is for the page that draws for itself: put --remote behind a proxy that asks"
         )
+    if given.desktop and (given.headless or given.remote):
+        raise ValueError("--desktop is a window: leave out --headless and --remote")
     if not given.headless:
         if given.out is not None:
             raise ValueError("--out needs --headless")

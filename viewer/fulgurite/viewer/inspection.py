@@ -91,6 +91,26 @@ def card(scene: ReplicaScene, pick: Pick, now_s: float) -> dict[str, Any]:
     return {"title": title, "rows": rows, "list_title": list_title, "list": entries}
 
 
+def deep_of(scene: ReplicaScene) -> tuple[FrameBlock, int] | None:
+    """The newest frame of level `deep`, as its block and row; None: there is none."""
+    return None if scene.latest_deep is None else scene.latest_deep[:2]
+
+
+def positions_of(scene: ReplicaScene, pick: Pick) -> list[tuple[float, int, str]] | None:
+    """Where a head looked for the newest deep token: (weight, position, token); None: not captured."""
+    deep = None if scene.latest_deep is None else _Token(*scene.latest_deep)
+    if deep is None or "attended_positions" not in deep.block.columns or not _is_measured(deep, pick.layer):
+        return None
+    return [(w, p, _token_at(scene, deep, p)) for p, w in _looked_at(deep, pick)]
+
+
+def _looked_at(deep: _Token, pick: Pick) -> list[tuple[int, float]]:
+    positions = deep.block.columns["attended_positions"][deep.row, pick.layer, pick.head]
+    weights = np.asarray(deep.block.columns["attended_weights"][deep.row, pick.layer, pick.head], float)
+    known = [(int(p), float(w)) for p, w in zip(positions, weights, strict=True) if p >= 0 and w > 0]
+    return known[:POSITIONS_SHOWN]
+
+
 def _name(scene: ReplicaScene, pick: Pick) -> str:
     if pick.kind == "cell":
         per = scene.carpet.tokens_per_cell
@@ -176,12 +196,9 @@ def _positions(scene: ReplicaScene, pick: Pick, deep: _Token | None) -> tuple[st
         return "attended positions: not captured", []
     if not _is_measured(deep, pick.layer):
         return "attended positions: this layer was not looked at for this token", []
-    positions = deep.block.columns["attended_positions"][deep.row, pick.layer, pick.head]
-    weights = np.asarray(deep.block.columns["attended_weights"][deep.row, pick.layer, pick.head], float)
-    known = [(int(p), float(w)) for p, w in zip(positions, weights, strict=True) if p >= 0 and w > 0]
     entries = [
         [f"{100 * weight:.0f} %", f"{position}", _token_at(scene, deep, position)]
-        for position, weight in known[:POSITIONS_SHOWN]
+        for position, weight in _looked_at(deep, pick)
     ]
     return "attends most to position (routing, not importance)", entries
 

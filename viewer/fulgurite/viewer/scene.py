@@ -42,7 +42,7 @@ from fulgurite.viewer.bolts import (
     frame_seed,
     heads_and_strikes,
 )
-from fulgurite.viewer.camera import CameraRig
+from fulgurite.viewer.camera import CameraRig, Pick
 from fulgurite.viewer.carpet import Carpet
 from fulgurite.viewer.colors import Display, RequestColors, display_of, expert_display
 from fulgurite.viewer.contribution import Shares, shares_of
@@ -584,6 +584,8 @@ class Storm:
         Whether hue is the signed push on the emitted token; else bolts have the colour of their request.
     panels_visible : bool
         Panels beside each picture: the matrix of heads, attention, logit lens, cache, latency.
+    chosen : dict of Pick
+        The chosen node of a replica, by its key: what its panels speak of.
     is_light : bool
         Dark ink on light paper, for print.
     is_still : bool
@@ -598,6 +600,7 @@ class Storm:
         self.tokens_visible = True
         self.shows_contribution = False
         self.panels_visible = False
+        self.chosen: dict[str, Pick] = {}
         self.is_light = False
         self.is_still = False
         self._palette = palettes()[0]

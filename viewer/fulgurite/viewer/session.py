@@ -454,7 +454,7 @@ class Session:
         for scene in self.storm.shown:
             if np.isfinite(scene.head_values).any():
                 layer, head = np.unravel_index(int(np.nanargmax(scene.head_values)), scene.head_values.shape)
-                self.pinned = scene.key, Pick("head", int(layer), int(head))
+                self._choose((scene.key, Pick("head", int(layer), int(head))))
                 return
 
     def move_choice(self, layers: int, heads: int) -> None:
@@ -467,7 +467,7 @@ class Session:
         layer = min(max(node.layer + layers, 0), topology.layers - 1)
         most = topology.layer_heads[layer] if node.kind == "head" else max(1, topology.experts)
         head = node.head if node.head < 0 else min(max(node.head + heads, 0), max(0, most - 1))
-        self.pinned = key, Pick(node.kind, layer, head)
+        self._choose((key, Pick(node.kind, layer, head)))
 
     def look_at(self, focus: Focus) -> None:
         """Leave everything else out of the picture; `EVERYTHING` takes it back."""
@@ -533,7 +533,12 @@ class Session:
 
     def pin(self, found: tuple[str, Pick] | None) -> None:
         """Keep the card of this node; None, or the same again: keep none."""
-        self.pinned = None if found == self.pinned else found
+        self._choose(None if found == self.pinned else found)
+
+    def _choose(self, found: tuple[str, Pick] | None) -> None:
+        """The node that cards and panels speak of."""
+        self.pinned = found
+        self.storm.chosen = {} if found is None else {found[0]: found[1]}
 
     def mark_at(self, place: tuple[float, float, float] | None) -> None:
         """Where the inspected node is seen: x, y, reach, in shares of the picture's width, height, height."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 
 from fulgurite.cli.address import Address
 from fulgurite.cli.doctor.finding import Finding
@@ -31,17 +32,24 @@ def collector(address: Address) -> list[Finding]:
     try:
         with Collector(address, timeout_s=TIMEOUT_S) as connection:
             response = connection.replicas()
+            live = [status.key for status in response.replicas if status.state in ("live", "idle")]
+            topologies = connection.topologies(live) if live else {}
     except CommandError as error:
         mend = "stop what listens there, or name the collector with --collector HOST:PORT"
         return [Finding(area="reachable", name="collector", state="broken", detail=str(error), mend=mend)]
     detail = f"{address}, stores in {response.store or 'an unnamed store'}"
-    return [Finding(area="reachable", name="collector", state="ok", detail=detail), *_replicas(response)]
+    return [
+        Finding(area="reachable", name="collector", state="ok", detail=detail),
+        *_replicas(response, topologies),
+    ]
 
 
-def _replicas(response: object) -> list[Finding]:
-    from fulgurite.cli.status import row
+def _replicas(response: object, topologies: Mapping[str, object]) -> list[Finding]:
+    from fulgurite.cli.status import row, serving
 
     statuses = getattr(response, "replicas", ())
+    now_ns = time.time_ns()
+    more = {one.key: serving(one, topologies.get(one.key), now_ns=now_ns) for one in statuses}
     rows = [row(status, now_ns=time.time_ns()) for status in statuses]
     if not rows:
         mend = "fulgurite.agent.instrument(model) in the serving process (or fulgurite demo)"
@@ -53,7 +61,8 @@ def _replicas(response: object) -> list[Finding]:
             state="missing" if replica.state == "lost" else "ok",
             detail=f"{replica.state}, {number(replica.tokens_per_s)} tokens/s, "
             f"level {replica.level or 'unknown'}, "
-            f"{sum((replica.dropped or {}).values())} frames dropped, last seen {ago(replica.last_seen_s)}",
+            f"{sum((replica.dropped or {}).values())} frames dropped, last seen {ago(replica.last_seen_s)}"
+            f"{more[replica.replica]}",
             mend="see whether its process still runs" if replica.state == "lost" else "",
         )
         for replica in rows

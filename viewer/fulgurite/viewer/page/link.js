@@ -27,6 +27,7 @@ export function read(hash) {
     panels: found.get("panels") !== "0",
     calm: found.has("calm") ? found.get("calm") === "1" : null,
     bare: found.get("bare") === "1",
+    isFull: found.get("detail") === "full",
   };
 }
 
@@ -53,5 +54,6 @@ export function write(app) {
   if (!app.hasPanels) put("panels", "0");
   if (picture.shows.calm !== app.prefersCalm) put("calm", picture.shows.calm ? "1" : "0");
   if (app.isBare) put("bare", "1");
+  if (app.isFixedScale) put("detail", "full");
   return "#" + said.toString().replaceAll("%7E", "~").replaceAll("%2F", "/");
 }

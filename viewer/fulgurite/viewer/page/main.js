@@ -17,7 +17,7 @@ import { duration, figure, named, percent, short, tag } from "./words.js";
 
 const SIDE_BY_SIDE = 4, KEEP_S = 150, REFILL_S = 4, AFTERGLOW_S = 2.5, PANELS_MS = 140, LATENCIES = 256;
 const LIVE_ARCS = 300, FEWEST_ARCS = 72, GAP_SHOWN_S = 5, LOOK_BACK = 400;
-const SLOW_FPS = 18, FINE_FPS = 40, SMALLEST_SCALE = 0.5;
+const SLOW_FPS = 32, FINE_FPS = 52, SMALLEST_SCALE = 0.5, STILL_AFTER_MS = 350;
 const ONE = (selector) => document.querySelector(selector);
 
 class App {
@@ -248,6 +248,7 @@ class App {
     this.travel();
     const isLit = clock.mode !== "paused" && clock.playhead < this.litUntil, isMoving = picture.camera.isMoving(time / 1000) || this.follow;
     if (this.dirty || ticked.jumped || isLit || isMoving) this.draw(time);
+    else if (picture.scale < 1 && time - this.drawnAt > STILL_AFTER_MS && this.drawnAt !== this.finedAt) this.fine(time);
     if (time - (this.panelsAt ?? 0) > PANELS_MS && (this.stale || clock.mode !== "paused")) this.write(time);
   }
 
@@ -281,11 +282,11 @@ class App {
   }
 
   draw(time) {
-    const began = performance.now();
+    if (this.finedAt === this.drawnAt && this.picture.scale < 1) this.arrange();
     this.picture.draw(this.clock.playhead ?? 0, time / 1000);
     this.dirty = false;
     this.pictures++;
-    this.pace(time, performance.now() - began);
+    this.pace(time);
     this.ring();
     const now = this.connection.now();
     for (const replica of this.replicas.values()) {
@@ -295,6 +296,17 @@ class App {
       replica.unshown.length = 0;
       replica.latency = replica.latencies.length ? [...replica.latencies].sort((a, b) => a - b)[replica.latencies.length >> 1] : null;
     }
+  }
+
+  /** A picture that stands is drawn once more at full size. */
+  fine(time) {
+    const { scale } = this.picture;
+    this.picture.scale = 1;
+    this.arrange();
+    this.picture.draw(this.clock.playhead ?? 0, time / 1000);
+    this.picture.scale = scale;  // the canvas keeps its size until something moves
+    this.dirty = false;
+    this.finedAt = this.drawnAt;
   }
 
   /** Frames per second over the last pictures; coarser pictures where they are few. */
@@ -627,6 +639,8 @@ class App {
     let held = null;
     scene.addEventListener("pointerdown", (event) => {
       if (event.target.closest("button, a, dialog")) return;
+      const box = scene.getBoundingClientRect();
+      this.pointer = [event.clientX - box.left, event.clientY - box.top];
       held = { x: event.clientX, y: event.clientY, far: 0, moves: event.shiftKey || event.button !== 0 };
       scene.setPointerCapture(event.pointerId);
     });
@@ -726,6 +740,8 @@ class App {
     this.hasPanels = wanted.panels;
     ONE(".side").hidden = !wanted.panels;
     this.isBare = wanted.bare;
+    this.isFixedScale = wanted.isFull;
+    if (wanted.isFull) picture.scale = 1;
     document.body.classList.toggle("bare", wanted.bare);
     this.useCalm(wanted.calm ?? this.prefersCalm);
     if (wanted.at !== null) this.restoreTime(wanted);

@@ -174,12 +174,13 @@ export class Picture {
     const w = Math.max(2, Math.round(width * ratio * this.scale)), h = Math.max(2, Math.round(height * ratio * this.scale));
     if (this.canvas.width !== w || this.canvas.height !== h) { this.canvas.width = w; this.canvas.height = h; }
     this.size = [width, height];
-    const [columns, rows] = grid(keys.length, width, height);
+    const [columns, rows] = grid(keys.length, width, height), before = this.viewports;
     this.viewports = keys.filter((key) => this.bodies.has(key)).map((key, index) => {
       const row = Math.floor(index / columns), column = index % columns;
       const x = Math.floor(column * width / columns), y = Math.floor(row * height / rows);
       const x1 = Math.floor((column + 1) * width / columns), y1 = Math.floor((row + 1) * height / rows);
-      return { key, body: this.bodies.get(key), x, y, width: x1 - x, height: y1 - y };
+      const known = before.find((one) => one.key === key && one.width === x1 - x && one.height === y1 - y);
+      return { key, body: this.bodies.get(key), x, y, width: x1 - x, height: y1 - y, lens: known?.lens };
     });
   }
 

@@ -88,6 +88,12 @@ def choose_backend() -> str:
     return os.environ.get(VARIABLE, "")
 
 
+def choose_screen() -> None:
+    """Have VTK make windows that a screen shows; before its first one is made."""
+    if sys.platform.startswith("linux"):
+        os.environ[VARIABLE] = "vtkXOpenGLRenderWindow"
+
+
 def require_drawing() -> ProbeResult:
     """`probe`, and its backend named for this process.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fulgurite.viewer import writing
+from fulgurite.viewer import panels, writing
 from fulgurite.viewer.camera import Insets, Pick, View, grid, pick
 from fulgurite.viewer.colors import on_paper
 from fulgurite.viewer.layout import HEAD_GROWTH
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 BACKGROUND = (0.006, 0.008, 0.020)
 SEAM = (0.05, 0.06, 0.10)
+PANELS_FROM_WIDTH = 860  # a viewport narrower than this has no room for panels
 LABELS_FROM_WIDTH = 420  # a viewport narrower than this has no words in the scene
 
 
@@ -61,6 +62,7 @@ class _Viewport:
     bottom_key: Hashable = None
     words_s: float = -math.inf
     palette: str = ""
+    panels_key: Hashable = None
 
 
 class Renderer:
@@ -94,6 +96,7 @@ class Renderer:
         self._points: NDArray[np.float32] | None = None
         self._viewports: list[_Viewport] = []
         self._revision: tuple[object, ...] = ()
+        self._sheets: dict[str, Panel] = {}
         self._pixels = vtkUnsignedCharArray()
         self._window = vtkRenderWindow()
         self._window.SetOffScreenRendering(offscreen)
@@ -197,6 +200,26 @@ class Renderer:
         """Give the window and its memory on the graphics card back."""
         self._window.Finalize()
 
+    def show_sheet(self, name: str, pixels: NDArray[np.uint8] | None, x: int = 0, y: int = 0) -> None:
+        """Lay a sheet (premultiplied RGBA) over the window, its upper left corner at pixel (x, y).
+
+        None takes the sheet of that name away.
+        """
+        old = self._sheets.get(name)
+        if pixels is None or (old is not None and (old.height, old.width) != pixels.shape[:2]):
+            if old is not None:
+                self._overlay.RemoveActor(old.actor)
+                del self._sheets[name]
+            old = None
+        if pixels is None:
+            return
+        if old is None:
+            old = Panel(pixels.shape[1], pixels.shape[0], self._window.GetState())  # type: ignore[attr-defined]
+            self._overlay.AddActor(old.actor)
+            self._sheets[name] = old
+        old.write(pixels)
+        old.place(x, self.size[1] - y - pixels.shape[0])
+
     # arranging
 
     def _arrange(self) -> None:
@@ -208,6 +231,7 @@ class Renderer:
             storm.hud_visible,
             storm.tokens_visible,
             storm.shows_contribution,
+            storm.panels_visible,
         )
         if wanted != self._revision:
             self._revision = wanted
@@ -299,7 +323,10 @@ class Renderer:
         scale = self._scale(first.width, first.height)
         top = writing.TOP_LINES * scale + 4 if self.storm.hud_visible else 8
         below = self._bottom_lines * scale + 4 if self.storm.hud_visible else 8
-        insets = Insets(top=top / first.height, bottom=below / first.height, left=0.035, right=0.03)
+        right = 0.03
+        if self._has_panels(first):
+            right += panels.WIDTH * scale / first.width
+        insets = Insets(top=top / first.height, bottom=below / first.height, left=0.035, right=right)
         camera = self.storm.camera
         camera.track(first.scene.front_x(self.storm.now_s), self.storm.clock_s)
         view = camera.view(points, first.width / first.height, insets, self.storm.clock_s)
@@ -333,10 +360,32 @@ class Renderer:
             return
         self._write_words(viewport)
 
+    def _has_panels(self, viewport: _Viewport) -> bool:
+        """Whether there is room for the panels beside this picture."""
+        return self.storm.panels_visible and viewport.width >= PANELS_FROM_WIDTH
+
+    def _write_panels(self, viewport: _Viewport, scale: float) -> None:
+        scene = viewport.scene
+        chosen = self.storm.chosen.get(scene.key)
+        name = f"panels {scene.key}"
+        if not self._has_panels(viewport):
+            self.show_sheet(name, None)
+            viewport.panels_key = None
+            return
+        key = panels.key(scene, chosen)
+        if key == viewport.panels_key:
+            return
+        viewport.panels_key, viewport.words_s = key, self.storm.clock_s
+        top = round(writing.TOP_LINES * scale)
+        height = viewport.height - top - round(self._bottom_lines * scale) - 8
+        sheet = panels.paint(scene, chosen, max(80, height), scale)
+        self.show_sheet(name, sheet, viewport.x + viewport.width - sheet.shape[1] - 8, viewport.y + top)
+
     def _write_words(self, viewport: _Viewport) -> None:
         """Paint again what says something else than before."""
         storm, scene = self.storm, viewport.scene
         scale = self._scale(viewport.width, viewport.height)
+        self._write_panels(viewport, scale)
         key = writing.top_key(scene)
         if key != viewport.top_key:
             viewport.top_key, viewport.words_s = key, storm.clock_s

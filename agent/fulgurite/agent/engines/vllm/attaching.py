@@ -23,6 +23,7 @@ from fulgurite.agent.engines.vllm.matrices import as_linear
 from fulgurite.agent.engines.vllm.measure import Measure
 from fulgurite.agent.engines.vllm.observer import Observer
 from fulgurite.agent.engines.vllm.parts import Model, Unsupported, dissect, without_layers
+from fulgurite.agent.engines.vllm.routing import Routing
 from fulgurite.agent.exporter import Exporter, GrpcExporter
 from fulgurite.agent.lens import CHANNELS as LENS
 from fulgurite.agent.readout import Readout, find_readout
@@ -45,13 +46,17 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
     name = _name(worker.vllm_config)
     desk = Desk(_rows(runner), runner.device, runner.model_config.dtype)
     wants_layers = LEVELS.index(settings.level) >= LEVELS.index("heads")
-    found, measure = _measured(runner, name, desk, shield, deep=settings.level == "deep") if wants_layers else (
-        None,
-        None,
+    found, measure = (
+        _measured(runner, name, desk, shield, deep=settings.level == "deep")
+        if wants_layers
+        else (
+            None,
+            None,
+        )
     )
     if found is None:
         found = without_layers(worker.vllm_config, name=name, reason="not asked for, or not known here")
-    exporter = _exporter(settings, worker)
+    exporter = _exporter(settings, worker, name, shield)
     exporter.attach(
         found.topology,
         level=settings.level,
@@ -129,7 +134,15 @@ def _measured(
     if deep:
         readout, attribution, missing = _deep(runner, found, seen, layout, heads)
         reasons.update(missing)
-    measure = Measure(layout, heads.stacked(layout), desk, attribution=attribution, readout=readout)
+    routed = topology.experts_per_token
+    measure = Measure(
+        layout,
+        heads.stacked(layout),
+        desk,
+        attribution=attribution,
+        readout=readout,
+        routing=Routing(anatomy.layers, desk, routed) if routed else None,
+    )
     measure.install(anatomy.layers)
     return anatomy.without(reasons), measure
 

@@ -82,10 +82,12 @@ class Desk:
         self._marks: torch.Tensor | None = None
         self._blocks: list[torch.Tensor] = []
 
-    def planes(self, taps: int, width: int) -> tuple[torch.Tensor, list[Plane]]:
-        """A buffer (t, r, w) and its planes."""
+    def planes(
+        self, taps: int, width: int, dtype: torch.dtype | None = None
+    ) -> tuple[torch.Tensor, list[Plane]]:
+        """A buffer (t, r, w) and its planes; in the model's number format where none is named."""
         with torch.inference_mode(False):
-            buffer = torch.zeros(taps, self.most, width, dtype=self.dtype, device=self.device)
+            buffer = torch.zeros(taps, self.most, width, dtype=dtype or self.dtype, device=self.device)
         self._blocks.append(buffer)
         return buffer, [Plane(self, buffer[i]) for i in range(taps)]
 
@@ -125,6 +127,8 @@ class Desk:
 
     def _keep_some(self, plane: Plane, x: torch.Tensor, y: torch.Tensor | None) -> None:
         into = plane.buffer[: self.count]
+        if x.shape[-1] != into.shape[-1]:  # `out=` would let it grow
+            raise ValueError(f"a tap of width {into.shape[-1]} was handed {x.shape[-1]}")
         if x.dtype == into.dtype:
             torch.index_select(x, 0, self._chosen, out=into)
         else:

@@ -35,6 +35,7 @@ class _One:
     """A request of the engine."""
 
     public: str
+    prompt: int
     arrived_s: float
     is_scheduled: bool = False
 
@@ -62,25 +63,20 @@ class Docket:
         """A request of the engine waits to be scheduled."""
         if request in self._ones:
             return
-        self._ones[request] = _One(public, arrived_s)
+        self._ones[request] = _One(public, prompt, arrived_s)
         whole = self._public.setdefault(public, _Public())
         whole.prompts[sequence] = prompt
         whole.live.add(request)
 
-    def looked(self, request: str, asked: int, found: int) -> None:
-        """Its prompt was looked for in the prefix cache."""
-        one = self._ones.get(request)
-        if one is not None and not one.is_scheduled:
-            self.prefix_asked += asked
-            self.prefix_found += found
-
-    def scheduled(self, request: str, *, cached: int, now_s: float) -> None:  # noqa: ARG002
-        """It runs for the first time."""
+    def scheduled(self, request: str, *, cached: int, now_s: float) -> None:
+        """It runs for the first time; `cached` tokens of its prompt were there already."""
         one = self._ones.get(request)
         if one is None or one.is_scheduled:
             return
         one.is_scheduled = True
         self.queued += 1
+        self.prefix_asked += one.prompt
+        self.prefix_found += cached
         self.queue_ns += max(0, int((now_s - one.arrived_s) * 1e9))
         whole = self._public[one.public]
         if not whole.has_started:

@@ -14,6 +14,7 @@ from fulgurite.agent import lens, reduce
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.contribution import Attribution
 from fulgurite.agent.engines.vllm.desk import Desk, Plane
+from fulgurite.agent.engines.vllm.routing import Routing
 from fulgurite.agent.engines.vllm.taps import hook
 from fulgurite.agent.readout import Readout
 from fulgurite.agent.wiring import Tap, part_of
@@ -27,6 +28,7 @@ class Measure:
     Parameters
     ----------
     grams : of each group of heads of the plan.
+    routing : of a mixture of experts.
     attribution, readout : for level `deep`, None where they are not known.
     """
 
@@ -38,12 +40,14 @@ class Measure:
         *,
         attribution: Attribution | None = None,
         readout: Readout | None = None,
+        routing: Routing | None = None,
     ) -> None:
         self.layout = layout
         self.desk = desk
         self._grams = grams
         self._attribution = attribution
         self._readout = readout
+        self.routing = routing
         self._stream, self._planes = desk.planes(len(layout.places), layout.width)
         self._heads: list[tuple[torch.Tensor, list[Plane]]] = [
             desk.planes(len(group.slots), group.heads * group.head_dim) for group in layout.groups

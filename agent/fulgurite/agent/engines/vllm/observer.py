@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from fulgurite.agent import reduce
 from fulgurite.agent.anatomy import Anatomy
 from fulgurite.agent.engines.vllm.desk import Desk
-from fulgurite.agent.engines.vllm.figures import Figures
+from fulgurite.agent.figures import Figures
 from fulgurite.agent.engines.vllm.measure import Measure
 from fulgurite.agent.engines.vllm.rows import Known, Rows, Sampled, sampled
 from fulgurite.agent.engines.vllm.step import Step
@@ -162,6 +162,8 @@ class Observer:
         if step.level == "pulse" or self.measure is None:
             return [(0, count, "pulse")]
         if not self.measure.is_written():
+            for kind in self.desk.errors:
+                self.shield.note(kind)
             self.shield.note("vllm:unseen")
             self.shield.say_once("unseen", "a pass of the model was not seen by our taps: pulses alone")
             return [(0, count, "pulse")]
@@ -195,11 +197,21 @@ class Observer:
             number=step.number,
             started_ns=step.started_ns + self._epoch_ns,
             ended_ns=time.perf_counter_ns() + self._epoch_ns,
+            experts=self._experts(found) if level != "pulse" else {},
+            adapted=step.rows.adapted[found.owner],
         )
         texts = self.texts.of(found.token) if self.texts is not None else None
         self.exporter.export(
             LateBlock(refs, made.columns, rows=found.token.size, nbytes=made.nbytes, texts=texts)
         )
+
+    def _experts(self, found: Sampled) -> dict[str, Array]:
+        routing = self.measure.routing if self.measure is not None else None
+        if routing is None or self.shield.is_out("experts"):
+            return {}
+        with self.shield.at("experts"):
+            return routing.columns(_run(found.row))
+        return {}
 
     def _bytes(self, blocks: Sequence[int]) -> int:
         if not self.block_bytes or len(blocks) != len(self.block_bytes):
@@ -220,9 +232,7 @@ class Observer:
             with self.shield.at("reduce"):
                 places = rows if isinstance(rows, slice) else rows.to(self.desk.device)
                 candidates = results.get("top_ids")
-                results.update(
-                    self.measure.layers(places, picked, tokens, candidates, deep=level == "deep")
-                )
+                results.update(self.measure.layers(places, picked, tokens, candidates, deep=level == "deep"))
         return reduce.to_host(results) if results else {}
 
     # --- what is told besides
@@ -249,11 +259,13 @@ class Observer:
 
     def report(self) -> None:
         """How the engine and we are."""
+        block, told = max(self.block_bytes, default=0), self.figures
         self.exporter.report(
             overhead_ratio=self.overhead_ratio,
             level=self.demand.level,
-            running_requests=self.figures.running,
-            kv_bytes=self.figures.kv_blocks_used * sum(self.block_bytes),
+            running_requests=told.running,
+            kv_bytes=told.kv_blocks_used * block,
+            figures=replace(told, kv_bytes=told.kv_blocks * block),
         )
 
     def _degrade(self) -> None:

@@ -118,7 +118,9 @@ def _parts(
     attention = inner[0] if len(inner) == 1 else None
     mixer = next((c for c in block.children() if attention in list(c.modules())), None) if attention else None
     projection, heads, width = (
-        _heads(mixer, attention, hidden, rank) if mixer is not None and attention is not None else (None, 0, 0)
+        _heads(mixer, attention, hidden, rank)
+        if mixer is not None and attention is not None
+        else (None, 0, 0)
     )
     around = [c for c in block.children() if c is not mixer and not is_norm(c, hidden)]
     leading = [c for c in around if _leads_back(c, hidden)]
@@ -170,7 +172,7 @@ def _leads_back(part: nn.Module, hidden: int) -> bool:
 
 def _experts(part: nn.Module) -> Iterator[nn.Module]:
     for module in part.modules():
-        if isinstance(getattr(module, "top_k", None), int) and hasattr(module, "global_num_experts"):
+        if hasattr(getattr(module, "router", None), "_compute_routing"):
             yield module
 
 
@@ -194,8 +196,8 @@ def _topology(
         hidden_size=hidden,
         ffn_size=int(getattr(config, "intermediate_size", 0) or 0),
         vocab_size=int(vllm_config.model_config.get_vocab_size()),
-        experts=int(routed[0].global_num_experts) if routed else 0,  # type: ignore[arg-type]
-        experts_per_token=int(routed[0].top_k) if routed else 0,  # type: ignore[arg-type]
+        experts=int(vllm_config.model_config.get_num_experts()) if routed else 0,
+        experts_per_token=max((_chosen(m) for m in routed), default=0),
         layer_kinds=tuple(layer.kind for layer in layers),
         layer_heads=tuple(layer.heads for layer in layers),
         layer_windows=tuple(layer.window for layer in layers),
@@ -205,6 +207,11 @@ def _topology(
         context_length=int(vllm_config.model_config.max_model_len),
         unavailable=tuple(sorted(missing.items())),
     )
+
+
+def _chosen(experts: Any) -> int:
+    """How many experts a token is sent to."""
+    return int(getattr(experts.router, "top_k", 0) or 0)
 
 
 def _constants(config: Any) -> tuple[float, ...]:

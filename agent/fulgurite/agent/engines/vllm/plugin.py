@@ -1,5 +1,4 @@
-"""Whether this process is to be observed, and by what: decided once, from the environment and vLLM's version.
-"""
+"""Whether this process is to be observed, and by what: decided once, from the environment and vLLM's version."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import os
 from collections.abc import Mapping
 
 from fulgurite.agent.config import is_disabled
-from fulgurite.agent.engines.vllm.versions import support_of
+from fulgurite.agent.engines.vllm.versions import installed_version, support_of
 
 logger = logging.getLogger("fulgurite.agent")
 _SETTINGS = ("FULGURITE_ENDPOINT", "FULGURITE_LEVEL", "FULGURITE_RUN")
@@ -18,13 +17,6 @@ _said: set[str] = set()
 def is_wanted(env: Mapping[str, str] = os.environ) -> bool:
     """Whether the environment configures Fulgurite: a collector, a level, or ``fulgurite run``."""
     return any(env.get(name) for name in _SETTINGS) and not is_disabled(env)
-
-
-def installed_version() -> str:
-    """The version of the vLLM that runs."""
-    import vllm
-
-    return str(getattr(vllm, "__version__", ""))
 
 
 def activate(env: Mapping[str, str] = os.environ) -> bool:

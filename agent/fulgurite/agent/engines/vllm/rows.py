@@ -72,16 +72,23 @@ class Rows:
     count : ndarray of int64, shape (q,), how many it has; 0 where its tokens are thrown away, since its
         prompt is not all there yet.
     position : ndarray of int64, shape (n,), of the token that follows from the row.
+    adapted : ndarray of bool, shape (q,), whether an adapter is on top of the weights.
     """
 
     requests: tuple[str, ...]
     first: Array
     count: Array
     position: Array
+    adapted: Array
 
 
 def rows_of(
-    requests: Sequence[str], computed: Array, scheduled: Array, drafts: Array, discarded: Array
+    requests: Sequence[str],
+    computed: Array,
+    scheduled: Array,
+    drafts: Array,
+    discarded: Array,
+    adapted: Array | None = None,
 ) -> Rows:
     """The rows of a step that is about to run.
 
@@ -89,14 +96,16 @@ def rows_of(
     ----------
     computed, scheduled, drafts : ndarray of int, shape (q,)
         Tokens computed before the step, tokens of the step, and how many of these are drafts.
-    discarded : ndarray of bool, shape (q,)
+    discarded, adapted : ndarray of bool, shape (q,)
     """
     several = drafts.astype(np.int64) + 1
     first = np.cumsum(several) - several
     within = np.arange(int(several.sum())) - np.repeat(first, several)
-    last = (computed.astype(np.int64) + scheduled)  # position that follows the last token of the step
+    last = computed.astype(np.int64) + scheduled  # position that follows the last token of the step
     position = np.repeat(last - drafts, several) + within
-    return Rows(tuple(requests), first, np.where(discarded, 0, several), position)
+    if adapted is None:
+        adapted = np.zeros(len(requests), bool)
+    return Rows(tuple(requests), first, np.where(discarded, 0, several), position, adapted)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

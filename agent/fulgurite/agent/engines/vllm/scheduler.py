@@ -14,8 +14,9 @@ from typing import Any
 
 from fulgurite.agent.engines.vllm.around import around
 from fulgurite.agent.engines.vllm.docket import Docket
-from fulgurite.agent.engines.vllm.figures import Figures
+from fulgurite.agent.figures import Figures
 from fulgurite.agent.engines.vllm.frontend import KEY
+from fulgurite.agent.engines.vllm.versions import installed_version
 from fulgurite.agent.shield import Shield
 from fulgurite.wire.frame import RequestEvent
 
@@ -55,7 +56,6 @@ def _docket(scheduler: Any) -> Docket:
     if found is None:
         found = scheduler._fulgurite_docket = Docket()
         _count_evictions(scheduler, found)
-        _count_prefixes(scheduler, found)
     docket: Docket = found
     return docket
 
@@ -108,6 +108,8 @@ def _figures(scheduler: Any, docket: Docket) -> Figures:
     pool = scheduler.kv_cache_manager.block_pool
     whole = max(0, int(pool.num_gpu_blocks) - 1)  # one stands for nothing
     return Figures(
+        name="vllm",
+        version=installed_version(),
         running=running,
         waiting=waiting,
         kv_blocks=whole,
@@ -152,18 +154,3 @@ def _count_evictions(scheduler: Any, docket: Docket) -> None:
         return maybe_evict_cached_block
 
     around(pool, "_maybe_evict_cached_block", counting)
-
-
-def _count_prefixes(scheduler: Any, docket: Docket) -> None:
-    manager = scheduler.kv_cache_manager
-
-    def counting(original: Callable[..., Any]) -> Callable[..., Any]:
-        def get_computed_blocks(request: Any, *args: Any, **kwargs: Any) -> Any:
-            found = original(request, *args, **kwargs)
-            with _shield.at("prefix"):
-                docket.looked(request.request_id, int(request.num_tokens), int(found[1]))
-            return found
-
-        return get_computed_blocks
-
-    around(manager, "get_computed_blocks", counting)

@@ -19,6 +19,7 @@ from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
 from fulgurite.wire.channels import LEVELS, Level
 
 Array = np.ndarray[Any, Any]
+_OF_WEIGHTS = ("head_write", "head_contribution", "other_contribution", "residue")
 _OWN_BYTES = 256  # of a row: the columns of one number each
 
 
@@ -35,6 +36,9 @@ class Step:
     kv_bytes : ndarray of int64, shape (n,), -1 where it is not known.
     requests : how many were in the batch.
     number, started_ns, ended_ns : of the step; UNIX time.
+    experts : finished columns of routing.
+    adapted : ndarray of bool, shape (n,), rows whose output projections have an adapter on top: what rests on
+        the base's weights does not hold for them.
     """
 
     host: Mapping[str, Array]
@@ -52,6 +56,7 @@ class Step:
     started_ns: int
     ended_ns: int
     experts: Mapping[str, Array] = field(default_factory=dict)
+    adapted: Array | None = None
 
     @property
     def nbytes(self) -> int:
@@ -84,13 +89,28 @@ class Step:
             columns.update(_uncertainty(self.host))
         if "norms" in self.host and self.layout is not None:
             columns.update(reduce.activity(self.host, self.layout))
-        columns.update({n: self.host[n].astype(np.float32, copy=False) for n in CONTRIBUTIONS if n in self.host})
+        columns.update(
+            {n: self.host[n].astype(np.float32, copy=False) for n in CONTRIBUTIONS if n in self.host}
+        )
         if "lens_rank" in self.host:
             columns.update(lens.columns(self.host))
         columns.update(self.experts)
+        if self.adapted is not None and self.adapted.any():
+            for name in _OF_WEIGHTS:
+                if name in columns:
+                    columns[name] = np.where(
+                        _like(self.adapted, columns[name]), np.float32(np.nan), columns[name]
+                    )
         return columns
 
     def _kv_tokens(self) -> Array:
         """Cached positions after the pass: what comes before the token that follows from it."""
-        held = np.where(self.windows > 0, np.minimum(self.position[:, None], self.windows), self.position[:, None])
+        held = np.where(
+            self.windows > 0, np.minimum(self.position[:, None], self.windows), self.position[:, None]
+        )
         return np.where(self.windows < 0, -1, held).astype(np.int32)
+
+
+def _like(rows: Array, column: Array) -> Array:
+    """One value per row, in the shape of the column's dimensions."""
+    return rows.reshape(-1, *(1,) * (column.ndim - 1))

@@ -1,6 +1,6 @@
 """The versions of vLLM whose inside we know: a table that the documentation repeats and the tests run.
 
-Pure. A version is known by its release series; what else has to be there is asked of the objects themselves.
+A version is known by its release series; what else has to be there is asked of the objects themselves.
 """
 
 from __future__ import annotations
@@ -41,3 +41,10 @@ def support_of(version: str) -> Support | None:
     match = re.match(r"v?(\d+)\.(\d+)", version)
     series = f"{match[1]}.{match[2]}" if match else ""
     return next((known for known in SUPPORTED if known.series == series), None)
+
+
+def installed_version() -> str:
+    """The version of the vLLM that runs."""
+    import vllm
+
+    return str(getattr(vllm, "__version__", ""))

@@ -20,7 +20,14 @@ from fulgurite.agent.engines.vllm.rows import Known, Stops, rows_of
 from fulgurite.agent.shield import Shield
 from fulgurite.wire.frame import RequestRef
 
-_NEEDED = ("_prepare_inputs", "_bookkeeping_sync", "execute_model", "sample_tokens", "input_batch", "requests")
+_NEEDED = (
+    "_prepare_inputs",
+    "_bookkeeping_sync",
+    "execute_model",
+    "sample_tokens",
+    "input_batch",
+    "requests",
+)
 _shield = Shield()
 
 
@@ -139,6 +146,7 @@ class Watched:
             np.asarray(scheduled[:count]),
             np.array([len(drafts.get(name, ())) for name in names[:count]]),
             self.runner.discard_request_mask.np[:count],
+            batch.request_lora_mapping[:count] > 0,
         )
         self._requests = count
         self.observer.begin(rows, chosen, self._started_ns)
@@ -150,7 +158,9 @@ class Watched:
                 if state is not None:
                     logits = state.logits
                     # float32 is sampled from in place, and a grammar masks what it forbids
-                    written = grammar_output is not None or (logits is not None and logits.element_size() == 4)
+                    written = grammar_output is not None or (
+                        logits is not None and logits.element_size() == 4
+                    )
                     self.observer.see(logits, is_overwritten=written)
             return original(grammar_output)
 
