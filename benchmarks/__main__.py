@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ OUT = Path(__file__).parent / "out"
 ROUNDS = {"quick": 5, "full": 25}
 
 
-def measure(name: str, *, quick: bool, model: str | None, out: Path) -> dict[str, Any]:
+def measure(name: str, *, quick: bool, model: str | None, out: Path, only: Sequence[str]) -> dict[str, Any]:
     """Run one benchmark; its record."""
     before = conditions()
     if name in ("overhead", "sweep"):
@@ -28,7 +29,7 @@ def measure(name: str, *, quick: bool, model: str | None, out: Path) -> dict[str
     elif name == "pipeline":
         from benchmarks.pipeline.run import pipeline
 
-        found = pipeline(quick=quick, out=out)
+        found = pipeline(quick=quick, out=out, only=only)
     else:
         module: Any = importlib.import_module(f"benchmarks.{name}")
         length = {"rounds": ROUNDS["quick" if quick else "full"]}
@@ -45,6 +46,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help=f"short runs, kept in {OUT.name}/ only")
     parser.add_argument("--model", help="a transformers model in place of the bundled one; kept in out/ only")
     parser.add_argument("--page", action="store_true", help="only write README.md from the kept results")
+    parser.add_argument("--only", action="append", default=[], help="a part of `pipeline`; the others stay")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in NAMES]
     if unknown:
@@ -59,7 +61,10 @@ def main() -> None:
     out = page.RESULTS if kept else OUT
     out.mkdir(exist_ok=True)
     for name in () if options.page else options.names or DEFAULT:
-        record = measure(name, quick=options.quick, model=options.model, out=out)
+        try:
+            record = measure(name, quick=options.quick, model=options.model, out=out, only=options.only)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
         print(f"\n## {name}\n\n{page.table(record['rows'])}\n", flush=True)
         (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if kept or options.page:

@@ -1,1 +1,1 @@
-"""What observing a serving engine costs it: requests per second, time to the first token, time between tokens."""
+"""What observing a serving engine costs it: requests per second, time to and between tokens."""

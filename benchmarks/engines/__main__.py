@@ -1,13 +1,14 @@
 """`build/engines/bin/python -m benchmarks.engines`: vLLM with and without us, interleaved.
 
-Three servers of the same model run side by side: without us, without us again (the control: what differs there
-is noise), and observed at `heads` with a collector that somebody watches. Rounds go in
+Three servers of the same model run side by side: without us, without us again (the control: what differs
+there is noise), and observed at `heads` with a collector that somebody watches. Rounds go in
 turn, in changing order. Needs the environment of `make test-engines`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import sys
@@ -57,9 +58,8 @@ def paired(base: list[load.Load], other: list[load.Load]) -> dict[str, float]:
 
 def measure(rounds: int, levels: tuple[int, ...], arguments: tuple[str, ...], log: Any) -> dict[str, Any]:
     """Start the servers and run the rounds."""
-    import serving
-    import tiny_model
-
+    serving: Any = importlib.import_module("serving")
+    tiny_model: Any = importlib.import_module("tiny_model")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fulgurite-engines-")))
         model = tiny_model.make(folder / "model", **SHAPE)
@@ -92,8 +92,8 @@ def measure(rounds: int, levels: tuple[int, ...], arguments: tuple[str, ...], lo
         row["control_against_without"] = paired(found["without"][at_once], found["control"][at_once])
         row["heads_against_without"] = paired(found["without"][at_once], found["heads"][at_once])
         rows.append(row)
-    frames = {"captured": account.captured, "acknowledged": account.acknowledged, "dropped": dict(account.dropped),
-              "overhead_ratio": account.overhead_ratio}  # fmt: skip
+    frames = {"captured": account.captured, "acknowledged": account.acknowledged, "dropped":
+              dict(account.dropped), "overhead_ratio": account.overhead_ratio}  # fmt: skip
     return {
         "arguments": list(shared),
         "tokens": TOKENS,

@@ -40,7 +40,7 @@ def _connected(agent: Any, plain: Generate) -> Generate:
     def generate(inputs: dict[str, Any], tokens: int, clock: StepClock) -> object:
         made = plain(inputs, tokens, clock)
         if not flushed:
-            flushed.append(agent.flush(10.0))
+            flushed.append(agent.flush(60.0))
             if not flushed[0]:
                 raise RuntimeError(f"the collector did not take the first frames: {agent.stats()}")
         return made

@@ -30,12 +30,19 @@ def environment() -> str | None:
     try:
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
+        if _has_packages(python):
+            return None
         pip = [str(python), "-m", "pip", "install", "--quiet", *PACKAGES]
         subprocess.run(pip, check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
         said = str(error.stderr or error).strip().splitlines()
         return said[-1] if said else "could not be installed"
     return None
+
+
+def _has_packages(python: Path) -> bool:
+    program = "import opentelemetry.sdk, opentelemetry.exporter.otlp.proto.grpc, rerun"
+    return subprocess.run([str(python), "-c", program], capture_output=True, check=False).returncode == 0
 
 
 def versions() -> dict[str, str]:

@@ -192,8 +192,11 @@ def _worst(values: list[float | None]) -> float | None:
     return max(known) if len(known) == len(values) else None
 
 
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
+def _median(values: list[Any]) -> float:
+    if None in values:
+        raise RuntimeError("a phase saw no frame: the machine is too busy for it")
+    middle: float = sorted(values)[len(values) // 2]
+    return middle
 
 
 def killed(length: Length) -> list[Row]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,19 @@ sends what comes in 4 ms, as agents do when nothing holds them up: there the cos
 tokens.
 
 The peers log the same arrays at the same tokens a second. OpenTelemetry's receiver parses and counts, and
-stores nothing; Rerun's proxy keeps what comes in memory. Neither aggregates, neither has anything on disk."""
+stores nothing; Rerun's proxy keeps what comes in memory. Neither aggregates, neither has anything on disk.
+`load_1min` is the machine's load before a part: where it is above the number of cores, times by the clock
+(ms, per second) say more about the machine than about us, and CPU times are the ones to read."""
 
 
-def pipeline(*, quick: bool, out: Path) -> dict[str, Any]:
-    """The record of a run."""
+def pipeline(*, quick: bool, out: Path, only: Sequence[str] = ()) -> dict[str, Any]:
+    """The record of a run; of the parts named in `only`, beside what an earlier run found of the others.
+
+    Raises
+    ------
+    ValueError
+        Where there is no such part.
+    """
     length = LENGTHS["quick" if quick else "full"]
     parts: dict[str, Callable[[], list[Row]]] = {
         name.replace("_", " "): partial(measure, length) for name, measure in ROWS.items()
@@ -45,10 +55,17 @@ def pipeline(*, quick: bool, out: Path) -> dict[str, Any]:
         skipped["the peers"] = missing
     for axis in growth.AXES:
         parts[axis] = partial(growth.measure, axis, quick=quick, seconds=length.load_s / 1.5)
+    unknown = [name for name in only if name not in parts]
+    if unknown:
+        raise ValueError(f"no part named {unknown[0]!r}: choose from {', '.join(parts)}")
+    earlier = _kept(out) if only else {}
     groups: dict[str, list[Row]] = {}
     for name, measure in parts.items():
+        if only and name not in only:
+            groups |= {name: earlier[name]} if name in earlier else {}
+            continue
         try:
-            groups[name] = _told(measure())
+            groups[name] = _measured(measure)
         except (OSError, RuntimeError, subprocess.SubprocessError, grpc.FutureTimeoutError) as error:
             skipped[name] = f"{type(error).__name__}: {error}"
             print(f"{name} failed: {skipped[name]}", flush=True)
@@ -64,7 +81,17 @@ def pipeline(*, quick: bool, out: Path) -> dict[str, Any]:
     }
 
 
-def _told(rows: list[Row]) -> list[Row]:
+def _measured(measure: Callable[[], list[Row]]) -> list[Row]:
+    """The rows, each with the load of the machine before it was measured."""
+    load = round(os.getloadavg()[0], 1)
+    rows = [{**row, "load_1min": load} for row in measure()]
     for row in rows:
         print(row, flush=True)
     return rows
+
+
+def _kept(out: Path) -> dict[str, list[Row]]:
+    """What an earlier run found of each part."""
+    path = out / "pipeline.json"
+    groups: dict[str, list[Row]] = json.loads(path.read_text())["groups"] if path.exists() else {}
+    return groups

@@ -60,32 +60,41 @@ def main() -> int:
 def soak(plan: Plan, folder: Path) -> dict[str, Any]:
     """Carry it out."""
     looks: list[Vitals] = []
-    with Rig(plan, folder, is_impatient=False) as rig:
+    told: dict[str, Any] = {}
+    made_s = plan.seconds
+    with Rig(plan, folder, is_impatient=False, mounts=False) as rig:
         began_s = time.monotonic()
         rig.host.tell("go")
         for at_s, act, fault in _moments(rig, plan):
             _look_until(rig, began_s, at_s, looks)
             act(fault)
         _look_until(rig, began_s, plan.seconds, looks)
-        rig.calm()
-        told = rig.ask("stop")
-        made_s = time.monotonic() - began_s - told["flushed_s"]
-        rig.collector.kill()
-        (stored,) = stored_numbers(rig.url, rig.keys, plan.encoding).values()
+        seen = {
+            "seconds": plan.seconds,
+            "faults": [asdict(fault) for fault in plan.faults],
+            "trends": [asdict(one) for one in _trends(looks)],
+            "looks": [asdict(one) for one in looks],
+        }
+        try:
+            rig.calm()
+            told = rig.ask("stop")
+            made_s = time.monotonic() - began_s - told["flushed_s"]
+            rig.collector.kill()
+            (stored,) = stored_numbers(rig.url, rig.keys, plan.encoding).values()
+        except Exception as error:  # what was seen is worth keeping
+            nothing: dict[str, Any] = dict.fromkeys(("account", "ours", "control"))
+            return {**seen, **nothing, "tokens_per_s": 0.0, "broken": [f"it did not end well: {error}"]}
     account = Account.of(told["replicas"][0])
     broken = broken_promises(plan, account, stored)
     return {
+        **seen,
         "tokens_per_s": account.made / made_s,
-        "seconds": made_s,
         "account": asdict(account),
         # What is older than the retention is gone by then, so only the order of what is left can be judged.
         "broken": [line for line in broken if "acknowledged frames are not stored" not in line],
         "stored_at_the_end": len(stored),
         "ours": told["ours"],
         "control": told["control"],
-        "faults": [asdict(fault) for fault in plan.faults],
-        "trends": [asdict(one) for one in _trends(looks)],
-        "looks": [asdict(one) for one in looks],
     }
 
 

@@ -82,7 +82,7 @@ class Proxy:
 
     def reset(self) -> None:
         """Every connection ends as if one of its ends had died: with a RST."""
-        self._from_any_thread(lambda client, server: (_abort(client), _abort(server)))
+        self._from_any_thread(_abort_both)
 
     def half_close(self) -> None:
         """Every server is told that its client will say no more; what it says still passes."""
@@ -158,6 +158,11 @@ def _say_the_end(writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         if not writer.is_closing():
             writer.write_eof()
+
+
+def _abort_both(client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+    _abort(client)
+    _abort(server)
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:

@@ -67,11 +67,21 @@ class Rig:
         For files and logs. Empty.
     is_impatient : bool
         The agent's patience is as short as the run is; else it is what it is in service.
+    mounts : bool
+        Disks may be small file systems of their own. A long run needs more room than those have.
     """
 
-    def __init__(self, plan: Plan, folder: Path, *, is_impatient: bool = True, flush_s: float = 90.0) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        *,
+        is_impatient: bool = True,
+        mounts: bool = True,
+        flush_s: float = 90.0,
+    ) -> None:
         self.plan, self.folder = plan, folder
-        self._is_impatient, self._flush_s = is_impatient, flush_s
+        self._is_impatient, self._flush_s, self._mounts = is_impatient, flush_s, mounts
         self._stack = ExitStack()
         self._made: Certificates | None = None
         self._ports = {"redis": free_port(), "collector": free_port()}
@@ -80,8 +90,10 @@ class Rig:
         with ExitStack() as stack:
             if self.plan.is_link_encrypted or self.plan.is_store_encrypted:
                 self._made = certificates(self.folder / "tls")
-            self.disk: Disk = stack.enter_context(disk_at(self.folder, "of-the-store"))
-            self.host_disk: Disk = stack.enter_context(disk_at(self.folder, "of-the-host"))
+            self.disk: Disk = stack.enter_context(disk_at(self.folder, "of-the-store", mounts=self._mounts))
+            self.host_disk: Disk = stack.enter_context(
+                disk_at(self.folder, "of-the-host", mounts=self._mounts)
+            )
             self.redis = self._redis(self.plan.server, self.plan.fsync)
             stack.callback(self.redis.kill)
             self.redis.start()

@@ -11,7 +11,6 @@ from tests.collector.stage import Agent, Viewer, asynchronous, collecting, hello
 
 from fulgurite.collector.config import History, Settings
 from fulgurite.collector.demand import Demands
-from fulgurite.collector.outage import Outage
 from fulgurite.collector.stores.memory import MemoryStore
 from fulgurite.v1 import agent_pb2, viewer_pb2, viewer_pb2_grpc
 from fulgurite.wire.replica import ReplicaKey
@@ -221,7 +220,7 @@ async def test_the_clocks_are_compared_and_the_link_is_shown() -> None:
 @asynchronous
 async def test_a_store_that_is_away_changes_nothing_of_what_was_wanted() -> None:
     store = MemoryStore()
-    demands = Demands(store, history=History(), outage=Outage())
+    demands = Demands(store, history=History())
     heard: list[bool] = []
     await demands.look_up(KEY)
     demands.admit(KEY, "stream", lambda: heard.append(demands.of(KEY).demand.watched))

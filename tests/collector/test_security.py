@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -201,6 +202,26 @@ async def _is_welcome(guest: Guest, instance: str) -> bool:
 
 
 @asynchronous
+async def test_an_agent_whose_credential_is_withdrawn_is_not_heard_any_more(credentials: Path) -> None:
+    stats = agent_pb2.AgentMessage(stats=agent_pb2.AgentStats()).SerializeToString()
+    async with collector(credentials=credentials) as (address, _):
+        writer = Guest(address, WRITES)
+        assert (await writer.greet("a1")).HasField("welcome")
+        credentials.write_text(EVERYBODY.replace(WRITER, ""))
+        speaking = asyncio.create_task(_speak_on(writer.call, stats))
+        while await writer.call.read() is not grpc.aio.EOF:
+            pass
+        await asyncio.gather(speaking, return_exceptions=True)
+        assert await code_of(Guest(address, WRITES).connect().read()) is STATUS.UNAUTHENTICATED
+
+
+async def _speak_on(call: Any, message: bytes) -> None:
+    while not call.done():
+        await call.write(message)
+        await asyncio.sleep(0.02)  # it is a stream that goes on, not something to wait for
+
+
+@asynchronous
 async def test_a_credential_that_is_withdrawn_ends_what_was_opened_with_it(credentials: Path) -> None:
     async with collector(credentials=credentials) as (address, _):
         writer, reader = Guest(address, WRITES), Guest(address, READS)
@@ -232,14 +253,15 @@ async def test_calls_that_come_too_fast_are_refused_and_the_log_is_not_filled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "slow.toml"
-    path.write_text(entry("reader", READS, "view", "calls_per_s = 1"))
+    path.write_text(entry("reader", READS, "view", "calls_per_s = 0.001"))
     with caplog.at_level(logging.WARNING):
         async with collector(credentials=path) as (address, _):
             guest = Guest(address, READS)
+            began_s = time.monotonic()
             codes = [await guest.list() for _ in range(60)]
-    assert codes[:4] == [STATUS.OK] * 4
-    assert codes.count(STATUS.RESOURCE_EXHAUSTED) > 30
-    assert len([line for line in caplog.messages if line.startswith("denied")]) < 30
+            took_s = time.monotonic() - began_s
+    assert codes == [STATUS.OK] * 4 + [STATUS.RESOURCE_EXHAUSTED] * 56
+    assert len([line for line in caplog.messages if line.startswith("denied")]) <= 11 + took_s
 
 
 @asynchronous

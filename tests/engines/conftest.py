@@ -34,5 +34,5 @@ def eager(model: Path, folder: Path) -> Iterator[object]:
 
     small = ("--num-gpu-blocks-override", "24", "--block-size", "32", "--max-num-batched-tokens", "64",
              "--enable-prefix-caching", "--trust-request-chat-template")  # fmt: skip
-    with serving.stage(folder, model, "--enforce-eager", "--dtype", "bfloat16", *small) as found:
+    with serving.stage(folder, model, "--enforce-eager", "--dtype", "bfloat16", *small, by_run=True) as found:
         yield found

@@ -1,4 +1,5 @@
-"""Real servers for the tests: the `vllm` command, a collector, and what was measured, read from the collector.
+"""Real servers for the tests: the `vllm` command, a collector, and what was measured, read from the
+collector.
 
 Every process runs in a session of its own, says what it says into a file, and is gone at the end.
 """
@@ -250,7 +251,7 @@ class Stage:
             return replica.agent
 
     def wait_until_watched(self) -> None:
-        """Until the agent has heard that somebody watches, and tells every token: it links up with the first."""
+        """Until the agent has heard that somebody watches; it links up with the first token."""
         limit = time.monotonic() + SETTLE_S
         while True:
             request_id = self.server.complete("A", max_tokens=2, ignore_eos=True)["id"]
@@ -307,17 +308,25 @@ def vllm(
 
 
 @contextmanager
-def stage(folder: Path, model: Path, *arguments: str, **env: str) -> Iterator[Stage]:
-    """A collector, and a server that sends it what it measures."""
+def stage(folder: Path, model: Path, *arguments: str, by_run: bool = False, **env: str) -> Iterator[Stage]:
+    """A collector, and a server that sends it what it measures.
+
+    Parameters
+    ----------
+    by_run : the server is started with ``fulgurite run``; else variables configure it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"FULGURITE_TOKENS": "ids", "FULGURITE_BUDGET": "none", **env}
     with collector(folder) as (process, port):
-        settings["FULGURITE_ENDPOINT"] = f"127.0.0.1:{port}"
-        with vllm(folder, model, *arguments, env=settings) as server:
+        place = f"127.0.0.1:{port}"
+        command = [str(BIN / "fulgurite"), "run", "--collector", place, "--"] if by_run else []
+        settings |= {} if by_run else {"FULGURITE_ENDPOINT": place}
+        with vllm(folder, model, *arguments, env=settings, command=command) as server:
             watcher = Watcher(port)
             try:
                 found = Stage(server, process, watcher, port)
                 found.wait_until_watched()
                 yield found
+                assert "was left out" not in server.process.said, server.process.said
             finally:
                 watcher.stop()

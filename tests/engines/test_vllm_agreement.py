@@ -92,7 +92,6 @@ def test_frames_agree_with_plain_generate(served: tuple[str, Any], model: Path) 
             compared += 1
             if frame.token_id != other.token_id:  # from here on the engines' own outputs differ
                 break
-    print(compared, errors)
     assert compared >= 2 * TOKENS
     for name in ("head_write", "ffn_write", "residual_norm"):
         assert errors[name] <= BOUNDS[dtype], (name, errors)

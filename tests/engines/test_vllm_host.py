@@ -1,4 +1,4 @@
-"""The server does the same with us and without us, whatever becomes of the collector, and starts in any case."""
+"""The server does the same with us and without us, whatever becomes of the collector."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import serving
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
 
-PROMPTS = [
-    f"{word} {i} and then" for i, word in enumerate("sun moon tree fish bird cat dog boat".split() * 3)
-]
+WORDS = ["sun", "moon", "tree", "fish", "bird", "cat", "dog", "boat"]
+PROMPTS = [f"{word} {i} and then" for i, word in enumerate(WORDS * 3)]
 COMMON = ("--enforce-eager", "--dtype", "bfloat16")
 UNKNOWN = "import fulgurite.agent.engines.vllm.versions as versions\nversions.SUPPORTED = ()\n"
 

@@ -443,8 +443,9 @@ def test_a_link_restores_the_view(watched: tuple[Open, Site], browser: Browser, 
     one.page.mouse.up()
     one.page.wait_for_timeout(1200)  # the camera has arrived
     seen = (
-        "[app.clock.mode, app.clock.playhead.toFixed(2), app.node, app.token.position, app.shown, app.palette, "
-        "app.picture.shows.contribution, app.picture.camera.preset, app.picture.camera.azimuth.toFixed(2)]"
+        "[app.clock.mode, app.clock.playhead.toFixed(2), app.node, app.token.position, app.shown, "
+        "app.palette, app.picture.shows.contribution, app.picture.camera.preset, "
+        "app.picture.camera.azimuth.toFixed(2)]"
     )
     wanted = one.ask(seen)
     other = _open(browser, opened, one.page.url, width=1280, height=760)

@@ -66,7 +66,7 @@ class Person:
 
 def open_window(shape: str, folder: Path) -> tuple[Session, Window, Desk, Person]:
     session, inbox = Session(address="nowhere"), Inbox()
-    window = Window(session, width=640, height=400)
+    window = Window(session, width=880, height=500)
     desk = Desk(session, inbox, window, folder=folder)
     _Hands(window, desk)
     now_s = time.time()
@@ -116,7 +116,7 @@ def picks(shape: str, folder: Path) -> dict[str, Any]:
 
 def habits(folder: Path) -> dict[str, Any]:
     """One thing after the other, as a person would."""
-    session, window, desk, person = open_window("balls", folder)
+    session, window, _, person = open_window("balls", folder)
     said: dict[str, Any] = {}
     person.press("space")
     said["paused"] = session.timeline.mode.value
@@ -178,4 +178,5 @@ def habits(folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     where = Path(sys.argv[2])
-    print(json.dumps(habits(where) if sys.argv[1] == "habits" else picks(sys.argv[1], where)))
+    told = habits(where) if sys.argv[1] == "habits" else picks(sys.argv[1], where)
+    sys.stdout.write(json.dumps(told) + "\n")

@@ -17,7 +17,6 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from fulgurite.collector.config import History
-from fulgurite.collector.outage import Outage
 from fulgurite.collector.store import Store, StoreError, StoreUnfit, Wish
 from fulgurite.v1 import agent_pb2
 from fulgurite.wire.replica import ReplicaKey
@@ -40,8 +39,8 @@ class Demands:
         What is wanted of requests while nobody watches.
     """
 
-    def __init__(self, store: Store, *, history: History, outage: Outage) -> None:
-        self._store, self._history, self._outage = store, history, outage
+    def __init__(self, store: Store, *, history: History) -> None:
+        self._store, self._history = store, history
         self._watchers: Counter[ReplicaKey] = Counter()
         self._wishes: dict[ReplicaKey, Wish] = {}
         self._agents: dict[ReplicaKey, tuple[object, Callable[[], None]]] = {}
@@ -117,8 +116,8 @@ class Demands:
             self._hurry.clear()
             try:
                 await self.look(time.monotonic())
-            except StoreError as error:
-                self._outage.failed("read", error)
+            except StoreError:  # what was wanted holds on; whoever stores or reads says that it is away
+                pass
             except Exception:  # what is wanted must be told again as soon as it can be
                 log.exception("looking up what is wanted of the replicas failed; it is tried again")
             try:

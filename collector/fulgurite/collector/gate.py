@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
@@ -36,6 +37,7 @@ SCOPE_OF: Final[Mapping[str, Scope]] = {
 }
 """What a service needs. One that is not named here needs ``admin``."""
 BURST_S: Final = 4.0
+LEAST_BURST: Final = 4.0
 LINES_PER_S: Final = 1.0
 NOBODY: Final = Credential(ANYBODY, Limits(calls=1 << 30, calls_per_s=1e9, bytes_per_s=1e18), None, None)
 """Who comes in where nobody is asked: limited by the collector's own settings."""
@@ -55,7 +57,7 @@ class Purse:
     def __init__(self, limits: Limits, *, age_s: float, now_s: float) -> None:
         self.limits = limits
         self.calls = 0
-        self._rate = Bucket(limits.calls_per_s, BURST_S * limits.calls_per_s, now_s)
+        self._rate = Bucket(limits.calls_per_s, max(LEAST_BURST, BURST_S * limits.calls_per_s), now_s)
         self._bytes = Bucket(limits.bytes_per_s, BURST_S * limits.bytes_per_s, now_s)
         self._names = Names(limits.names, age_s)
 
@@ -84,6 +86,21 @@ class Purse:
         return self._names.say(key, time.monotonic())
 
 
+@dataclass(slots=True, eq=False)
+class Pass:
+    """One call that was let in.
+
+    Attributes
+    ----------
+    is_void : bool
+        Its credential was withdrawn: nothing more is taken from it, nor sent to it.
+    """
+
+    credential: Credential
+    service: str
+    is_void: bool = False
+
+
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Lets calls in.
 
@@ -98,22 +115,22 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def __init__(self, file: CredentialsFile | None, *, age_s: float) -> None:
         self._file, self._age_s = file, age_s
         self._purses: dict[str, Purse] = {}
-        self._open: dict[asyncio.Task[Any], tuple[Credential, str]] = {}
-        self._withdrawn: set[asyncio.Task[Any]] = set()
+        self._open: set[Pass] = set()
         self._lines = Bucket(LINES_PER_S, LINES_PER_S * 10, time.monotonic())
 
     async def run(self) -> None:
-        """End what was opened with credentials that are no longer there, once a second, until cancelled."""
+        """Void what was opened with credentials that are no longer there, once a second, until cancelled."""
         while self._file is not None:
             await asyncio.sleep(1.0)
-            self.end_withdrawn(self._file.in_force())
+            self.void_withdrawn(self._file.in_force())
 
-    def end_withdrawn(self, in_force: Credentials) -> None:
-        """End the calls of credentials that are not `in_force`."""
-        for task, (credential, _) in list(self._open.items()):
-            if credential not in in_force and task not in self._withdrawn:
-                self._withdrawn.add(task)
-                task.cancel()
+    def void_withdrawn(self, in_force: Credentials) -> None:
+        """Void the calls of credentials that are not `in_force`. Each ends where it would speak or be heard.
+
+        Nothing is cancelled: gRPC tells a peer nothing of a call whose task was.
+        """
+        for one in self._open:
+            one.is_void = one.is_void or one.credential not in in_force
 
     # --- deciding
 
@@ -187,7 +204,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def calls(self) -> dict[tuple[str, str], int]:
         """How many calls are open, by the name of their credential and their service."""
-        return dict(Counter((credential.caller.name, service) for credential, service in self._open.values()))
+        return dict(Counter((one.credential.caller.name, one.service) for one in self._open))
 
     # --- doing
 
@@ -212,32 +229,28 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _guarded_call(self, behaviour: Any, service: str) -> Any:
         async def call(request: Any, context: Any) -> Any:
-            credential = await self._admitted(context, service)
+            admitted = await self._admitted(context, service)
             try:
-                return await behaviour(self._metered(request, credential), context)
-            except asyncio.CancelledError:
-                await self._say_where_withdrawn(context)
-                raise
+                return await behaviour(self._metered(request, admitted), context)
             finally:
-                self._leave(credential)
+                self._leave(admitted)
 
         return call
 
     def _guarded_stream(self, behaviour: Any, service: str) -> Any:
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            credential = await self._admitted(context, service)
+            admitted = await self._admitted(context, service)
             try:
-                async for response in behaviour(self._metered(request, credential), context):
+                async for response in behaviour(self._metered(request, admitted), context):
+                    if admitted.is_void:
+                        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the credential was withdrawn")
                     yield response
-            except asyncio.CancelledError:
-                await self._say_where_withdrawn(context)
-                raise
             finally:
-                self._leave(credential)
+                self._leave(admitted)
 
         return stream
 
-    async def _admitted(self, context: Any, service: str) -> Credential:
+    async def _admitted(self, context: Any, service: str) -> Pass:
         try:
             credential = self.credential(_authorization(context), _names(context))
             self.check(credential, service)
@@ -246,39 +259,32 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except Denied as denied:
             self._log_denied(service, context, denied)
             await context.abort(denied.code, denied.reason)
-        task = asyncio.current_task()
-        assert task is not None
-        self._open[task] = (credential, service)
+        admitted = Pass(credential, service)
+        self._open.add(admitted)
         caller.be(credential.caller, purse.has_room_for)
-        return credential
+        return admitted
 
     def _log_denied(self, service: str, context: Any, denied: Denied) -> None:
         """Once in a while: a peer must not be able to fill the log."""
         if self._lines.take(1, time.monotonic()):
             log.warning("denied %s to %s: %s", service, context.peer(), denied.reason)
 
-    def _leave(self, credential: Credential) -> None:
-        task = asyncio.current_task()
-        if task is not None and self._open.pop(task, None) is not None:
-            self._withdrawn.discard(task)
-            purse = self._purses.get(credential.caller.name)
-            if purse is not None:
-                purse.calls = max(0, purse.calls - 1)
+    def _leave(self, admitted: Pass) -> None:
+        self._open.discard(admitted)
+        purse = self._purses.get(admitted.credential.caller.name)
+        if purse is not None:
+            purse.calls = max(0, purse.calls - 1)
 
-    async def _say_where_withdrawn(self, context: Any) -> None:
-        task = asyncio.current_task()
-        if task is not None and task in self._withdrawn:
-            task.uncancel()
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the credential was withdrawn")
-
-    def _metered(self, request: Any, credential: Credential) -> Any:
-        """The messages of a stream, read no faster than the credential may send."""
-        if not hasattr(request, "__aiter__") or credential is NOBODY:
+    def _metered(self, request: Any, admitted: Pass) -> Any:
+        """The messages of a stream, read no faster than the credential may send, and none when it is void."""
+        if not hasattr(request, "__aiter__") or admitted.credential is NOBODY:
             return request
-        return self._paced(request, self.purse(credential))
+        return self._paced(request, admitted, self.purse(admitted.credential))
 
-    async def _paced(self, messages: AsyncIterator[Any], purse: Purse) -> AsyncIterator[Any]:
+    async def _paced(self, messages: AsyncIterator[Any], admitted: Pass, purse: Purse) -> AsyncIterator[Any]:
         async for message in messages:
+            if admitted.is_void:
+                return
             pause_s = purse.pause_s(len(message), time.monotonic())
             yield message
             if pause_s > 0:

@@ -78,7 +78,7 @@ class Collector:
         retention = Retention(age_s=settings.retention_s, nbytes=settings.retention_bytes)
         self._fanout = Fanout(store, max_bytes=settings.viewer_bytes, outage=self._outage)
         self._keeper = Keeper(store, replicas, retention=retention, outage=self._outage)
-        self._demands = Demands(store, history=settings.history, outage=self._outage)
+        self._demands = Demands(store, history=settings.history)
         self._agents = AgentService(
             store,
             replicas,

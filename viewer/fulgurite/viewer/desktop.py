@@ -147,7 +147,8 @@ class Desk:
         elif name == "Backspace":
             self._typed = self._typed[:-1]
         else:
-            self._typed += {"Space": " "}.get(name, name if len(name) == 1 else "")
+            letter = name.removeprefix("Shift+")
+            self._typed += {"Space": " "}.get(letter, letter if len(letter) == 1 else "")
 
     # the mouse, in pixels from the upper left
 

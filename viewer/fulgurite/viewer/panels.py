@@ -13,7 +13,7 @@ import numpy as np
 
 from fulgurite.viewer.colors import bar_colors
 from fulgurite.viewer.inspection import deep_of, positions_of
-from fulgurite.viewer.lettering import Canvas, fitted
+from fulgurite.viewer.lettering import Canvas, fitted, width_of
 from fulgurite.viewer.sheets import DIM, FRAME, INK, TEXT, WARN, sheet
 from fulgurite.viewer.writing import formula, ink_of, printed
 
@@ -54,7 +54,9 @@ class _Column:
 
     def title(self, text: str, note: str = "") -> None:
         self.canvas.text(self.left, self.y, text, 12 * self.scale, INK, weight="bold")
-        note = fitted(note, 0.55 * self.room, 10 * self.scale)
+        note = fitted(
+            note, self.room - width_of(text, 12 * self.scale, "bold") - 8 * self.scale, 10 * self.scale
+        )
         self.canvas.text(self.left + self.room, self.y + 2 * self.scale, note, 10 * self.scale, DIM, align=1)
         self.y += 18 * self.scale
 
@@ -75,7 +77,7 @@ def paint(scene: ReplicaScene, chosen: Pick | None, height: int, scale: float) -
 
 def _matrix(column: _Column, scene: ReplicaScene, chosen: Pick | None) -> None:
     """Layer × head: the light of the newest token's heads, one cell each."""
-    column.title("heads of the newest token", "layer → · head ↓")
+    column.title("heads of the newest token", "layer →, head ↓")
     display = scene.display("head")
     if display is None or not np.isfinite(scene.head_values).any():
         column.missing("head_write: not captured")

@@ -99,13 +99,22 @@ def without_password(url: str) -> str:
     return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)
 
 
+def _one_of(url: str) -> str:
+    """What redis-py takes: the first of several nodes, without what the collector alone knows."""
+    plain, _, query = url.partition("?")
+    several = re.fullmatch(r"(rediss?)\+(?:cluster|sentinel)://([^@/]*@)?([^,/]+).*", plain)
+    options = [one for one in query.split("&") if one and not one.startswith(("wait_replicas=", "sentinel_"))]
+    node = f"{several[1]}://{several[2] or ''}{several[3]}" if several else plain
+    return f"{node}?{'&'.join(options)}" if options else node
+
+
 def _server(url: str) -> Finding:
     import redis as client
 
     shown = without_password(url)
     try:
         with client.Redis.from_url(
-            url, socket_connect_timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S
+            _one_of(url), socket_connect_timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S
         ) as connection:
             info = connection.info("server")
     except (client.RedisError, OSError, ValueError) as error:

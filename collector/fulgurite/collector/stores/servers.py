@@ -225,7 +225,8 @@ class Sentinels(OneServer):
         }
         encrypted = "connection_class" in nodes[0]
         of_sentinels = {name: value for name, value in shared.items() if name.startswith("ssl_")}
-        self._sentinel = Sentinel(
+        untyped: Any = Sentinel
+        self._sentinel = untyped(
             [(node.get("host", "localhost"), node.get("port", 26379)) for node in nodes],
             sentinel_kwargs={
                 **of_sentinels,

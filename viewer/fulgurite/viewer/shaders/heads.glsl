@@ -8,7 +8,7 @@ out vec4 vNode;
 vec4 node = texelFetch(uNodes, ivec2(nodeAt + 0.5), 0);
 float light = faded(node.x, node.y, uTime);
 vNode = vec4(light, flare(node.y, uTime) * node.x, node.z, node.w);
-float radius = uRadius * (1.0 + uGrowth * light);
+float radius = uRadius * (node.z > 1.5 ? 0.6 : 1.0 + uGrowth * light);
 gl_PointSize = max(2.0, 2.0 * radius * uPixels / gl_Position.w);
 //# fragment declarations
 in vec4 vNode;
@@ -22,7 +22,9 @@ if (r2 > 1.0) discard;
 float z = sqrt(1.0 - r2);
 float rim = pow(1.0 - z, 2.2);
 vec3 color;
-if (vNode.z > 0.5) {
+if (vNode.z > 1.5) {  // left out by a focus
+  color = vec3(0.014, 0.020, 0.044) * (0.30 + 0.70 * z) + vec3(0.05, 0.08, 0.18) * rim * 0.80;
+} else if (vNode.z > 0.5) {
   float ink = stripe(gl_FragCoord.xy, 5.0);
   color = mix(vec3(0.055, 0.058, 0.066), vec3(0.31, 0.32, 0.35), ink) * (0.55 + 0.45 * z) + 0.10 * rim;
 } else {

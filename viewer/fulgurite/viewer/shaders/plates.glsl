@@ -42,7 +42,10 @@ if (uDisc > 0.5) {
 }
 vec3 color;
 float alpha;
-if (vNode.z > 0.5) {
+if (vNode.z > 1.5) {  // left out by a focus
+  color = vec3(0.020, 0.034, 0.085) * cover + vec3(0.05, 0.08, 0.20) * edge;
+  alpha = max(edge * 0.6, cover * 0.35);
+} else if (vNode.z > 0.5) {
   float ink = stripe(gl_FragCoord.xy, 7.0);
   color = mix(vec3(0.05, 0.052, 0.06), vec3(0.31, 0.32, 0.35), ink);
   alpha = max(0.9 * edge, cover * 0.75);

@@ -145,14 +145,16 @@ class Renderer:
         return self.read()
 
     def read(self) -> NDArray[np.uint8]:
-        """The picture that was drawn last, shape (height, width, 3)."""
-        width, height = self.size
-        self._window.GetPixelData(
-            0, 0, width - 1, height - 1, int(not self._window.GetOffScreenRendering()), self._pixels, 0
-        )
-        pixels: NDArray[np.uint8] = vtk_to_numpy(self._pixels)  # type: ignore[no-untyped-call]
-        picture = pixels.reshape(height, width, 3)[::-1]
+        """The picture that was drawn last, shape (height, width, 3); for print where the storm is light."""
+        picture = self.raw(shown=not self._window.GetOffScreenRendering())
         return on_paper(picture) if self.storm.is_light else picture.copy()
+
+    def raw(self, *, shown: bool) -> NDArray[np.uint8]:
+        """What lies in the window's shown buffer, or in the one that is drawn to; valid until the next call."""
+        width, height = self.size
+        self._window.GetPixelData(0, 0, width - 1, height - 1, int(shown), self._pixels, 0)
+        pixels: NDArray[np.uint8] = vtk_to_numpy(self._pixels)  # type: ignore[no-untyped-call]
+        return pixels.reshape(height, width, 3)[::-1]
 
     def pick(self, x: float, y: float) -> tuple[str, Pick] | None:
         """The replica and the node under pixel (x, y) of the window."""

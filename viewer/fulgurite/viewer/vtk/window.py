@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from fulgurite.viewer.colors import on_paper
 from fulgurite.viewer.desktop import WORDS_PERIOD_S, Desk
 from fulgurite.viewer.vtk.probe import choose_screen
 
@@ -86,7 +87,7 @@ class Window:
         self._window.SwapBuffersOff()
         self._window.Render()
         width, height = self.size
-        lines = self._renderer.read()[::-1].reshape(-1, 3)  # read makes it light
+        lines = on_paper(self._renderer.raw(shown=False))[::-1].reshape(-1, 3)
         self._paper = numpy_to_vtk(lines, deep=True)  # type: ignore[no-untyped-call]
         self._window.SetPixelData(0, 0, width - 1, height - 1, self._paper, 0, 0)
         self._window.SwapBuffersOn()
@@ -94,7 +95,7 @@ class Window:
 
     def read(self) -> NDArray[np.uint8]:
         """The picture that was drawn last, shape (height, width, 3)."""
-        return self._renderer.read()
+        return self._renderer.raw(shown=True).copy()
 
     def pick(self, x: float, y: float) -> tuple[str, Pick] | None:
         """The replica and the node under a pixel."""

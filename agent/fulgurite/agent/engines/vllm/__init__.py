@@ -3,8 +3,7 @@
 vLLM loads the entry point ``vllm.general_plugins`` in every one of its processes. `register` does nothing
 there unless the environment configures Fulgurite. Where it does, and the version is one that we know
 (`versions`), methods of the front end (`frontend`), the scheduler (`scheduler`) and the worker (`worker`) are
-wrapped; no file of vLLM is changed. Of a version that we do not know only what its public statistics tell is
-passed on (`statistics`).
+wrapped; no file of vLLM is changed. A version that we do not know is left alone.
 
 Nothing of vLLM is imported with this module.
 """

@@ -94,8 +94,19 @@ def _texts(settings: config.Settings, runner: Any) -> TokenTexts | None:
     return TokenTexts(cached_tokenizer_from_config(runner.model_config))
 
 
-def _exporter(settings: config.Settings, worker: Any) -> Exporter:  # noqa: ARG001
-    return GrpcExporter(settings.endpoint, access=settings.access)
+def _exporter(settings: config.Settings, worker: Any, name: str, shield: Shield) -> Exporter:
+    """To the collector: of a model that is split over processes, through the first of them."""
+    exporter = GrpcExporter(settings.endpoint)
+    if int(worker.vllm_config.parallel_config.tensor_parallel_size) == 1:
+        return exporter
+    from vllm.distributed.parallel_state import get_tp_group
+
+    from fulgurite.agent.rank_exporters import joined
+    from fulgurite.agent.rank_group import RankGroup, _store
+
+    ranks, place = tuple(get_tp_group().ranks), int(get_tp_group().rank)
+    key = f"fulgurite/vllm/{'-'.join(map(str, ranks))}/{name}"
+    return joined(exporter, RankGroup(ranks, place, key, _store()), shield)
 
 
 def _rows(runner: Any) -> int:
@@ -132,7 +143,7 @@ def _measured(
     reasons = unmeasured(anatomy.layers, seen.wiring, heads.blind, {}, is_deep=deep)
     readout, attribution = None, None
     if deep:
-        readout, attribution, missing = _deep(runner, found, seen, layout, heads)
+        readout, attribution, missing = _deep(found, seen, layout, heads)
         reasons.update(missing)
     routed = topology.experts_per_token
     measure = Measure(
@@ -155,11 +166,11 @@ def _fitting(desk: Desk, layout: reduce.Plan) -> int:
 
 
 def _deep(
-    runner: Any, found: Model, seen: trial.Trial, layout: reduce.Plan, heads: Heads
+    found: Model, seen: trial.Trial, layout: reduce.Plan, heads: Heads
 ) -> tuple[Readout | None, Attribution | None, dict[str, str]]:
     """How the stream becomes logits, and what each part adds to them; or why that is not known."""
     anatomy = found.anatomy
-    readout = _readout(runner, found, seen)
+    readout = _readout(found, seen)
     if isinstance(readout, str):
         return None, None, dict.fromkeys((*CONTRIBUTIONS, *LENS), readout)
     for layer, wires in zip(anatomy.layers, seen.wiring, strict=True):
@@ -176,7 +187,7 @@ def _deep(
     return readout, Attribution(plain, seen.wiring, layout, readout, epsilon=seen.epsilon), {}
 
 
-def _readout(runner: Any, found: Model, seen: trial.Trial) -> Readout | str:
+def _readout(found: Model, seen: trial.Trial) -> Readout | str:
     anatomy = found.anatomy
     unembedding = anatomy.unembedding
     if unembedding is None or seen.logits is None or anatomy.final_norm is None:

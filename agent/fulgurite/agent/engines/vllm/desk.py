@@ -1,15 +1,15 @@
 """Where the layers of a running model leave the rows that matter, eager or compiled.
 
 vLLM compiles with all guards dropped, adds to the residual stream in place, and replays captured graphs: a
-reference that is kept in a hook is overwritten or was never taken. So a tap copies at once. In Python it calls
-`keep`; where a graph is traced it leaves the operator ``fulgurite_vllm::keep`` in it, which does the same when
-the graph runs. All taps write into one buffer of fixed address, one plane per tap, so that the reduction of a
-step needs no stacking. Each plane is stamped with the number of the step: what was not written in this step is
-told from what is quiet.
+reference that is kept in a hook is overwritten or was never taken. So a tap copies at once. In Python it
+calls `keep`; where a graph is traced it leaves the operator ``fulgurite_vllm::keep`` in it, which does the
+same when the graph runs. All taps write into one buffer of fixed address, one plane per tap, so that the
+reduction of a step needs no stacking. Each plane is stamped with the number of the step: what was not
+written in this step is told from what is quiet.
 
-Costs one `index_select` per tap and step, and `rows` rows of the model's number format per tap. On the CPU the
-operator reads plain Python state. Elsewhere it copies every row of the plane, so that a captured graph holds
-the same kernels in each step.
+Costs one `index_select` per tap and step, and `rows` rows of the model's number format per tap. On the CPU
+the operator reads plain Python state. Elsewhere it copies every row of the plane, so that a captured graph
+holds the same kernels in each step.
 
 Shape letters: t taps, r rows, w width of a tap.
 """

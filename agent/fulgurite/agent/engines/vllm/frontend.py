@@ -1,8 +1,8 @@
 """The front end: what the HTTP request says of itself travels with it to the worker.
 
 The worker knows a request by an internal id alone. So its public id, the sequences that it asks for and the
-trace that it belongs to are put into ``SamplingParams.extra_args`` under one key, which vLLM carries along and
-does not read. Nothing of the prompt is touched.
+trace that it belongs to are put into ``SamplingParams.extra_args`` under one key, which vLLM carries along
+and does not read. Nothing of the prompt is touched.
 """
 
 from __future__ import annotations

@@ -64,4 +64,4 @@ def _misfit(layer: LayerParts, weight: torch.Tensor, trial: Trial) -> float:
     bias = bias_of(layer.projection) if layer.projection is not None else None
     if bias is not None:
         made = made + bias.double().cpu().numpy()
-    return float(np.linalg.norm(made - gave) / max(np.linalg.norm(made), 1e-12))
+    return float(np.linalg.norm(made - gave)) / max(float(np.linalg.norm(made)), 1e-12)

@@ -35,7 +35,8 @@ def widths_of(layer: nn.Module) -> tuple[int, int] | None:
 def held_inputs(layer: nn.Module) -> int:
     """How many inputs this process holds the columns of."""
     layer = bare(layer)
-    return int(getattr(layer, "input_size_per_partition", None) or getattr(layer, "input_size", 0))
+    held: Any = getattr(layer, "input_size_per_partition", None) or getattr(layer, "input_size", 0)
+    return int(held)
 
 
 @torch.no_grad()
@@ -53,9 +54,9 @@ def matrix_of(layer: nn.Module) -> torch.Tensor:
         raise Unreadable("it is no linear layer")
     shape = (widths[1], held_inputs(layer))
     weight = layer._parameters.get("weight")
-    if weight is not None and tuple(weight.shape) == shape and weight.is_floating_point():
-        if weight.element_size() > 1:
-            return weight.detach()
+    is_as_it_was = weight is not None and tuple(weight.shape) == shape and weight.is_floating_point()
+    if weight is not None and is_as_it_was and weight.element_size() > 1:
+        return weight.detach()
     return _asked(layer, shape)
 
 

@@ -18,11 +18,11 @@ import torch
 from fulgurite.agent import reduce
 from fulgurite.agent.anatomy import Anatomy
 from fulgurite.agent.engines.vllm.desk import Desk
-from fulgurite.agent.figures import Figures
 from fulgurite.agent.engines.vllm.measure import Measure
 from fulgurite.agent.engines.vllm.rows import Known, Rows, Sampled, sampled
 from fulgurite.agent.engines.vllm.step import Step
 from fulgurite.agent.exporter import Exporter
+from fulgurite.agent.figures import Figures
 from fulgurite.agent.late import LateBlock
 from fulgurite.agent.sampling import Budget, Demand, level_of_step
 from fulgurite.agent.shield import Shield

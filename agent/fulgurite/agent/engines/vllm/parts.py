@@ -1,4 +1,4 @@
-"""What a decoder of vLLM is made of: layers, attention, output projections, feed-forward parts, experts, norms.
+"""What a decoder of vLLM is made of: layers, attention, projections, feed-forward parts, experts, norms.
 
 By structure, as `fulgurite.agent.anatomy` does it for transformers: what is attention is told by what vLLM
 itself registers as such, the rest by the widths of linear layers. How the parts are added is not assumed but

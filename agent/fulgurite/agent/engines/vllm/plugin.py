@@ -1,4 +1,4 @@
-"""Whether this process is to be observed, and by what: decided once, from the environment and vLLM's version."""
+"""Whether this process is to be observed: decided from the environment and from vLLM's version."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 
 from fulgurite.agent.config import is_disabled
-from fulgurite.agent.engines.vllm.versions import installed_version, support_of
+from fulgurite.agent.engines.vllm.versions import SUPPORTED, installed_version, support_of
 
 logger = logging.getLogger("fulgurite.agent")
 _SETTINGS = ("FULGURITE_ENDPOINT", "FULGURITE_LEVEL", "FULGURITE_RUN")
@@ -26,8 +26,8 @@ def activate(env: Mapping[str, str] = os.environ) -> bool:
     version = installed_version()
     if support_of(version) is None:
         _say(
-            f"vLLM {version} is not a version that Fulgurite knows: its statistics are passed on, "
-            "its inside is not measured"
+            f"vLLM {version} is not a version that Fulgurite knows: nothing of it is measured "
+            f"(known: {', '.join(known.series for known in SUPPORTED)})"
         )
         return False
     from fulgurite.agent.engines.vllm import frontend, scheduler, worker

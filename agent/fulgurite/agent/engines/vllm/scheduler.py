@@ -1,7 +1,7 @@
 """The scheduler: what only it knows travels with each step to the worker.
 
-It runs in another process than the model. Its outputs are sent to the workers anyway, so what it has to say of
-requests and of the key-value cache is put on them as one attribute, `NEWS`. Nothing is sent besides, and
+It runs in another process than the model. Its outputs are sent to the workers anyway, so what it has to say
+of requests and of the key-value cache is put on them as one attribute, `NEWS`. Nothing is sent besides, and
 nothing waits.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 
 from fulgurite.agent.engines.vllm.around import around
 from fulgurite.agent.engines.vllm.docket import Docket
-from fulgurite.agent.figures import Figures
 from fulgurite.agent.engines.vllm.frontend import KEY
 from fulgurite.agent.engines.vllm.versions import installed_version
+from fulgurite.agent.figures import Figures
 from fulgurite.agent.shield import Shield
 from fulgurite.wire.frame import RequestEvent
 

@@ -1,9 +1,9 @@
 """Hooks that read the residual stream where vLLM's layers add to it.
 
 A layer of vLLM mostly hands on two tensors, what was written last and the stream before it, and the next norm
-adds them, in place. So the stream that a part meets is the sum of what it is handed, and what a norm was given
-is what it hands on beside its own output. A hook reads at once and keeps nothing. It is plain code, since it
-is traced into compiled graphs.
+adds them, in place. So the stream that a part meets is the sum of what it is handed, and what a norm was
+given is what it hands on beside its own output. A hook reads at once and keeps nothing. It is plain code,
+since it is traced into compiled graphs.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def wide(values: tuple[Any, ...], width: int) -> list[torch.Tensor]:
     """Those of `values` that are vectors of the stream, one per token."""
     found = []
     for value in values:
-        if isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[-1] == width:
-            if value.is_floating_point():
-                found.append(value)
+        is_wide = isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[-1] == width
+        if is_wide and value.is_floating_point():
+            found.append(value)
     return found
 
 

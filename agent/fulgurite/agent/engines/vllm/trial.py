@@ -102,7 +102,7 @@ def _made_up_attention(modules: Mapping[int, nn.Module]) -> Iterator[None]:
     made = torch.Generator().manual_seed(0)
     try:
         for module in modules.values():
-            module.forward = _made_up(module, made)  # type: ignore[method-assign]
+            module.forward = _made_up(module, made)
         yield
     finally:
         for module in modules.values():
@@ -110,9 +110,8 @@ def _made_up_attention(modules: Mapping[int, nn.Module]) -> Iterator[None]:
 
 
 def _made_up(module: Any, made: torch.Generator) -> Any:
-    width = int(module.num_heads) * int(
-        getattr(module, "head_size_v", None) or getattr(module, "v_head_dim", 0)
-    )
+    head: Any = getattr(module, "head_size_v", None) or getattr(module, "v_head_dim", 0)
+    width = int(module.num_heads) * int(head)
 
     def forward(query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         values = torch.randn(query.shape[0], width, generator=made)

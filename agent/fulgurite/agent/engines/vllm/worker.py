@@ -39,12 +39,12 @@ def watch() -> None:
 
 
 def _born(original: Callable[..., Any]) -> Callable[..., Any]:
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         with _shield.at("worker"):
             around(self, "load_model", lambda load: _loading(self, load))
 
-    return __init__
+    return init
 
 
 def _loading(worker: Any, load: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,6 +79,13 @@ def _attach(worker: Any) -> None:
             "this model runner of vLLM (%s.%s) is not one that Fulgurite knows: its inside is not measured",
             type(runner).__module__,
             type(runner).__name__,
+        )
+        return
+    if getattr(runner, "use_async_scheduling", False):
+        _shield.say_once(
+            "async",
+            "vLLM schedules ahead of its own results here: its inside is not measured "
+            "(start it with --no-async-scheduling)",
         )
         return
     observer = observe(worker, _shield)
