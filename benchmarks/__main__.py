@@ -13,7 +13,7 @@ from benchmarks import page
 from benchmarks.conditions import conditions
 
 DEFAULT = ("wire", "decode", "latency")
-NAMES = (*DEFAULT, "otlp", "overhead", "sweep", "pipeline", "webpage")
+NAMES = (*DEFAULT, "otlp", "overhead", "sweep", "pipeline", "webpage", "viewer")
 OUT = Path(__file__).parent / "out"
 
 ROUNDS = {"quick": 5, "full": 25}
@@ -30,6 +30,11 @@ def measure(name: str, *, quick: bool, model: str | None, out: Path, only: Seque
         from benchmarks.pipeline.run import pipeline
 
         found = pipeline(quick=quick, out=out, only=only)
+    elif name == "viewer":
+        from benchmarks.viewer import run as viewer
+
+        rows = viewer.run(pictures=20 if quick else 60, stream_s=300.0 if quick else 3600.0)
+        found = {"about": (viewer.__doc__ or "").strip(), "model": "none: synthetic streams", "rows": rows}
     else:
         module: Any = importlib.import_module(f"benchmarks.{name}")
         length = {"rounds": ROUNDS["quick" if quick else "full"]}

@@ -5,8 +5,8 @@ core that the page's server takes: it makes each message once and sends the same
 take the messages and do not draw. *Interaction to image* is from the time stamp of a real mouse event (drag)
 in headless Chromium to the moment at which the picture that follows from it is complete (a pixel of it was
 read back), in a window of 1280 × 720 with all panels; *detail* is the share of the window's resolution that
-the page chose, by its own measurement, to stay fluent. Drawing is WebGL2 in software (SwiftShader) on the same
-cores as the server and the browser.
+the page chose, by its own measurement, to stay fluent. Drawing is WebGL2 in software (SwiftShader) on the
+same cores as the server and the browser.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ value is made up.
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +29,7 @@ from fulgurite.viewer.vtk.renderer import Renderer
 from fulgurite.wire.frame import FrameBlock, Scale
 
 FOLDER = Path(__file__).parents[1] / "docs" / "gallery"
-STEP_S = 0.14  # of the display: an even pace, so that a picture shows the same wherever it is made
+STEP_S = 0.06  # of the display: an even pace, so that a picture shows the same wherever it is made
 RANDOM = "Random weights: its lights mean nothing; this shows how such a shape is drawn."
 
 
@@ -54,32 +56,39 @@ class Plate:
     replicas: int = 1
 
 
-def _measured(model: Any, tokenizer: Any, title: str, *, rows: int, tokens: int, inputs: Any) -> Run:
-    exporter = InMemoryExporter()
+def _measured(model: Any, tokenizer: Any, title: str, *, tokens: int, requests: list[Any]) -> Run:
+    """One call of `generate` per request; their steps are shown in turn, as a server has them."""
+    exporter, per_request = InMemoryExporter(), []
     with instrument(
         model, tokenizer=tokenizer, level="deep", exporter=exporter, tokens="text" if tokenizer else "ids"
     ) as agent:
-        model.generate(
-            **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
-        )
-        agent.flush(60.0)
-    print(f"{title}: {len(exporter.frames)} tokens of {rows} sequences", flush=True)
-    return Run(title, exporter.topology, exporter.scale, exporter.blocks)
+        for inputs in requests:
+            known = len(exporter.blocks)
+            model.generate(
+                **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
+            )
+            agent.flush(60.0)
+            per_request.append(exporter.blocks[known:])
+    blocks = tuple(
+        block for step in itertools.zip_longest(*per_request) for block in step if block is not None
+    )
+    print(f"{title}: {len(exporter.frames)} tokens of {len(requests)} requests", flush=True)
+    return Run(title, exporter.topology, exporter.scale, blocks)
 
 
 def _bundled() -> Run:
     model, tokenizer = load()
     wanted = prompts(7)
-    texts = [next(wanted) for _ in range(3)]
-    inputs = tokenizer(texts, return_tensors="pt", padding=True)
-    inputs.pop("token_type_ids", None)
-    return _measured(model, tokenizer, "stories-3m", rows=3, tokens=28, inputs=inputs)
+    requests = [tokenizer(next(wanted), return_tensors="pt") for _ in range(3)]
+    for inputs in requests:
+        inputs.pop("token_type_ids", None)
+    return _measured(model, tokenizer, "stories-3m", tokens=24, requests=requests)
 
 
 def _random(kind: str) -> Run:
     import torch
-    import transformers
 
+    transformers: Any = importlib.import_module("transformers")
     torch.manual_seed(3)
     shape: dict[str, Any] = {
         "vocab_size": 512, "max_position_embeddings": 128, "num_key_value_heads": 4, "bos_token_id": 1,
@@ -96,11 +105,11 @@ def _random(kind: str) -> Run:
             hidden_size=256, intermediate_size=256, num_hidden_layers=64, num_attention_heads=64, **shape
         )
         model, title = transformers.LlamaForCausalLM(config), "random Llama"
-    inputs = {
-        "input_ids": torch.randint(3, 512, (2, 24)),
-        "attention_mask": torch.ones(2, 24, dtype=torch.long),
-    }
-    return _measured(model.eval(), None, title, rows=2, tokens=14, inputs=inputs)
+    requests = [
+        {"input_ids": torch.randint(3, 512, (1, 24)), "attention_mask": torch.ones(1, 24, dtype=torch.long)}
+        for _ in range(3)
+    ]
+    return _measured(model.eval(), None, title, tokens=10, requests=requests)
 
 
 def _plates() -> tuple[Plate, ...]:
@@ -150,7 +159,7 @@ def _draw(plate: Plate, run: Run) -> None:
             at_s += STEP_S
             scene.apply(block, at_s)
     storm.camera.show(plate.camera)
-    now_s = at_s + 0.30
+    now_s = at_s + 0.26
     storm.advance(now_s)
     plate.change(storm)
     renderer = Renderer(storm, width=plate.size[0], height=plate.size[1])

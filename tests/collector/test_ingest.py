@@ -423,15 +423,15 @@ async def test_while_the_store_is_away_no_more_than_the_bound_is_held(store_serv
         store = RedisStore(server.url, durability="always")
         stack.push_async_callback(store.close)
         await store.open()
-        collector = await stack.enter_async_context(collecting(store, held_bytes=1 << 18))
+        collector = await stack.enter_async_context(collecting(store, held_bytes=1 << 20))
         agent = await Agent(collector.address).hello()
         await agent.send(1, 1)
         await agent.acknowledged(1)
         await server.kill()
         writing = asyncio.create_task(_write(agent, batches, padding))
         intake = collector._agents._intakes[KEY]
-        await until(lambda: intake.inbox.nbytes > (1 << 18) - 2 * padding)
-        assert intake.inbox.nbytes <= 1 << 18
+        await until(lambda: intake.inbox.nbytes > (1 << 20) - 2 * padding)
+        assert intake.inbox.nbytes <= 1 << 20
         assert not writing.done()
         await server.start()
         await agent.acknowledged(1 + batches)

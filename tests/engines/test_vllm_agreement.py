@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import serving
-
-from fulgurite.wire.frame import Frame
+from checks import error, plain
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
 
@@ -39,28 +38,6 @@ def served(request: pytest.FixtureRequest, model: Path, tmp_path_factory: Any) -
         yield dtype, found
 
 
-def plain(model: Path, dtype: str, prompt: list[int]) -> list[Frame]:
-    """The frames of `generate`."""
-    import torch
-    import transformers
-
-    from fulgurite.agent import InMemoryExporter, instrument
-
-    made = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
-    exporter = InMemoryExporter()
-    with instrument(made, level="deep", exporter=exporter):
-        made.generate(torch.tensor([prompt]), max_new_tokens=TOKENS, do_sample=False)
-    return exporter.frames
-
-
-def error(found: Any, wanted: Any) -> float:
-    """Largest difference, relative to the largest value in (frame, layer)."""
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    assert np.array_equal(np.isnan(found), np.isnan(wanted))
-    size = np.nanmax(np.abs(wanted), axis=-1, keepdims=True)
-    return float(np.nanmax(np.abs(found - wanted) / size))
-
-
 def test_frames_agree_with_plain_generate(served: tuple[str, Any], model: Path) -> None:
     dtype, stage = served
     compared = 0
@@ -70,7 +47,7 @@ def test_frames_agree_with_plain_generate(served: tuple[str, Any], model: Path) 
         choice = answer["choices"][0]
         frames = stage.watcher.of(answer["id"], TOKENS)
         assert [f.token_id for f in frames] == choice["token_ids"]
-        wanted = plain(model, dtype, choice["prompt_token_ids"])
+        wanted = plain(model, dtype, choice["prompt_token_ids"], TOKENS)
         for frame, other in zip(frames, wanted, strict=False):
             assert frame.position == other.position
             assert frame.phase == other.phase

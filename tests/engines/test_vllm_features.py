@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import serving
 import tiny_model
-from test_vllm_agreement import error, plain
-from test_vllm_requests import check
+from checks import check, error, plain
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
 
@@ -88,7 +87,7 @@ def test_the_ranks_of_a_split_model_are_one_replica(model: Path, tmp_path: Path)
         answer = stage.server.complete("Once upon a time", max_tokens=8, ignore_eos=True)
         check(stage, answer)
         choice = answer["choices"][0]
-        wanted = plain(model, "float32", choice["prompt_token_ids"])
+        wanted = plain(model, "float32", choice["prompt_token_ids"], 8)
         assert len(stage.watcher.topologies) == 1
         for frame, other in zip(stage.watcher.by_request()[answer["id"]], wanted, strict=False):
             assert frame.token_id == other.token_id

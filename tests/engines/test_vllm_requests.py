@@ -9,32 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-
-from fulgurite.wire.frame import Frame
+from checks import check, tokens_of
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
 
 STEM = (
     "the cat and the dog and the bird went to the river to look for a boat and a little house with a red door"
 )
-
-
-def tokens_of(frames: list[Frame], sequence: int) -> list[int]:
-    return [f.token_id for f in frames if f.sequence == sequence]
-
-
-def check(stage: Any, answer: dict[str, Any], choices: int = 1) -> None:
-    """The frames of one answer are its tokens, one after the other."""
-    wanted = {c["index"]: c["token_ids"] for c in answer["choices"]}
-    assert len(wanted) == choices
-    frames = stage.watcher.of(answer["id"], sum(map(len, wanted.values())))
-    assert {i: tokens_of(frames, i) for i in wanted} == wanted
-    assert len(frames) == sum(map(len, wanted.values()))
-    for index, tokens in wanted.items():
-        positions = [f.position for f in frames if f.sequence == index]
-        assert positions == list(range(positions[0], positions[0] + len(tokens)))
-        prompt = next(c["prompt_token_ids"] for c in answer["choices"] if c["index"] == index)
-        assert prompt is None or positions[0] == len(prompt)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,11 @@ from typing import Any
 
 @functools.cache
 def _made() -> type[Any]:
-    from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+    from opentelemetry.instrumentation import instrumentor
 
-    class FulguriteInstrumentor(BaseInstrumentor):  # type: ignore[misc,unused-ignore]
+    BaseInstrumentor: Any = instrumentor.BaseInstrumentor
+
+    class FulguriteInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         """Observes the models of transformers that are loaded from now on.
 
         Settings are the ``FULGURITE_*`` and ``OTEL_*`` variables.

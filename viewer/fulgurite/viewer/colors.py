@@ -140,11 +140,11 @@ def expert_display(experts_per_token: int) -> Display:
 def on_paper(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A picture for print, shape (…, 3): light becomes ink, black becomes paper, hues stay.
 
-    What was brighter is darker, by as much: r, g and b are moved by 255 − (largest + smallest of them).
+    What was brighter is darker by as much: r, g and b are moved together by 255 − 2 × their luma.
     """
-    wide = picture.astype(np.int16)
-    moved = wide + (255 - wide.max(axis=-1, keepdims=True) - wide.min(axis=-1, keepdims=True))
-    return np.asarray(moved, np.uint8)
+    wide = picture.astype(np.int32)
+    luma = (77 * wide[..., 0] + 150 * wide[..., 1] + 29 * wide[..., 2]) >> 8
+    return np.clip(wide + (255 - 2 * luma[..., None]), 0, 255).astype(np.uint8)
 
 
 class RequestColors:

@@ -167,8 +167,10 @@ def _heat(column: _Column, scene: ReplicaScene, _chosen: Pick | None) -> None:
         column.missing("kv_heat: not captured")
         return
     values = np.asarray(deep[0].columns["kv_heat"][deep[1]], np.float64)
-    total = np.nanmean(values.reshape(-1, values.shape[-1]), axis=0)
-    _bars(column, total, 34.0, most=float(np.nanmax(total)) or 1.0)
+    rows = values.reshape(-1, values.shape[-1])
+    known = np.isfinite(rows).sum(axis=0)
+    total = np.where(known > 0, np.nansum(rows, axis=0) / np.maximum(1, known), np.nan)
+    _bars(column, total, 34.0, most=max(1e-9, float(np.nanmax(total, initial=0.0))))
     note = "attention mass: sink, log-spaced past, recent →"
     column.canvas.text(column.left, column.y - 3 * column.scale, note, 10 * column.scale, DIM)
     column.y += 12 * column.scale

@@ -1,8 +1,8 @@
 """The web server of the page that draws for itself: files, and one websocket per open page.
 
-Every link in the page is relative, so it works under any path behind a reverse proxy. With a token nothing is
-served without it; a browser shows it once (``?token=``) and has a cookie from then on. A websocket from a page
-of another site is refused.
+Every link in the page is relative, so it works under any path behind a reverse proxy. With a token nothing
+is served without it; a browser shows it once (``?token=``) and has a cookie from then on. A websocket from a
+page of another site is refused.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ if (to.w > 0.0 && age >= 0.0 && age < to.w && arcAt.y - span <= grown) {
   float left = 1.0 - max(0.0, age / to.w - 0.15) / 0.85;
   float strokes = uStill > 0.5 ? 1.0 : 0.84 + 0.16 * cos(age * 72.0);  // return strokes, the same for every arc
   float fade = left * left * (shape.y < 0.5 ? 1.0 : left);  // the trunk stays a little longer
-  float bright = (0.10 + 0.90 * tint.w) * fade * strokes * (shape.y > 2.5 ? 0.62 : 1.0);
+  float bright = (0.12 + 0.88 * pow(tint.w, 0.65)) * fade * strokes * (shape.y > 2.5 ? 0.62 : 1.0);
   if (!glow || bright > GLOW) {
     vec3 way = to.xyz - from.xyz;
     float amount = shape.y < 0.5 ? 0.105 : 0.125;

@@ -122,8 +122,8 @@ def _measured(
     try:
         found = dissect(runner.model, runner.vllm_config, name=name)
         seen = trial.run(runner, found)
-    except Unsupported as reason:
-        return without_layers(runner.vllm_config, name=name, reason=str(reason)), None
+    except Unsupported as why:
+        return without_layers(runner.vllm_config, name=name, reason=str(why)), None
     except Exception as error:
         shield.caught("trial", error)
         reason = f"the model could not be tried out ({type(error).__name__})"

@@ -1,0 +1,50 @@
+"""What several of these tests ask of frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fulgurite.wire.frame import Frame
+
+
+def plain(model: Path, dtype: str, prompt: list[int], tokens: int) -> list[Frame]:
+    """The frames of `generate`."""
+    import torch
+    import transformers
+
+    from fulgurite.agent import InMemoryExporter, instrument
+
+    made = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    exporter = InMemoryExporter()
+    with instrument(made, level="deep", exporter=exporter):
+        made.generate(torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False)
+    return exporter.frames
+
+
+def error(found: Any, wanted: Any) -> float:
+    """Largest difference, relative to the largest value in (frame, layer)."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    assert np.array_equal(np.isnan(found), np.isnan(wanted))
+    size = np.nanmax(np.abs(wanted), axis=-1, keepdims=True)
+    return float(np.nanmax(np.abs(found - wanted) / size))
+
+
+def tokens_of(frames: list[Frame], sequence: int) -> list[int]:
+    return [f.token_id for f in frames if f.sequence == sequence]
+
+
+def check(stage: Any, answer: dict[str, Any], choices: int = 1) -> None:
+    """The frames of one answer are its tokens, one after the other."""
+    wanted = {c["index"]: c["token_ids"] for c in answer["choices"]}
+    assert len(wanted) == choices
+    frames = stage.watcher.of(answer["id"], sum(map(len, wanted.values())))
+    assert {i: tokens_of(frames, i) for i in wanted} == wanted
+    assert len(frames) == sum(map(len, wanted.values()))
+    for index, tokens in wanted.items():
+        positions = [f.position for f in frames if f.sequence == index]
+        assert positions == list(range(positions[0], positions[0] + len(tokens)))
+        prompt = next(c["prompt_token_ids"] for c in answer["choices"] if c["index"] == index)
+        assert prompt is None or positions[0] == len(prompt)
