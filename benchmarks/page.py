@@ -27,7 +27,8 @@ it.
 `make bench` runs `wire`, `decode` and `latency` (some minutes). `make bench ARGS="overhead sweep"` measures
 the agent on a Llama of more than 100 M parameters beside its peers, and its cost along four axes (hours on
 a small machine). `make bench-pipeline` measures the way from an agent to a viewer (a quarter of an hour, on a
-machine that does nothing else); `ARGS="--only latency"` measures one part of it again. `--quick` makes any of them short; such figures go to `benchmarks/out/` and are not kept.
+machine that does nothing else); `ARGS="--only latency"` measures one part of it again. `--quick` makes any of
+them short; such figures go to `benchmarks/out/` and are not kept.
 """
 
 

@@ -6,15 +6,15 @@ Made when it is asked for: opentelemetry-instrumentation is there where its tool
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Collection
 from typing import Any
 
 
 @functools.cache
 def _made() -> type[Any]:
-    from opentelemetry.instrumentation import instrumentor
-
-    BaseInstrumentor: Any = instrumentor.BaseInstrumentor
+    module = importlib.import_module("opentelemetry.instrumentation.instrumentor")
+    BaseInstrumentor: Any = module.BaseInstrumentor
 
     class FulguriteInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         """Observes the models of transformers that are loaded from now on.

@@ -55,7 +55,7 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
         )
     )
     if found is None:
-        found = without_layers(worker.vllm_config, name=name, reason="not asked for, or not known here")
+        found = _shape(runner, name)
     exporter = _exporter(settings, worker, name, shield)
     exporter.attach(
         found.topology,
@@ -78,6 +78,14 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
         measure=measure,
         texts=_texts(settings, runner),
     )
+
+
+def _shape(runner: Any, name: str) -> Anatomy:
+    """The model's parts where its layers are not asked for: caches are told by them."""
+    try:
+        return dissect(runner.model, runner.vllm_config, name=name).anatomy
+    except Unsupported as why:
+        return without_layers(runner.vllm_config, name=name, reason=str(why))
 
 
 def _name(vllm_config: Any) -> str:

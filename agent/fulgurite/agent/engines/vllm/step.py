@@ -32,7 +32,8 @@ class Step:
     host : results by name, as `reduce` gives them.
     request, sequence, token, position, prompt : ndarray of int, shape (n,)
         `request` is the index into the block's requests; `prompt` how many tokens its prompt has.
-    windows : ndarray of int, shape (L,), what each layer's cache holds at most; 0: all; -1: it has none.
+    windows : ndarray of int, shape (L,), what each layer's cache holds at most; 0: all; -1: it has none;
+        empty where that is not known.
     kv_bytes : ndarray of int64, shape (n,), -1 where it is not known.
     requests : how many were in the batch.
     number, started_ns, ended_ns : of the step; UNIX time.
@@ -79,8 +80,9 @@ class Step:
             "started_ns": np.full(rows, self.started_ns, np.int64),
             "ended_ns": np.full(rows, self.ended_ns, np.int64),
             "batch_size": np.full(rows, self.requests, np.uint16),
-            "kv_tokens": self._kv_tokens(),
         }
+        if self.windows.size:
+            columns["kv_tokens"] = self._kv_tokens()
         if (self.kv_bytes >= 0).all():
             columns["kv_bytes"] = self.kv_bytes
         if "logprob" in self.host:

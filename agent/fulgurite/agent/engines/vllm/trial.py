@@ -129,6 +129,8 @@ def _pass(runner: Any, vocabulary: int) -> torch.Tensor | None:
     positions = torch.arange(_TOKENS, device=device)
     if getattr(runner, "uses_mrope", False):
         positions = positions.expand(3, -1).contiguous()
+    if getattr(runner, "lora_config", None):  # the layers ask which adapter each token has: none
+        runner._set_active_loras((0,) * _TOKENS, (0,) * _TOKENS, set())
     with set_forward_context(None, runner.vllm_config, num_tokens=_TOKENS, skip_compiled=True):
         hidden = runner.model(
             input_ids=tokens, positions=positions, intermediate_tensors=None, inputs_embeds=None
