@@ -98,7 +98,7 @@ def run(
     """One row per variant and batch size: tokens/s, and time as a ratio to off with its 95 % interval."""
     torch.set_num_threads(1)
     rows: list[Row] = []
-    with collector_process() as endpoint:
+    with collector_process("--history", "all") as endpoint:
         for batch in batches:
             variants = _variants(model, endpoint, batch, tokens)
             for measure in variants.values():

@@ -104,6 +104,11 @@ class Actor:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(number)
 
+    def come_back(self) -> None:
+        """Start it again after it was told to end, when it has."""
+        self._see_it_end()
+        self.start(wait=False)
+
     def _see_it_end(self) -> None:
         self.signal(signal.SIGCONT)  # one that is stopped does not hear that it is to end
         if self.process is not None:

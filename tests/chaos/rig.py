@@ -248,7 +248,7 @@ class Rig:
         elif fault.kind == "stop":
             (self.collector if fault.where == "collector" else self.redis).signal(signal.SIGCONT)
         elif fault.kind in ("kill", "term"):
-            (self.collector if fault.where == "collector" else self.redis).start(wait=False)
+            (self.collector if fault.where == "collector" else self.redis).come_back()
 
     def calm(self) -> None:
         """Everything is well again."""

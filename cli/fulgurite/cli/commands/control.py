@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fulgurite.cli.address import add_collector_argument
 from fulgurite.cli.commands.command import Command
 from fulgurite.cli.errors import CommandError
-
-if TYPE_CHECKING:
-    from fulgurite.v1.viewer_pb2 import ControlState
 
 LEVELS = ("off", "pulse", "heads", "deep", "own")
 
@@ -81,7 +78,7 @@ def _ratio(text: str) -> float:
     return ratio
 
 
-def _told(state: ControlState) -> str:
+def _told(state: Any) -> str:
     if state.refusal:
         return f"{state.key}: refused: {state.refusal}"
     control = state.control

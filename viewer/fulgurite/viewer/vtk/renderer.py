@@ -150,7 +150,7 @@ class Renderer:
         return on_paper(picture) if self.storm.is_light else picture.copy()
 
     def raw(self, *, shown: bool) -> NDArray[np.uint8]:
-        """What lies in the window's shown buffer, or in the one that is drawn to; valid until the next call."""
+        """What is in the buffer on screen, or in the one that is drawn to; valid until the next call."""
         width, height = self.size
         self._window.GetPixelData(0, 0, width - 1, height - 1, int(shown), self._pixels, 0)
         pixels: NDArray[np.uint8] = vtk_to_numpy(self._pixels)  # type: ignore[no-untyped-call]

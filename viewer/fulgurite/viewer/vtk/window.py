@@ -17,9 +17,9 @@ from fulgurite.viewer.vtk.probe import choose_screen
 choose_screen()
 
 from fulgurite.viewer.vtk.renderer import Renderer  # isort: skip  # noqa: E402
-from vtkmodules.util.numpy_support import numpy_to_vtk  # isort: skip
-from vtkmodules.vtkRenderingCore import vtkRenderWindowInteractor  # isort: skip
-import vtkmodules.vtkRenderingUI  # noqa: F401  # isort: skip  # makes the interactor of this platform
+from vtkmodules.util.numpy_support import numpy_to_vtk  # noqa: E402  # isort: skip
+from vtkmodules.vtkRenderingCore import vtkRenderWindowInteractor  # noqa: E402  # isort: skip
+import vtkmodules.vtkRenderingUI  # noqa: E402, F401  # isort: skip  # makes the interactor of this platform
 
 if TYPE_CHECKING:
     from pathlib import Path
