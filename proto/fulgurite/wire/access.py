@@ -15,12 +15,13 @@ channel is opened, so that what was renewed is used without a restart.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-import grpc
+if TYPE_CHECKING:
+    import grpc
 
 TRUE: Final = ("1", "true", "yes", "on")
 FALSE: Final = ("", "0", "false", "no", "off")
@@ -117,12 +118,18 @@ class Access:
         AccessError
             As `check`.
         """
+        import grpc  # whoever only reads settings does not pay for it
+
         bearer, credentials = self._bearer(address), self._credentials()
         if credentials is None:
             channel = grpc.insecure_channel(address, options)
         else:
             channel = grpc.secure_channel(address, credentials, options)
-        return grpc.intercept_channel(channel, _Bearer(bearer)) if bearer else channel
+        if not bearer:
+            return channel
+        from fulgurite.wire.bearer import Bearer
+
+        return grpc.intercept_channel(channel, Bearer(bearer))
 
     def _bearer(self, address: str) -> str:
         token = self.token or (_read(self.token_file, "token").decode().strip() if self.token_file else "")
@@ -140,6 +147,8 @@ class Access:
     def _credentials(self) -> grpc.ChannelCredentials | None:
         if not self.encrypts:
             return None
+        import grpc
+
         ca = _read(self.ca, "CA certificate") if self.ca is not None else None
         key = _read(self.key, "key") if self.key is not None else None
         chain = _read(self.certificate, "certificate") if self.certificate is not None else None
@@ -158,34 +167,3 @@ def _read(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise AccessError(f"cannot read the {what} in {path}: {error.strerror}") from None
-
-
-class _Details(NamedTuple):
-    """What grpc asks of the details of a call, by name."""
-
-    method: Any = None
-    timeout: Any = None
-    metadata: Any = None
-    credentials: Any = None
-    wait_for_ready: Any = None
-    compression: Any = None
-
-
-class _Bearer(
-    grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg]
-    grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg]
-    grpc.StreamStreamClientInterceptor,  # type: ignore[type-arg]
-):
-    """Puts the token on every call."""
-
-    def __init__(self, bearer: str) -> None:
-        self._bearer = bearer
-
-    def _with_token(self, continuation: Callable[[Any, Any], Any], details: Any, request: Any) -> Any:
-        metadata = [*(details.metadata or ()), (METADATA_KEY, self._bearer)]
-        fields = {name: getattr(details, name, None) for name in _Details._fields}
-        return continuation(_Details(**{**fields, "metadata": metadata}), request)
-
-    intercept_unary_unary: Any = _with_token
-    intercept_unary_stream: Any = _with_token
-    intercept_stream_stream: Any = _with_token
