@@ -16,6 +16,7 @@ DEFAULT = ("wire", "decode", "latency")
 NAMES = (*DEFAULT, "otlp", "overhead", "sweep", "pipeline", "webpage", "viewer")
 OUT = Path(__file__).parent / "out"
 
+LENGTHS_S = {"wire": (2, 4), "otlp": (2, 5)}  # quick, and to be kept
 ROUNDS = {"quick": 5, "full": 25}
 
 
@@ -39,7 +40,7 @@ def measure(name: str, *, quick: bool, model: str | None, out: Path, only: Seque
         module: Any = importlib.import_module(f"benchmarks.{name}")
         length = {"rounds": ROUNDS["quick" if quick else "full"]}
         if name != "decode":
-            length = {"seconds": (2 if quick else 4) if name == "wire" else (5 if quick else 20)}
+            length = {"seconds": LENGTHS_S.get(name, (5, 20))[not quick]}
         about = (module.__doc__ or "").strip()
         found = {"about": about, "model": model or "bundled", "rows": module.run(**length, model=model)}
     return {"benchmark": name, "quick": quick, "conditions": before, **found}

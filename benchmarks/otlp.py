@@ -174,7 +174,7 @@ def _seen(address: str, seconds: float) -> dict[str, float]:
 def run(*, seconds: float = 5.0, model: str | None = None) -> list[dict[str, Any]]:
     """Rows of both tables."""
     del model
-    rounds = 3 if seconds < 4 else 6
+    rounds = 2 if seconds < 4 else 4
     return [*spans_in(seconds, rounds), *live_path(max(4.0, seconds), rounds)]
 
 

@@ -105,7 +105,7 @@ async def _has_entries(store: Store, count: int) -> bool:
 async def test_after_a_break_the_agent_goes_on_where_the_store_is_and_nothing_counts_twice() -> None:
     store = MemoryStore()
     async with collecting(store) as collector:
-        viewer = Viewer(collector.address)
+        viewer = Viewer(collector.address, history_s=60.0)
         first = await Agent(collector.address).hello()
         await first.send(1)
         await first.send(5)

@@ -250,7 +250,7 @@ async def test_what_the_agent_dropped_is_a_gap_live_and_in_the_past() -> None:
 @asynchronous
 async def test_a_new_epoch_begins_at_one_again() -> None:
     async with collecting() as collector:
-        viewer = Viewer(collector.address)
+        viewer = Viewer(collector.address, history_s=60.0)
         first = await Agent(collector.address).hello()
         await writes(first, 2)
         await first.hang_up()
