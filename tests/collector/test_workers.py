@@ -53,8 +53,14 @@ def started(*arguments: str) -> Iterator[tuple[Popen[str], str]]:
 
 def workers(process: Popen[str]) -> list[psutil.Process]:
     """The processes that serve."""
-    children = psutil.Process(process.pid).children()
-    return [child for child in children if "fulgurite.collector.worker" in child.cmdline()]
+    return [child for child in psutil.Process(process.pid).children() if _serves(child)]
+
+
+def _serves(process: psutil.Process) -> bool:
+    try:
+        return "fulgurite.collector.worker" in process.cmdline()
+    except psutil.Error:  # it died a moment ago
+        return False
 
 
 def eventually(condition: Callable[[], Any]) -> Any:
