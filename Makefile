@@ -24,7 +24,8 @@ test-sources: $(VENV)/.installed-dev
 # shaders, fonts, the bundled model). The arithmetic is the same in both.
 WHEEL_TESTS := tests/architecture tests/wire tests/cli tests/viewer tests/system tests/deploy
 
-# The wheel has an environment of its own: its dependencies are those of .venv, its code is what was built.
+# The wheel has an environment of its own: its dependencies, and the programs that they bring, are those of .venv, its code
+# is what was built.
 # tests/architecture/test_installed.py fails there if the code comes from the sources.
 test-wheel: $(WHEEL_VENV)/.installed
 	$(WHEEL_VENV)/bin/python -m pytest $(WHEEL_TESTS) $(ARGS)
@@ -37,6 +38,8 @@ $(WHEEL_VENV)/.installed: $(VENV)/.installed-dev
 	@$(BIN)/python -m venv --without-pip $(WHEEL_VENV)
 	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 	  > $$($(WHEEL_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth
+	@for name in transformers opentelemetry-instrument; do \
+	  sed '1s|.*|#!$(CURDIR)/$(WHEEL_VENV)/bin/python|' $(BIN)/$$name > $(WHEEL_VENV)/bin/$$name && chmod +x $(WHEEL_VENV)/bin/$$name; done
 	@$(BIN)/python -m pip --python $(WHEEL_VENV)/bin/python install --quiet --no-deps --no-index --force-reinstall dist/*.whl
 
 .PHONY: test-engines
