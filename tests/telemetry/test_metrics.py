@@ -132,3 +132,10 @@ def test_every_metric_of_the_table_has_a_unit_a_description_and_the_right_bucket
         assert metric.description.endswith(".")
         assert bool(metric.buckets) == (metric.kind == "histogram")
         assert list(metric.buckets) == sorted(metric.buckets)
+
+
+def test_the_time_over_tokens_that_did_not_come_is_no_tokens_time() -> None:
+    meter = ReplicaMeter()
+    folded(meter, batch(block(3)), batch(block(3, first=10)))
+    gaps = histogram(meter.points(START_NS), "fulgurite.inter_token.duration")
+    assert (gaps.count, gaps.total) == (4, pytest.approx(0.04))

@@ -36,17 +36,6 @@ def attach(name: str) -> None:
     _ATTACH[name](sys.modules[name])
 
 
-def attach_all() -> None:
-    """Attach to everything that is installed here."""
-    for name in _ATTACH:
-        if name not in sys.modules:
-            try:
-                importlib.import_module(name)
-            except ImportError:
-                continue
-        attach(name)
-
-
 def detach() -> None:
     """Take our wrappers off. Models that are observed stay so."""
     with _lock:

@@ -163,6 +163,7 @@ class _Moments:
 
 @dataclass(slots=True)
 class _Sequence:
+    position: int
     ended_ns: int
     kv_tokens: int
 
@@ -282,7 +283,8 @@ class ReplicaMeter:
         np.add.at(self._chosen, (layer[known], ids[known].astype(np.int64)), 1)
 
     def _gaps(self, block: FrameBlock) -> Array:
-        """Seconds since the token before it of the same sequence; nothing for a first one."""
+        """Seconds since the token before it of the same sequence; nothing for a first one, nor where tokens
+        between them did not come."""
         columns = block.columns
         tokens = columns["kv_tokens"].max(axis=-1).tolist() if "kv_tokens" in columns else [0] * len(block)
         names = [request.request_id for request in block.requests]
@@ -290,16 +292,18 @@ class ReplicaMeter:
         rows = zip(
             columns["request_index"].tolist(),
             columns["sequence"].tolist(),
+            columns["position"].tolist(),
             columns["ended_ns"].tolist(),
             tokens,
             strict=True,
         )
-        for request, sequence, ended_ns, kv_tokens in rows:
+        for request, sequence, position, ended_ns, kv_tokens in rows:
             key = (names[request], sequence)
             before = self._sequences.get(key)
-            if before is not None and ended_ns >= before.ended_ns:
+            follows = before is not None and position == before.position + 1
+            if before is not None and follows and ended_ns >= before.ended_ns:
                 gaps.append((ended_ns - before.ended_ns) / 1e9)
-            self._sequences[key] = _Sequence(ended_ns, max(0, kv_tokens))
+            self._sequences[key] = _Sequence(position, ended_ns, max(0, kv_tokens))
         return np.asarray(gaps, np.float64)
 
     # --- what is shown

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from fulgurite.wire.sketch import FIRST_TOKEN_BOUNDS_S, INTER_TOKEN_BOUNDS_S
+
 CONVENTIONS: Final = "OpenTelemetry GenAI semantic conventions, in development, as of 2026-11"
 SCOPE: Final = "fulgurite"
 OPERATION: Final = "text_completion"
@@ -21,10 +23,8 @@ AttributeType = Literal["string", "int", "double", "string[]", "int[]", "double[
 REQUEST_BUCKETS: Final = (
     .01, .02, .04, .08, .16, .32, .64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
 )  # fmt: skip
-OUTPUT_TOKEN_BUCKETS: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
-FIRST_TOKEN_BUCKETS: Final = (
-    .001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1., 2.5, 5., 7.5, 10.,
-)  # fmt: skip
+OUTPUT_TOKEN_BUCKETS: Final = INTER_TOKEN_BOUNDS_S
+FIRST_TOKEN_BUCKETS: Final = FIRST_TOKEN_BOUNDS_S
 NATS_BUCKETS: Final = tuple(float(f"{10 ** (n / 4):.4g}") for n in range(-8, 7))
 """Every second bound of `fulgurite.wire.sketch.BUCKET_BOUNDS`, so that sketches are counted exactly."""
 

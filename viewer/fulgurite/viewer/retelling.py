@@ -9,7 +9,6 @@ Pure. Shape letters: n tokens, d of them with their columns, a arcs, L layers, H
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -191,8 +190,3 @@ def _experts(scene: ReplicaScene, block: FrameBlock) -> Array:
 def _levels(display: Array) -> Array:
     known = np.isfinite(display)
     return np.where(known, np.rint(np.where(known, display, 0.0) * FULL), UNKNOWN).astype(np.uint8)
-
-
-def column_bytes(block: FrameBlock) -> int:
-    """About how many bytes the columns of a block take."""
-    return math.ceil(sum(column.nbytes for name, column in block.columns.items() if _is_column(name)) / 2)

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from fulgurite.viewer.scene import ReplicaScene, Storm
 
 BACKGROUND = (0.006, 0.008, 0.020)
-SEAM = (0.05, 0.06, 0.10)
 PANELS_FROM_WIDTH = 860  # a viewport narrower than this has no room for panels
 LABELS_FROM_WIDTH = 420  # a viewport narrower than this has no words in the scene
 
