@@ -395,6 +395,8 @@ class Engine:
         if call.search is not None:
             call.search.release()
         request = call.request
+        if request is None and error is not None and not call.draft:
+            request = self._unbegun(call)
         if request is None:
             return
         if call.held is not None:
@@ -410,6 +412,14 @@ class Engine:
         else:
             stopped = bool(request.finished.all())
         self.capture.event(request, "finished", reason="stop" if stopped else "length")
+
+    def _unbegun(self, call: Call) -> Request:
+        """A request that ended before its first token: a client that left early, say."""
+        mask = None if call.mask is None else call.mask.cpu().numpy()
+        rows, width = (1, call.width) if mask is None else mask.shape
+        request = new_request(call.ref, rows=rows, width=width, mask=mask)
+        self.capture.event(request, "started", at_ns=call.began_ns)
+        return request
 
     def _started(self, call: Call, passing: Pass, prompts: torch.Tensor) -> Request:
         rows, width = int(prompts.shape[0]), int(prompts.shape[1])
