@@ -46,7 +46,8 @@ $(WHEEL_VENV)/.installed: $(VENV)/.installed-dev
 test-engines: | $(BIN)/python  ## the real serving engines, in an environment of their own under build/engines
 	@PYTHON=$(BIN)/python scripts/engines-environment.sh; status=$$?; \
 	  if [ $$status -eq 3 ]; then echo "test-engines: skipped, see the line above"; exit 0; fi; \
-	  [ $$status -eq 0 ] && build/engines/bin/python -m pytest tests/engines $(ARGS)
+	  [ $$status -eq 0 ] || exit $$status; scripts/sglang-environment.sh || true; \
+	  build/engines/bin/python -m pytest tests/engines $(ARGS)
 
 check: $(VENV)/.installed-dev lint  ## ruff, mypy, import-linter and pytest
 	$(BIN)/python -m pytest $(ARGS)

@@ -13,7 +13,7 @@ from benchmarks import page
 from benchmarks.conditions import conditions
 
 DEFAULT = ("wire", "decode", "latency")
-NAMES = (*DEFAULT, "otlp", "overhead", "sweep", "pipeline", "webpage", "viewer")
+NAMES = (*DEFAULT, "otlp", "overhead", "sweep", "pipeline", "webpage", "viewer", "engines")
 OUT = Path(__file__).parent / "out"
 
 LENGTHS_S = {"wire": (2, 4), "otlp": (2, 5)}  # quick, and to be kept
@@ -22,6 +22,10 @@ ROUNDS = {"quick": 5, "full": 25}
 
 def measure(name: str, *, quick: bool, model: str | None, out: Path, only: Sequence[str]) -> dict[str, Any]:
     """Run one benchmark; its record."""
+    if name == "engines":
+        from benchmarks.engines import apart
+
+        return apart.run(quick=quick)
     before = conditions()
     if name in ("overhead", "sweep"):
         from benchmarks.overhead.run import overhead, sweep
@@ -34,7 +38,7 @@ def measure(name: str, *, quick: bool, model: str | None, out: Path, only: Seque
     elif name == "viewer":
         from benchmarks.viewer import run as viewer
 
-        rows = viewer.run(pictures=20 if quick else 60, stream_s=300.0 if quick else 3600.0)
+        rows = viewer.run(quick=quick)
         found = {"about": (viewer.__doc__ or "").strip(), "model": "none: synthetic streams", "rows": rows}
     else:
         module: Any = importlib.import_module(f"benchmarks.{name}")

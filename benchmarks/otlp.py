@@ -1,17 +1,17 @@
 """OTLP: spans per second and core that come in, and what sending out does to the live path.
 
 *In*: a collector process takes export requests of 512 spans (GenAI attributes on each, 8 spans a trace) over
-gRPC, eight calls under way, stored in memory or in Redis. The peer, in the same round: a minimal receiver of
-the OpenTelemetry packages that parses the same requests and keeps nothing. *Out*: age of frames at a viewer
-at 2,000 tokens/s, with and without a telemetry process that folds the same stream and sends to a receiver;
-interleaved, with the A/A control. The 64 requests come again and again, and the store keeps a span once: what
-storing ever new spans costs, and the store's own CPU, is not in the figures.
+gRPC, eight calls under way, each span a new one, stored in memory or in Redis, whose CPU is counted.
+The peer, in the same round: a minimal receiver of the OpenTelemetry packages that parses the same requests
+and keeps nothing. *Out*: age of frames at a viewer at 2,000 tokens/s, with and without a telemetry process
+that folds the same stream and sends to a receiver; interleaved, with the A/A control.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import statistics
 import sys
 import tempfile
@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
+import numpy as np
 
+from benchmarks.pipeline.meter import Meter, micros
 from benchmarks.pipeline.programs import collector, program, result, start_module, store
 
 SPANS = 512
@@ -31,84 +32,115 @@ BOUNDS = ("--retention-s", "60", "--otlp-bytes", str(8 << 30))
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
-def requests(count: int) -> list[bytes]:
-    """Export requests as an instrumented server sends them."""
+class Request:
+    """An export request as an instrumented server sends it, with spans of their own each time it is sent.
+
+    To encode each anew would measure the generator: the ids are found in the bytes once and written in place.
+    """
+
+    def __init__(self, instance: int) -> None:
+        body = _encoded(instance)
+        at, traces, spans = 0, [], []
+        for span in range(SPANS):
+            traces.append(at := body.index(_id(span, 16), at))
+            spans.append(at := body.index(_id(span, 8), at + 16))
+        self._bytes = np.frombuffer(bytearray(body), np.uint8)
+        octets = np.arange(8)
+        self._traces = np.array(traces)[:, None] + 8 + octets  # the lower half of an id tells them apart
+        self._spans = np.array(spans)[:, None] + octets
+
+    def fresh(self, number: int) -> bytes:
+        """The request with the spans of this number, which no other number has."""
+        spans = np.arange(number * SPANS, (number + 1) * SPANS, dtype=np.uint64) + np.uint64(1)
+        self._bytes[self._spans] = _octets(spans)
+        self._bytes[self._traces] = _octets((spans - np.uint64(1)) // np.uint64(SPANS_OF_A_TRACE))
+        return self._bytes.tobytes()
+
+
+def _octets(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return numbers.astype(">u8").view(np.uint8).reshape(-1, 8)
+
+
+def _id(span: int, length: int) -> bytes:
+    """One that stands nowhere else in a request."""
+    return (0xF19A << 8 * (length - 2) | length << 32 | span).to_bytes(length, "big")
+
+
+def _encoded(instance: int) -> bytes:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-    made = []
-    for n in range(count):
-        request = ExportTraceServiceRequest()
-        resource = request.resource_spans.add()
-        for key, value in {"service.name": "chat", "service.instance.id": f"pod-{n}"}.items():
-            resource.resource.attributes.add(key=key).value.string_value = value
-        spans = resource.scope_spans.add().spans
-        for m in range(SPANS):
-            span = spans.add(
-                trace_id=(n * SPANS + m // SPANS_OF_A_TRACE + 1).to_bytes(16, "big"),
-                span_id=(n * SPANS + m + 1).to_bytes(8, "big"),
-                name="chat some-model",
-                kind=2,
-                start_time_unix_nano=1_700_000_000_000_000_000 + m,
-                end_time_unix_nano=1_700_000_001_000_000_000 + m,
-            )
-            for key in ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model"):
-                span.attributes.add(key=key).value.string_value = "some-value"
-            for key in ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"):
-                span.attributes.add(key=key).value.int_value = m
-        made.append(request.SerializeToString())
-    return made
+    request = ExportTraceServiceRequest()
+    resource = request.resource_spans.add()
+    for key, value in {"service.name": "chat", "service.instance.id": f"pod-{instance}"}.items():
+        resource.resource.attributes.add(key=key).value.string_value = value
+    spans = resource.scope_spans.add().spans
+    for m in range(SPANS):
+        span = spans.add(
+            trace_id=_id(m, 16),
+            span_id=_id(m, 8),
+            name="chat some-model",
+            kind=2,
+            start_time_unix_nano=1_700_000_000_000_000_000 + m,
+            end_time_unix_nano=1_700_000_001_000_000_000 + m,
+        )
+        for key in ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model"):
+            span.attributes.add(key=key).value.string_value = "some-value"
+        for key in ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"):
+            span.attributes.add(key=key).value.int_value = m
+    return request.SerializeToString()
 
 
-async def _send(address: str, bodies: list[bytes], seconds: float) -> int:
+async def _send(address: str, requests: list[Request], seconds: float) -> int:
     """Spans that were taken within `seconds`."""
     sent = 0
+    numbers = itertools.count()
     until_s = time.monotonic() + seconds
     async with grpc.aio.insecure_channel(address) as channel:
         call = channel.unary_unary(EXPORT, request_serializer=None, response_deserializer=None)
 
-        async def one(first: int) -> None:
+        async def one() -> None:
             nonlocal sent
-            at = first
             while time.monotonic() < until_s:
-                await call(bodies[at % len(bodies)], timeout=60)
+                number = next(numbers)
+                await call(requests[number % len(requests)].fresh(number), timeout=60)
                 sent += SPANS
-                at += CALLS
 
-        await asyncio.gather(*(one(n) for n in range(CALLS)))
+        await asyncio.gather(*(one() for _ in range(CALLS)))
     return sent
 
 
-def _measured(who: str, address: str, pid: int, bodies: list[bytes], seconds: float) -> dict[str, Any]:
-    process = psutil.Process(pid)
-    before = sum(process.cpu_times()[:2])
+def _measured(who: str, address: str, pid: int, requests: list[Request], seconds: float) -> dict[str, Any]:
     began_s = time.monotonic()
-    sent = asyncio.run(_send(address, bodies, seconds))
-    took_s = time.monotonic() - began_s
-    cpu_s = sum(process.cpu_times()[:2]) - before
+    with Meter(pid) as meter:
+        sent = asyncio.run(_send(address, requests, seconds))
+        took_s = time.monotonic() - began_s
+    cost = meter.cost
+    cpu_s = cost.cpu_s + cost.store_cpu_s
     return {
         "what": "in",
         "variant": who,
         "spans_per_s": round(sent / took_s),
         "spans_per_core_s": round(sent / cpu_s) if cpu_s else None,
-        "memory_mib": round(process.memory_info().rss / 2**20),
+        "server_us": micros(cost.cpu_s, sent),
+        "store_us": micros(cost.store_cpu_s, sent),
+        "memory_mib": cost.rss_mib,
     }
 
 
 def spans_in(seconds: float, rounds: int) -> list[dict[str, Any]]:
     """Rows of medians over rounds, each variant once a round."""
-    bodies = requests(64)
+    requests = [Request(n) for n in range(8)]
     found: dict[str, list[dict[str, Any]]] = {}
-    with tempfile.TemporaryDirectory() as folder, store(Path(folder)) as url:
-        for _ in range(rounds):
-            for who, arguments in (("ours, in memory", "memory://"), ("ours, in Redis", url)):
-                with collector("--redis", arguments, *BOUNDS) as (address, pid):
-                    row = _measured(who, address, pid, bodies, seconds)
-                found.setdefault(who, []).append(row)
-            with program(sys.executable, "-m", "benchmarks.otlp", "--receiver") as receiver:
-                assert receiver.stdout is not None
-                address = receiver.stdout.readline().strip()
-                who = "minimal receiver, keeps nothing"
-                found.setdefault(who, []).append(_measured(who, address, receiver.pid, bodies, seconds))
+    for _ in range(rounds):
+        for who, arguments in (("ours, in memory", ("--redis", "memory://")), ("ours, in Redis", ())):
+            with collector(*arguments, *BOUNDS) as (address, pid):
+                row = _measured(who, address, pid, requests, seconds)
+            found.setdefault(who, []).append(row)
+        with program(sys.executable, "-m", "benchmarks.otlp", "--receiver") as receiver:
+            assert receiver.stdout is not None
+            address = receiver.stdout.readline().strip()
+            who = "minimal receiver, keeps nothing"
+            found.setdefault(who, []).append(_measured(who, address, receiver.pid, requests, seconds))
     return [_median(rows) for rows in found.values()]
 
 
@@ -166,7 +198,6 @@ def _ages(who: str, url: str, address: str, seconds: float) -> dict[str, float]:
 
 def _seen(address: str, seconds: float) -> dict[str, float]:
     agent = start_module("benchmarks.pipeline.agent_load", address, "--seconds", seconds + 8)
-    time.sleep(3.0)
     told = result(start_module("benchmarks.pipeline.audience", address, "--seconds", seconds), timeout_s=120)
     result(agent, timeout_s=120)
     return {"p50": float(told["p50_ms"]), "p99": float(told["p99_ms"])}

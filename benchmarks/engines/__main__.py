@@ -1,8 +1,11 @@
-"""`build/engines/bin/python -m benchmarks.engines`: vLLM with and without us, interleaved.
+"""What observing vLLM costs its users, over HTTP: with and without us, interleaved.
 
-Three servers of the same model run side by side: without us, without us again (the control: what differs
-there is noise), and observed at `heads` with a collector that somebody watches. Rounds go in
-turn, in changing order. Needs the environment of `make test-engines`.
+Three servers of the same model are up side by side and asked in turn, in changing order: without us, without
+us again (the control: what differs there is noise), and observed at `heads` with a collector that somebody
+watches. Streamed completions of 48 tokens, so many at once.
+
+``python -m benchmarks engines`` runs it in the environment that `make test-engines` builds: about ten
+minutes, on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,104 +27,140 @@ sys.path.insert(0, str(ROOT / "tests" / "engines"))
 
 from benchmarks.conditions import conditions  # noqa: E402
 from benchmarks.engines import load  # noqa: E402
+from benchmarks.page import table  # noqa: E402
 
 TOKENS = 48
+ABOUT = (__doc__ or "").partition("\n\n``")[0].strip()
 SHAPE = {
     "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 8,
     "num_key_value_heads": 4, "head_dim": 64, "initializer_range": 0.05,
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured.
+
+    Attributes
+    ----------
+    at_once : requests under way.
+    arguments : of every server.
+    shape : of the model, beside what `tiny_model` has.
+    """
+
+    rounds: int
+    at_once: tuple[int, ...]
+    arguments: tuple[str, ...]
+    shape: dict[str, Any]
+
+
 def quantile(values: list[float], share: float) -> float:
     """In milliseconds."""
     ordered = sorted(values)
-    return 1e3 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return round(1e3 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
 
 
-def summary(loads: list[load.Load]) -> dict[str, float]:
-    """Of one variant at one concurrency: the median round, and quantiles over all."""
+def row(name: str, at_once: int, loads: list[load.Load], base: list[load.Load]) -> dict[str, Any]:
+    """Of one variant at one concurrency: the median round, quantiles over all, and how much longer its rounds
+    took than those of `base` beside them.
+    """
     first = [v for one in loads for v in one.first_s]
     between = [v for one in loads for v in one.between_s]
+    rate = statistics.median(one.requests / one.wall_s for one in loads)
     return {
-        "requests_per_s": statistics.median(one.requests / one.wall_s for one in loads),
-        "ttft_p50_ms": quantile(first, 0.5),
-        "ttft_p99_ms": quantile(first, 0.99),
-        "inter_token_p50_ms": quantile(between, 0.5),
-        "inter_token_p99_ms": quantile(between, 0.99),
+        "server": name,
+        "at once": at_once,
+        "requests/s": round(rate, 2),
+        "first token p50 ms": quantile(first, 0.5),
+        "first token p99 ms": quantile(first, 0.99),
+        "between tokens p50 ms": quantile(between, 0.5),
+        "between tokens p99 ms": quantile(between, 0.99),
+        "rounds longer, median [quartiles]": None if loads is base else longer(base, loads),
     }
 
 
-def paired(base: list[load.Load], other: list[load.Load]) -> dict[str, float]:
-    """How much longer rounds of `other` took than those beside them, in percent: median and quartiles."""
+def longer(base: list[load.Load], other: list[load.Load]) -> str:
+    """How much longer rounds of `other` took than those beside them, in percent."""
     gains = sorted(100 * (b.wall_s / a.wall_s - 1) for a, b in zip(base, other, strict=True))
     low, middle, high = statistics.quantiles(gains, n=4) if len(gains) > 1 else gains * 3
-    return {"median_percent": middle, "quartiles_percent": [low, high]}  # type: ignore[dict-item]
+    return f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}]"
 
 
-def measure(rounds: int, levels: tuple[int, ...], arguments: tuple[str, ...], log: Any) -> dict[str, Any]:
+def measure(plan: Plan, log: Any) -> dict[str, Any]:
     """Start the servers and run the rounds."""
     serving: Any = importlib.import_module("serving")
     tiny_model: Any = importlib.import_module("tiny_model")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fulgurite-engines-")))
-        model = tiny_model.make(folder / "model", **SHAPE)
-        shared = ("--dtype", "bfloat16", *arguments)
+        model = tiny_model.make(folder / "model", **plan.shape)
+        shared = ("--dtype", "bfloat16", *plan.arguments)
         urls = {}
-        for name in ("without", "control"):
-            (folder / name).mkdir()
-            urls[name] = stack.enter_context(serving.vllm(folder / name, model, *shared, env={})).url
+        for name in ("without", "without again"):
+            place = folder / name.replace(" ", "-")
+            place.mkdir()
+            urls[name] = stack.enter_context(serving.vllm(place, model, *shared, env={})).url
+            log(f"the server {name!r} is up")
         observed = stack.enter_context(
             serving.stage(folder / "heads", model, *shared, FULGURITE_LEVEL="heads", FULGURITE_TOKENS="off")
         )
         urls["heads"] = observed.server.url
-        found: dict[str, dict[int, list[load.Load]]] = {name: {n: [] for n in levels} for name in urls}
-        for number in range(-1, rounds):
-            for at_once in levels:
-                names = list(urls) if number % 2 else list(reversed(urls))
-                for name in names:
-                    seed = 1000 * (number + 1) + 100 * at_once
-                    requests = max(4, 2 * at_once)
-                    one = load.run(urls[name], requests=requests, at_once=at_once, tokens=TOKENS, seed=seed)
-                    if number >= 0:
-                        found[name][at_once].append(one)
-            log(f"round {number + 1} of {rounds}")
+        log("the observed server is up")
+        found = rounds(plan, urls, log)
         account = observed.account()
-    rows = []
-    for at_once in levels:
-        row: dict[str, Any] = {"at_once": at_once}
-        for name in urls:
-            row[name] = summary(found[name][at_once])
-        row["control_against_without"] = paired(found["without"][at_once], found["control"][at_once])
-        row["heads_against_without"] = paired(found["without"][at_once], found["heads"][at_once])
-        rows.append(row)
-    frames = {"captured": account.captured, "acknowledged": account.acknowledged, "dropped":
-              dict(account.dropped), "overhead_ratio": account.overhead_ratio}  # fmt: skip
-    return {
-        "arguments": list(shared),
-        "tokens": TOKENS,
-        "shape": SHAPE,
-        "rounds": rounds,
-        "rows": rows,
-        "agent": frames,
+    rows = [
+        row(name, at_once, loads, found["without"][at_once])
+        for at_once in plan.at_once
+        for name, loads in ((name, by_level[at_once]) for name, by_level in found.items())
+    ]
+    agent = {"captured": account.captured, "acknowledged": account.acknowledged,
+             "dropped": dict(account.dropped), "share of step time": account.overhead_ratio}  # fmt: skip
+    return {"arguments": list(shared), "tokens": TOKENS, "rounds": plan.rounds, "rows": rows, "agent": agent}
+
+
+def rounds(plan: Plan, urls: dict[str, str], log: Any) -> dict[str, dict[int, list[load.Load]]]:
+    """Every server in turn, in changing order; the first round warms them up and is not kept."""
+    found: dict[str, dict[int, list[load.Load]]] = {
+        name: {level: [] for level in plan.at_once} for name in urls
     }
+    for number in range(-1, plan.rounds):
+        for at_once in plan.at_once:
+            for name in list(urls) if number % 2 else list(reversed(urls)):
+                seed = 1000 * (number + 1) + 100 * at_once
+                one = load.run(
+                    urls[name], requests=max(4, 2 * at_once), at_once=at_once, tokens=TOKENS, seed=seed
+                )
+                if number >= 0:
+                    found[name][at_once].append(one)
+        log(f"round {number + 1} of {plan.rounds}")
+    return found
 
 
 def main() -> None:
-    """Run it and keep what it found."""
+    """Run it, print the table, and keep what it found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--at-once", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--eager", action="store_true", help="without compiling")
+    parser.add_argument("--rounds", type=int, help="default 8; 1 with --quick")
+    parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--quick", action="store_true", help="a small model, not compiled, few rounds")
     parser.add_argument("--out", type=Path, help="where to keep the record")
     options = parser.parse_args()
+    quick = bool(options.quick)
+    plan = Plan(
+        rounds=options.rounds or (1 if quick else 8),
+        at_once=tuple(options.at_once),
+        arguments=("--enforce-eager",) if quick else (),
+        shape={} if quick else SHAPE,
+    )
     before = conditions()
-    arguments = ("--enforce-eager",) if options.eager else ()
-    found = measure(options.rounds, tuple(options.at_once), arguments, lambda line: print(line, flush=True))
-    record = {"benchmark": "engines", "about": __doc__, "conditions": before, **found}
-    text = json.dumps(record, indent=1)
-    print(text)
+    found = measure(plan, lambda line: print(line, flush=True))
+    told = "6 layers of width 192, not compiled" if quick else "12 layers of width 512, compiled"
+    record = {
+        "benchmark": "engines", "quick": quick, "about": ABOUT, "conditions": before,
+        "model": f"Llama, random weights, {told}, bfloat16", "peers": {"vLLM": version("vllm")}, **found,
+    }  # fmt: skip
+    print(table(record["rows"]))
+    print(json.dumps(record["agent"]))
     if options.out:
-        options.out.write_text(text + "\n")
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -68,18 +68,10 @@ async def generate(plan: Plan) -> Account:
     topology, blocks, per_s = _material(plan)
     tokens = plan.batch_tokens or max(1, min(MOST_TOKENS, round(per_s * FLUSH_S)))
     codec = Codec(schema_for(topology, plan.encoding))
-    start_s = time.monotonic() + 0.2 + 0.02 * plan.replicas
-    replicas = [
-        _replica(
-            plan,
-            index,
-            topology,
-            codec,
-            templates(codec, blocks, tokens=tokens, max_bytes=BATCH_BYTES),
-            per_s,
-        )
-        for index in range(plan.replicas)
-    ]
+    # One set for all: a template is written to and copied in one go, and all replicas are in one thread.
+    made = templates(codec, blocks, tokens=tokens, max_bytes=BATCH_BYTES)
+    replicas = [_replica(plan, index, topology, codec, made, per_s) for index in range(plan.replicas)]
+    start_s = time.monotonic() + 0.2 + 0.02 * plan.replicas  # after the making, which takes seconds
     whole = Account()
     for account in await asyncio.gather(*(replica.run(start_s, plan.seconds) for replica in replicas)):
         whole.add(account)

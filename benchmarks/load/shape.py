@@ -53,10 +53,13 @@ class Shape:
         """`tokens` frames as capture hands them over at level `heads`: one block per step of `rows`."""
         rng = np.random.default_rng(seed)
         steps = range(-(-tokens // self.rows))
-        return tuple(self._step(rng, step, min(self.rows, tokens - step * self.rows), seed) for step in steps)
+        requests = tuple(RequestRef(f"load-{seed}-{row}") for row in range(self.rows))
+        return tuple(
+            self._step(rng, step, requests[: min(self.rows, tokens - step * self.rows)]) for step in steps
+        )
 
-    def _step(self, rng: np.random.Generator, step: int, n: int, seed: int) -> FrameBlock:
-        now = time.time_ns()
+    def _step(self, rng: np.random.Generator, step: int, requests: tuple[RequestRef, ...]) -> FrameBlock:
+        now, n = time.time_ns(), len(requests)
         columns: dict[str, Any] = {
             "request_index": np.arange(n, dtype=np.uint16),
             "sequence": np.zeros(n, np.uint16),
@@ -75,7 +78,6 @@ class Shape:
             "kv_tokens": np.repeat(np.full((n, 1), FIRST_POSITION + step, np.int32), self.layers, axis=1),
             "kv_bytes": np.full(n, 1000 * (FIRST_POSITION + step), np.int64),
         }
-        requests = tuple(RequestRef(f"load-{seed}-{row}") for row in range(n))
         return FrameBlock(requests, columns)
 
 

@@ -21,32 +21,49 @@ from benchmarks.overhead.subject import Shape, build
 from benchmarks.overhead.workers import Worker, WorkerError
 
 Row = dict[str, Any]
+OF_THE_AGENT = ("pulse", "heads", "deep (1 step in 16)", "deep, every token")
 ABOUT = """\
-Decoding with a Llama of random weights, one torch thread. `thread_cpu` is the CPU time of the generating
-thread, `process_cpu` that of all threads of the process, both as a ratio to `off` of the same process and
-round; `thread_us_added` and `process_us_added` are the same in microseconds per token step. `own_us` is the
-CPU time of the generating thread in the agent's own code alone, per token step, measured where it runs,
-without what torch itself takes to call a hook; `operator_calls` are torch operators per token step on the
+Decoding with a Llama of random weights, one torch thread, from the first token to the last. `thread_cpu` is
+the CPU time of the generating thread, `process_cpu` that of all threads of the process, both as a ratio to
+`off` of the same process and round; `thread_us_added` and `process_us_added` are the same in microseconds per
+token step. `own_us` is the CPU time of the generating thread in the agent's own code alone, per token step,
+measured where it runs, without what torch itself takes to call a hook (the mean, then the median step), and
+`own_share` the mean as a share of a step of `off`; `operator_calls` are torch operators per token step on the
 generating thread. Peers keep, for every token, what our level `heads` reads: each layer's input of the output
-projection. A peer's own `off` is the same model in its environment. OpenTelemetry records times only, no
-measures of the model."""
+projection. A peer's own `off` is the same model in its environment. OpenTelemetry
+records times only, no measures of the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long a run is; `rounds` by batch size."""
+    """How long a run is.
+
+    Attributes
+    ----------
+    rounds : by dtype, those at each batch size.
+    tokens : by batch size: fewer, where each takes longer.
+    own_tokens : by batch size, of what is measured in the agent's own code: one step in 16 is a deep one.
+    prompt : tokens of all prompts of a batch together, and no fewer than 8 each.
+    """
 
     shape: Shape
-    dtypes: tuple[str, ...]
-    rounds: Mapping[int, int]
-    tokens: int
-    length: int
+    rounds: Mapping[str, Mapping[int, int]]
+    tokens: Mapping[int, int]
+    own_tokens: Mapping[int, int]
+    prompt: int
+
+    def asked(self, batch: int) -> dict[str, int]:
+        """What the workers are told of the prompts."""
+        return {"rows": batch, "length": max(8, self.prompt // batch)}
 
 
-FULL = Plan(Shape(), ("float32", "bfloat16"), {1: 15, 8: 8, 32: 6}, tokens=32, length=64)
+FULL = Plan(
+    Shape(), {"float32": {1: 8, 8: 4, 32: 3}, "bfloat16": {1: 5, 8: 3, 32: 3}},
+    tokens={1: 24, 8: 12, 32: 6}, own_tokens={1: 65, 8: 33, 32: 17}, prompt=64,
+)  # fmt: skip
 QUICK = Plan(
-    Shape(layers=4, width=256, heads=8, kv_heads=4, ffn=512, vocabulary=2000),
-    ("float32",), {1: 3, 8: 3}, tokens=16, length=32,
+    Shape(layers=4, width=256, heads=8, kv_heads=4, ffn=512, vocabulary=2000), {"float32": {1: 2, 8: 2}},
+    tokens={1: 8, 8: 8}, own_tokens={1: 17, 8: 17}, prompt=32,
 )  # fmt: skip
 
 
@@ -57,12 +74,11 @@ def overhead(*, quick: bool) -> dict[str, Any]:
     rows: list[Row] = []
     with TemporaryDirectory() as folder, collector_process("--history", "all") as endpoint:
         parameters = build(plan.shape, Path(folder))
-        for dtype in plan.dtypes:
+        for dtype, rounds in plan.rounds.items():
             with _workers(Path(folder), dtype, endpoint, peers, skipped) as workers:
-                for batch in plan.rounds:
-                    rows += [
-                        {"dtype": dtype, "batch": batch, **row} for row in _measured(workers, plan, batch)
-                    ]
+                for batch, times in rounds.items():
+                    found = _measured(workers, plan, batch, rounds=times)
+                    rows += [{"dtype": dtype, "batch": batch, **row} for row in found]
     model = f"Llama, random weights, {parameters / 1e6:.0f} M parameters, {plan.shape}"
     versions = {peer.peer: peer.version for peer in peers}
     return {"about": ABOUT, "model": model, "peers": versions, "skipped": skipped, "rows": rows}
@@ -95,59 +111,67 @@ def _workers(
         yield workers
 
 
-def _measured(workers: Mapping[str, Worker], plan: Plan, batch: int) -> list[Row]:
-    asked = {"rows": batch, "length": plan.length}
+def _measured(workers: Mapping[str, Worker], plan: Plan, batch: int, *, rounds: int) -> list[Row]:
+    asked, tokens = plan.asked(batch), plan.tokens[batch]
     calls = {
-        (name, variant): partial(worker.ask, "measure", variant, **asked, tokens=plan.tokens)
+        (name, variant): partial(worker.ask, "measure", variant, **asked, tokens=tokens)
         for name, worker in workers.items()
         for variant in worker.variants
     }
     counts = {key: workers[key[0]].ask("count", key[1], **asked) for key in calls}
     owned = {
-        key: worker.ask("own", key[1], **asked)["own_us_per_step"]
-        for key, worker in ((key, workers[key[0]]) for key in calls)
-        if not key[0]
+        variant: workers[""].ask("own", variant, **asked, tokens=plan.own_tokens[batch])
+        for variant in OF_THE_AGENT
     }
-    for measure in calls.values():
-        measure()
-    taken = interleave({"\0".join(key): call for key, call in calls.items()}, rounds=plan.rounds[batch])
+    taken = interleave({"\0".join(key): call for key, call in calls.items()}, rounds=rounds)
     samples = {key: taken["\0".join(key)] for key in calls}
     return [
         {
-            **_row(key, samples, batch, plan.tokens),
-            "own_us": owned.get(key),
+            **_row(key, samples, batch, tokens),
+            **_own(owned.get(key[1]), samples["", "off"], tokens),
             "operator_calls": counts[key]["operator_calls_per_step"],
         }
         for key in calls
     ]
 
 
+def _own(found: Row | None, base: list[Row], tokens: int) -> Row:
+    """What was spent in the agent's own code, and its share of a step of `off`."""
+    if found is None:
+        return {"own_us": "", "own_share": ""}
+    step_us = float(np.median([one["decode_thread_cpu_s"] for one in base])) / (tokens - 1) * 1e6
+    return {
+        "own_us": f"{found['own_us']} ({found['own_us_median']})",
+        "own_share": f"{found['own_us'] / step_us:.2%}",
+    }
+
+
 def _row(
     key: tuple[str, str], samples: Mapping[tuple[str, str], list[Row]], batch: int, tokens_each: int
 ) -> Row:
     """One variant against `off` of the same worker."""
-    tokens = batch * tokens_each
+    steps = tokens_each - 1
     worker, variant = key
     own, base, again = samples[key], samples[worker, "off"], samples[worker, "off again"]
 
     def compared(field: str, other: list[Row] = own) -> Any:
         return ratio([one[field] for one in other], [one[field] for one in base])
 
-    wall, thread, process = (compared(field) for field in ("seconds", "thread_cpu_s", "process_cpu_s"))
+    wall, thread, process = (compared(f"decode_{name}") for name in ("s", "thread_cpu_s", "process_cpu_s"))
     is_base = variant == "off"
     return {
         "variant": f"{variant} (beside {worker})"
         if worker and variant.startswith("off")
         else (worker or variant),
-        "tokens_per_s": round(tokens / float(np.median([one["seconds"] for one in own])), 1),
+        "tokens_per_s": round(batch * steps / float(np.median([one["decode_s"] for one in own])), 1),
         "time": str(wall),
-        "verdict": "base" if is_base else wall.verdict(compared("seconds", again)),
+        "verdict": "base" if is_base else wall.verdict(compared("decode_s", again)),
         "p99_ms": round(float(np.percentile([ns for one in own for ns in one["step_ns"]], 99)) / 1e6, 2),
         "thread_cpu": str(thread),
-        "thread_cpu_verdict": "base" if is_base else thread.verdict(compared("thread_cpu_s", again)),
+        "thread_cpu_verdict": "base" if is_base else thread.verdict(compared("decode_thread_cpu_s", again)),
         "process_cpu": str(process),
-        "thread_us_added": _interval(own, base, tokens_each, "thread_cpu_s"),
-        "process_us_added": _interval(own, base, tokens_each, "process_cpu_s"),
+        "thread_us_added": _interval(own, base, steps, "decode_thread_cpu_s"),
+        "process_us_added": _interval(own, base, steps, "decode_process_cpu_s"),
         "rounds": len(own),
     }
 
@@ -159,57 +183,65 @@ AXES: dict[str, tuple[int, ...]] = {
     "batch": (1, 4, 16, 64),
 }
 SWEPT = Shape(layers=8, width=512, heads=8, kv_heads=4, ffn=1024, vocabulary=8000)
-SWEPT_VARIANTS = ("off", "off again", "pulse", "heads", "deep (1 step in 16)", "deep, every token")
+SWEPT_VARIANTS = ("off", "off again", *OF_THE_AGENT)
+SWEPT_ROUNDS, SWEPT_TOKENS, SWEPT_OWN_TOKENS = 5, 16, 33
 
 
 def sweep(*, quick: bool, out: Path) -> dict[str, Any]:
     """Time and CPU per token step along each axis, all else as it was; drawn as one plot an axis."""
     axes = {name: values[:2] for name, values in AXES.items()} if quick else AXES
-    rounds, tokens = (2, 8) if quick else (9, 32)
-    plan = Plan(SWEPT, ("float32",), {1: rounds}, tokens=tokens, length=64)
-    rows = [
-        {"axis": axis, "value": value, **row}
-        for axis, values in axes.items()
-        for value in values
-        for row in _point(plan, axis, value)
-    ]
+    rounds = 2 if quick else SWEPT_ROUNDS
+    with collector_process("--history", "all") as endpoint:
+        rows = [
+            {"axis": axis, "value": value, **row}
+            for axis, values in axes.items()
+            for value in values
+            for row in _point(endpoint, axis, value, rounds=rounds)
+        ]
     files = [plots.draw(axis, [row for row in rows if row["axis"] == axis], out) for axis in axes]
     return {"about": SWEEP_ABOUT, "model": f"Llama, random weights, {SWEPT}", "rows": rows, "plots": files}
 
 
 SWEEP_ABOUT = """\
-What the agent adds to a token step, in microseconds of wall time and of CPU time of the generating thread
-(medians of paired differences to `off`, with 95 % bootstrap intervals), along four axes, float32, one torch
-thread.
+What the agent adds to a token step along four axes, float32, one torch thread, from the first token to the
+last. `own_us`: CPU time of the generating thread in the agent's own code, measured where it runs (the mean of
+32 steps). The others are medians of paired differences to `off`, with 95 % bootstrap intervals, in
+microseconds of wall time and of CPU time of the generating thread.
 """
 
 
-def _point(plan: Plan, axis: str, value: int) -> list[Row]:
-    shape, batch, length = plan.shape, 1, plan.length
+def _point(endpoint: str, axis: str, value: int, *, rounds: int) -> list[Row]:
+    shape, batch, length = SWEPT, 1, 64
     if axis == "batch":
-        batch = value
+        batch, length = value, max(8, 64 // value)
     elif axis == "context":
         length = value
     elif axis == "heads":
         shape = replace(shape, heads=value, kv_heads=value // 2)
     else:
         shape = replace(shape, layers=value)
-    with TemporaryDirectory() as folder, collector_process("--history", "all") as endpoint:
+    asked = {"rows": batch, "length": length}
+    with TemporaryDirectory() as folder:
         build(shape, Path(folder))
         with Worker(Path(sys.executable), folder, "float32", endpoint, "-") as worker:
-            asked = {"rows": batch, "length": length, "tokens": plan.tokens}
-            calls = {name: partial(worker.ask, "measure", name, **asked) for name in SWEPT_VARIANTS}
-            for measure in calls.values():
-                measure()
-            taken = interleave(calls, rounds=plan.rounds[1])
+            owned = {v: worker.ask("own", v, **asked, tokens=SWEPT_OWN_TOKENS) for v in OF_THE_AGENT}
+            taken = interleave(
+                {v: partial(worker.ask, "measure", v, **asked, tokens=SWEPT_TOKENS) for v in SWEPT_VARIANTS},
+                rounds=rounds,
+            )
     return [
-        {"variant": name, **_added(taken[name], taken["off"], plan.tokens)} for name in SWEPT_VARIANTS[1:]
+        {
+            "variant": variant,
+            "own_us": owned[variant]["own_us"] if variant in owned else 0.0,
+            **_added(taken[variant], taken["off"], SWEPT_TOKENS - 1),
+        }
+        for variant in SWEPT_VARIANTS[1:]
     ]
 
 
 def _added(own: list[Row], base: list[Row], tokens: int) -> Row:
     found: Row = {}
-    for name, field in (("wall_us", "seconds"), ("thread_cpu_us", "thread_cpu_s")):
+    for name, field in (("wall_us", "decode_s"), ("thread_cpu_us", "decode_thread_cpu_s")):
         middle, low, high = _difference(own, base, tokens, field)
         found |= {name: round(middle, 1), f"{name}_low": round(low, 1), f"{name}_high": round(high, 1)}
     return found

@@ -10,16 +10,17 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any, TextIO
 
 from benchmarks.overhead.subject import prompt
 from benchmarks.overhead.variant import Variant
-from benchmarks.sample import timed
+from benchmarks.sample import StepClock, timed
 
 WARM_TOKENS = 3
-COUNTED_TOKENS = 16
-OWN_TOKENS = 64
+COUNTED_TOKENS = 4
 
 
 def measure(variant: Variant, *, rows: int, length: int, tokens: int) -> dict[str, Any]:
@@ -48,24 +49,45 @@ def count(variant: Variant, *, rows: int, length: int, tokens: int = COUNTED_TOK
 
     inputs = prompt(rows, length)
     with torch.no_grad(), variant() as generate:
-        timed(lambda clock: generate(inputs, WARM_TOKENS, clock))
+        generate(inputs, WARM_TOKENS, StepClock())
         with Counter() as counter:
-            timed(lambda clock: generate(inputs, tokens, clock))
-    return {"operator_calls_per_step": round(counter.calls / tokens, 1)}
+            clock = _Noting(lambda: counter.calls)
+            generate(inputs, tokens, clock)
+    return {"operator_calls_per_step": round(fmean(clock.differences), 1)}
 
 
-def own(variant: Variant, *, rows: int, length: int, tokens: int = OWN_TOKENS) -> dict[str, Any]:
-    """Microseconds per token step in the agent's own sections on the host's thread, the prompt's too."""
+def own(variant: Variant, *, rows: int, length: int, tokens: int) -> dict[str, Any]:
+    """Microseconds per token step in the agent's own sections on the host's thread: the mean, and the median
+    step."""
     import torch
 
     from benchmarks.overhead.sections import sections
 
     inputs = prompt(rows, length)
     with torch.inference_mode(), sections() as spent, variant() as generate:
-        timed(lambda clock: generate(inputs, WARM_TOKENS, clock))
-        before = spent.ns
-        timed(lambda clock: generate(inputs, tokens, clock))
-    return {"own_us_per_step": round((spent.ns - before) / tokens / 1e3, 1)}
+        generate(inputs, WARM_TOKENS, StepClock())
+        clock = _Noting(lambda: spent.ns)
+        generate(inputs, tokens, clock)
+    steps_us = [ns / 1e3 for ns in clock.differences]
+    return {"own_us": round(fmean(steps_us), 1), "own_us_median": round(median(steps_us), 1)}
+
+
+class _Noting(StepClock):
+    """Also reads something at each token."""
+
+    def __init__(self, read: Callable[[], int]) -> None:
+        super().__init__()
+        self._read = read
+        self._found: list[int] = []
+
+    def __call__(self, input_ids: Any, _scores: Any, **options: Any) -> Any:
+        self._found.append(self._read())
+        return super().__call__(input_ids, _scores, **options)
+
+    @property
+    def differences(self) -> list[int]:
+        """From one token to the next: what the prompt took is not among them."""
+        return [after - before for before, after in pairwise(self._found)]
 
 
 ACTS: dict[str, Callable[..., dict[str, Any]]] = {"measure": measure, "count": count, "own": own}

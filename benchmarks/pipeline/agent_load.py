@@ -20,6 +20,8 @@ from fulgurite.agent.exporter import GrpcExporter
 from fulgurite.wire.frame import FrameBlock
 
 VARIANTS = 64
+ALONE_S = 5.0
+"""The loop runs so long without sending, to be subtracted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def paced(shape: Shape, ready: Ready, exporter: GrpcExporter | None, seconds: fl
 def measure(address: str, shape: Shape, seconds: float, encoding: str) -> dict[str, Any]:
     """The load, and what its sender used for it."""
     ready = Ready(shape.blocks(VARIANTS * shape.rows))
-    alone = paced(shape, ready, None, min(seconds, 5.0))
+    alone = paced(shape, ready, None, min(seconds, ALONE_S))
     exporter = GrpcExporter(address, encoding=encoding)
     names = {"service.name": shape.name, "service.namespace": "bench"}
     exporter.attach(shape.topology, level="heads", ceiling="heads", tokens="off", resource=names)
@@ -77,6 +79,7 @@ def measure(address: str, shape: Shape, seconds: float, encoding: str) -> dict[s
         "tokens": sending["tokens"],
         "tokens_per_s": round(sending["tokens"] / sending["wall_s"], 1),
         "producer_us_per_token": round(each * 1e6, 2),
+        "hand_over_p50_us": round(float(np.percentile(sending["took_ns"], 50)) / 1e3, 1),
         "hand_over_p99_us": round(float(np.percentile(sending["took_ns"], 99)) / 1e3, 1),
         "acknowledged": stats.acknowledged,
         "folded": stats.folded,

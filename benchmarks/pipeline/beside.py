@@ -75,13 +75,13 @@ def _row(shape: Shape, who: str, sent: Row, cost: Cost, **more: Any) -> Row:
 
 def _ours(shape: Shape, seconds: float) -> Row:
     with programs.collector() as (address, pid):
-        watching = start_module("benchmarks.pipeline.audience", address, "--seconds", seconds + 15)
+        watching = start_module("benchmarks.pipeline.audience", address, "--seconds", seconds - 2)
         with Meter(pid) as meter:
             agent = start_module(
                 "benchmarks.pipeline.agent_load", address, "--shape", shape.name, "--seconds", seconds
             )
             sent = result(agent, timeout_s=seconds + 60)
-        seen = result(watching, timeout_s=seconds + 60)
+        seen = result(watching, timeout_s=seconds + 90)
     spent: Row = {
         "tokens": sent["tokens"],
         "wall_s": sent["tokens"] / sent["tokens_per_s"],

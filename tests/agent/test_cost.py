@@ -48,9 +48,9 @@ def _llama(layers: int) -> Any:
     return transformers.LlamaForCausalLM(settings).eval()
 
 
-def _generate(model: Any, rows: int) -> None:
+def _generate(model: Any, rows: int, **options: Any) -> None:
     ids = torch.arange(5, 5 + 4 * rows).view(rows, 4)
-    model.generate(ids, max_new_tokens=TOKENS, do_sample=False, pad_token_id=0)
+    model.generate(ids, max_new_tokens=TOKENS, do_sample=False, pad_token_id=0, **options)
 
 
 def _counted(call: Callable[..., Any], counts: Counter[str]) -> Callable[..., Any]:
@@ -61,7 +61,9 @@ def _counted(call: Callable[..., Any], counts: Counter[str]) -> Callable[..., An
     return counting
 
 
-def _calls(monkeypatch: pytest.MonkeyPatch, *, layers: int, level: str, rows: int) -> Counter[str]:
+def _calls(
+    monkeypatch: pytest.MonkeyPatch, *, layers: int, level: str, rows: int, **options: Any
+) -> Counter[str]:
     """Calls of torch within our ways in, over `TOKENS` steps of a model that is known already."""
     model, counts = _llama(layers), Counter[str]()
     with (
@@ -71,7 +73,7 @@ def _calls(monkeypatch: pytest.MonkeyPatch, *, layers: int, level: str, rows: in
         _generate(model, rows)
         for name in _WAYS_IN:
             patch.setattr(Engine, name, _counted(getattr(Engine, name), counts))
-        _generate(model, rows)
+        _generate(model, rows, **options)
     return counts
 
 
@@ -85,11 +87,12 @@ def test_calls_per_step_do_not_grow_with_the_layers(
     assert 0 < sum(few.values()) / TOKENS <= {"pulse": 9, "heads": 16}[level]
 
 
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}], ids=["plain", "processed"])
 @pytest.mark.parametrize("level", ["pulse", "heads"])
 def test_the_hosts_thread_copies_rows_and_computes_nothing_of_them(
-    monkeypatch: pytest.MonkeyPatch, level: str
+    monkeypatch: pytest.MonkeyPatch, level: str, options: dict[str, Any]
 ) -> None:
-    called = {name.split(".")[1] for name in _calls(monkeypatch, layers=3, level=level, rows=2)}
+    called = {name.split(".")[1] for name in _calls(monkeypatch, layers=3, level=level, rows=2, **options)}
     assert called <= {
         "select", "slice", "view", "_unsafe_view", "reshape", "flatten", "stack", "clone", "_to_copy",
         "copy_", "detach", "alias", "unsqueeze", "zeros", "empty_like",

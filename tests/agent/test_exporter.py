@@ -649,6 +649,50 @@ def test_frames_under_way_when_nobody_answers_any_more_count_as_unacknowledged(
     assert exporter.stats().dropped == {"unacknowledged": 4}
 
 
+def test_what_is_acknowledged_with_the_last_word_counts_as_acknowledged(
+    collector: Collector, exporters: Make
+) -> None:
+    def late(messages: Iterator[agent_pb2.AgentMessage], context: Any) -> Iterable[Said]:
+        answers = []
+        for message in messages:
+            if message.HasField("hello"):
+                yield collector.welcome(message.hello)
+            elif message.HasField("batch"):
+                answers.append(collector.store(message.batch))
+        yield from answers  # after the goodbye: the agent will send nothing more
+
+    collector.scripts.append(late)
+    exporter = exporters(collector.endpoint)
+    exporter.export(block_of(4))
+    until(lambda: collector.sequences, "the batch")
+    exporter.close(0.1)
+    stats = exporter.stats()
+    assert (stats.acknowledged, stats.pending, dict(stats.dropped)) == (4, 0, {})
+
+
+def test_frames_of_a_sender_that_gets_no_time_have_a_fate_after_the_close(collector: Collector) -> None:
+    gate, reached = threading.Event(), threading.Event()
+
+    class Stuck(GrpcExporter):
+        def _account(self) -> agent_pb2.AgentStats:
+            reached.set()
+            gate.wait(30)
+            return super()._account()
+
+    exporter = Stuck(collector.endpoint, limits=LIMITS)
+    exporter.attach(TOPOLOGY, level="heads", ceiling="deep", tokens="off", resource={})
+    exporter.export(block_of(4))
+    assert reached.wait(20)
+    exporter.close(0.1)
+    told = exporter.stats()
+    assert (told.captured, told.acknowledged, told.pending, sum(told.dropped.values())) == (4, 0, 0, 4)
+    gate.set()
+    assert exporter._pump is not None
+    exporter._pump._thread.join(20)
+    after = exporter.stats()
+    assert (after.captured, after.pending, after.acknowledged + sum(after.dropped.values())) == (4, 0, 4)
+
+
 # --- control
 
 

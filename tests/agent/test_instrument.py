@@ -310,6 +310,25 @@ def test_a_failing_generate_is_the_hosts_own_and_the_request_is_aborted(model: A
     assert len(exporter.frames) == 2
 
 
+def test_a_generate_that_fails_before_its_first_token_is_started_and_aborted_without_frames(
+    model: Any,
+) -> None:
+    class Fails(transformers.generation.BaseStreamer):  # type: ignore[misc]
+        def put(self, value: Any) -> None:
+            raise RuntimeError("the host's own")
+
+        def end(self) -> None: ...
+
+    exporter: Any = InMemoryExporter()
+    with instrument(model, exporter=exporter), pytest.raises(RuntimeError, match="the host's own"):
+        model.generate(prompts(1, 5), streamer=Fails(), **GREEDY)
+    assert [(event.kind, event.prompt_tokens, event.reason) for event in exporter.events] == [
+        ("started", 5, ""),
+        ("aborted", 5, "RuntimeError"),
+    ]
+    assert exporter.frames == []
+
+
 def test_weights_that_change_are_noticed(model: Any) -> None:
     exporter: Any = InMemoryExporter()
     with instrument(model, exporter=exporter):

@@ -179,6 +179,19 @@ def test_a_wake_before_the_sleep_is_not_lost() -> None:
     assert time.monotonic() - began < 10.0
 
 
+def test_the_oldest_item_says_when_it_came() -> None:
+    outbox = Outbox(Ledger())
+    assert outbox.oldest_s(5.0) == 5.0
+    before_s = time.monotonic()
+    outbox.put(block_of(1))
+    between_s = time.monotonic()
+    outbox.put(block_of(1))
+    assert before_s <= outbox.oldest_s(float("inf")) <= between_s
+    assert outbox.oldest_s(before_s - 1.0) == before_s - 1.0  # never later than now
+    outbox.take()
+    assert outbox.oldest_s(float("inf")) >= between_s
+
+
 def test_a_sleep_ends_with_its_time() -> None:
     began = time.monotonic()
     Outbox(Ledger()).wait(0.02)

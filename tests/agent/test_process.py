@@ -42,7 +42,7 @@ def start(code: str, *, opening: str = "") -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     """What it printed; it ended in time, with `code`, and without a word of trouble."""
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == code, err
     assert "Traceback" not in err, err
     return out
@@ -64,7 +64,7 @@ def test_a_host_that_ends_without_a_word_ends_at_once() -> None:
     said(process, "done")
     since = time.monotonic()
     finish(process)
-    assert time.monotonic() - since < 6  # of which the interpreter needs some itself
+    assert time.monotonic() - since < 30  # of which a loaded machine needs most
 
 
 def test_a_host_that_ends_under_a_generating_thread_ends() -> None:
@@ -79,7 +79,7 @@ def test_a_host_that_ends_under_a_generating_thread_ends() -> None:
         """,
         opening=UNREACHABLE,
     )
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert "fulgurite/agent" not in err  # what torch does to its own threads at exit is its own business
 
 

@@ -258,6 +258,7 @@ def test_distances_fall_into_their_buckets() -> None:
         assert found[d] == max(1, 18 - int(np.floor(np.log2(d)))), d
     assert found.min() == 1
     assert (np.diff(found) <= 0).all()
+    np.testing.assert_array_equal(routing._bucket_of(distance.numpy()), found)
 
 
 @pytest.mark.parametrize("grouped", [1, 2, 4])

@@ -79,9 +79,15 @@ def test_wrong_arguments_end_with_status_2(arguments: list[str], capsys: pytest.
     assert "error:" in capsys.readouterr().err
 
 
-def test_what_is_not_available_yet_is_said_plainly(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--desktop"]) == 2
-    assert "--desktop is not available yet" in capsys.readouterr().err
+def test_a_window_needs_a_display_and_no_page(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["demo", "--desktop", "--port", "8747"]) == 2
+    assert "leave out --headless and --port" in capsys.readouterr().err
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    assert main(["demo", "--desktop"]) == 1
+    assert "there is no display for a window" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from fulgurite.cli.status import record, row, rows_table
+from fulgurite.cli.status import record, row, rows_table, serving
 from fulgurite.v1 import agent_pb2, viewer_pb2
+from fulgurite.wire.topology import Topology
 
 NOW_NS = 1_700_000_000_000_000_000
 
@@ -78,3 +79,20 @@ def test_a_collector_without_replicas_is_no_error(
     result = fulgurite("replicas", "--collector", scripted([]))
     assert (result.status, result.out) == (0, "")
     assert "no replica has reported yet" in result.complaint
+
+
+def test_what_serves_is_told_with_engine_time_cost_and_what_is_captured() -> None:
+    status = measured()
+    status.resource.attributes.update({"fulgurite.engine.name": "vllm", "fulgurite.engine.version": "0.32.0"})
+    status.started_ns = NOW_NS - 120_000_000_000
+    status.agent.overhead_ratio = 0.012
+    shape = Topology(
+        model_name="tiny", architecture="llama", layers=6, heads=8, kv_heads=8, head_dim=4, hidden_size=32,
+        ffn_size=64, vocab_size=9, unavailable=(("neuron_ids", "no room"), ("head_write", "split")),
+    )  # fmt: skip
+    found = serving(status, shape, now_ns=NOW_NS).split("; ")[1:]
+    assert found[:3] == ["vllm 0.32.0", "observed for 2 min", "costs 1.2 % of step time"]
+    captured = found[3].removeprefix("captured: ").split(", ")
+    assert {"logprob", "entropy", "ffn_write", "kv_tokens"} <= set(captured)
+    assert not {"head_write", "head_contribution", "expert_ids", "position"} & set(captured)
+    assert found[4] == "not captured: head_write, neuron_ids"

@@ -81,6 +81,21 @@ async def test_however_many_want_to_know_the_store_is_asked_once() -> None:
     assert store.asked == 2
 
 
+def test_who_listens_is_told_that_something_changed_until_it_ignores_it() -> None:
+    fleet, told = Fleet(MemoryStore()), list[str]()
+
+    def tell() -> None:
+        told.append("changed")
+
+    fleet.listen(tell)
+    fleet.listen(tell)
+    fleet.expire()
+    assert told == ["changed"]
+    fleet.ignore(tell)
+    fleet.expire()
+    assert told == ["changed"]
+
+
 def test_no_selector_means_everyone() -> None:
     assert is_selected(KEY, ())
     assert is_selected(KEY, ("other", "serv*"))

@@ -50,6 +50,31 @@ def test_the_welcome_says_where_to_go_on() -> None:
     assert (welcome.protocol, welcome.collector_id) == (1, "me")
 
 
+def test_the_credit_is_for_no_more_than_there_is_room_for() -> None:
+    nbytes = len(batch_of(EPOCH, 1, 4))
+    registration = Registration(EPOCH, 0)
+    one = Link(codec_for(SCHEMA), registration, settings=SETTINGS, now_s=96.0, room_bytes=3 * nbytes)
+    assert one.credit == 7  # nothing is known yet
+    taken(one, 1)
+    assert one.credit == 3
+    large = taken(one, 5, frames=400)
+    assert len(large.entry.batch) > 3 * nbytes
+    assert one.credit == 1  # never none: an agent without credit would wait for ever
+    for first in range(405, 405 + 4 * 400, 4):
+        taken(one, first)
+    assert one.credit > 1  # what was large once is forgotten
+
+
+def test_with_little_credit_an_acknowledgement_does_not_wait_for_company() -> None:
+    nbytes = len(batch_of(EPOCH, 1, 4))
+    registration = Registration(EPOCH, 0)
+    one = Link(codec_for(SCHEMA), registration, settings=SETTINGS, now_s=200.0, room_bytes=2 * nbytes)
+    one.keep([taken(one, 1).entry], 98.0)
+    ack = one.say(98.0)
+    assert ack is not None
+    assert (ack.ack.sequence, ack.ack.credit) == (4, 2)
+
+
 def test_an_acknowledgement_waits_for_company_but_not_long() -> None:
     one = link()
     one.keep([taken(one, 1).entry], 98.0)

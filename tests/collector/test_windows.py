@@ -10,8 +10,10 @@ import pytest
 from tests.collector.stage import Agent, asynchronous, collecting, until
 
 from fulgurite.collector.stores.memory import MemoryStore
+from fulgurite.collector.windows import BUCKETED_TOKENS, SECOND_NS, Windows
 from fulgurite.v1 import viewer_pb2, viewer_pb2_grpc
-from fulgurite.wire.sketch import FIRST_TOKEN_BOUNDS_S, INTER_TOKEN_BOUNDS_S
+from fulgurite.wire.frame import FrameBlock, RequestRef
+from fulgurite.wire.sketch import FIRST_TOKEN_BOUNDS_S, INTER_TOKEN_BOUNDS_S, Intervals
 from fulgurite.wire.sketch_codec import columns_from_pb
 
 
@@ -48,6 +50,32 @@ async def test_what_one_collector_folded_another_tells() -> None:
         assert len(window.first_token) == len(FIRST_TOKEN_BOUNDS_S) + 1
         assert not (await windows(there.address, "other", width_s=1)).replicas
         await agent.hang_up()
+
+
+def activity(frames: int, layers: int = 2, heads: int = 4) -> FrameBlock:
+    """Tokens of one request, as far as a window reads them."""
+    columns: dict[str, Any] = {
+        "position": np.arange(frames, dtype=np.int32),
+        "started_ns": np.zeros(frames, np.int64),
+        "ended_ns": np.ones(frames, np.int64),
+        "head_write": np.full((frames, layers, heads), 0.5, np.float32),
+    }
+    return FrameBlock((RequestRef("r"),), columns)
+
+
+@pytest.mark.parametrize(("layers", "heads"), [(2, 4), (0, 4), (2, 0)])
+def test_frames_beyond_those_with_quantiles_and_channels_without_values_are_counted_all_the_same(
+    layers: int, heads: int
+) -> None:
+    nothing = Intervals(*(np.zeros(0) for _ in range(4)))
+    window = Windows().at(SECOND_NS)
+    for _ in range(3):  # the second fills the quantiles, so that of the third not one value is left
+        window.take(activity(BUCKETED_TOKENS // 2 + 1, layers, heads), nothing)
+    known = window.fold.columns["head_write"]
+    assert window.frames == 3 * (BUCKETED_TOKENS // 2 + 1)
+    assert known.count.tolist() == [window.frames] * (layers * heads)
+    assert known.buckets is not None
+    assert known.buckets.sum(axis=1).tolist() == [BUCKETED_TOKENS] * (layers * heads)
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def eager(model: Path, folder: Path) -> Iterator[object]:
-    """A server in bfloat16, eager, with a small key-value cache, observed at ``heads``."""
+    """A server in bfloat16, eager, with a small key-value cache, observed at ``heads``.
+
+    It sends spans of its own to the collector.
+    """
     import serving
 
     small = ("--num-gpu-blocks-override", "24", "--block-size", "32", "--max-num-batched-tokens", "64",
-             "--enable-prefix-caching", "--trust-request-chat-template")  # fmt: skip
+             "--enable-prefix-caching", "--trust-request-chat-template",
+             "--otlp-traces-endpoint", "http://{collector}")  # fmt: skip
     with serving.stage(folder, model, "--enforce-eager", "--dtype", "bfloat16", *small, by_run=True) as found:
         yield found

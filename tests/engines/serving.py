@@ -281,6 +281,19 @@ def collector(folder: Path) -> Iterator[tuple[Process, int]]:
 
 
 @contextmanager
+def listening(log: Path, command: Sequence[str], env: Mapping[str, str]) -> Iterator[Server]:
+    """A server that takes ``--port``, when it answers."""
+    port = free_port()
+    process = Process(log, *command, "--port", str(port), env=surroundings(**env))
+    server = Server(process, port)
+    try:
+        server.wait()
+        yield server
+    finally:
+        process.stop()
+
+
+@contextmanager
 def vllm(
     folder: Path, model: Path, *arguments: str, env: Mapping[str, str], command: Sequence[str] = ()
 ) -> Iterator[Server]:
@@ -313,6 +326,7 @@ def stage(folder: Path, model: Path, *arguments: str, by_run: bool = False, **en
 
     Parameters
     ----------
+    arguments : of the server; ``{collector}`` in them is the collector's address.
     by_run : the server is started with ``fulgurite run``; else variables configure it.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -321,7 +335,8 @@ def stage(folder: Path, model: Path, *arguments: str, by_run: bool = False, **en
         place = f"127.0.0.1:{port}"
         command = [str(BIN / "fulgurite"), "run", "--collector", place, "--"] if by_run else []
         settings |= {} if by_run else {"FULGURITE_ENDPOINT": place}
-        with vllm(folder, model, *arguments, env=settings, command=command) as server:
+        told = [word.replace("{collector}", place) for word in arguments]
+        with vllm(folder, model, *told, env=settings, command=command) as server:
             watcher = Watcher(port)
             try:
                 found = Stage(server, process, watcher, port)

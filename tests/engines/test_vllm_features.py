@@ -1,8 +1,12 @@
-"""Adapters, experts, and the level `pulse`: each in a server of its own."""
+"""Speculative decoding with adapters, experts, and the level `pulse`: each in a server of its own."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,20 +19,51 @@ pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engine
 COMMON = ("--enforce-eager", "--dtype", "float32")
 
 
-def test_requests_with_an_adapter_are_told(model: Path, tmp_path: Path) -> None:
-    adapter = tiny_model.adapter(tmp_path / "adapter", model)
+def answers(stage: Any, prompts: list[str], **settings: Any) -> list[dict[str, Any]]:
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        return list(pool.map(lambda prompt: stage.server.complete(prompt, **settings), prompts))
+
+
+@pytest.fixture(scope="module")
+def drafting(model: Path, tmp_path_factory: Any) -> Iterator[Any]:
+    """A server that guesses tokens by n-grams and knows an adapter."""
+    folder = tmp_path_factory.mktemp("drafting")
+    adapter = tiny_model.adapter(folder / "adapter", model)
     lora = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"tuned={adapter}")
-    with serving.stage(tmp_path, model, *COMMON, *lora) as stage:
-        base = stage.server.complete("Once upon a time", max_tokens=12, ignore_eos=True)
-        tuned = stage.server.complete("Once upon a time", max_tokens=12, ignore_eos=True, model="tuned")
-        assert base["choices"][0]["token_ids"] != tuned["choices"][0]["token_ids"]
-        check(stage, base)
-        check(stage, tuned)
-        frames = stage.watcher.by_request()
-        assert all(np.isfinite(f.head_write).all() for f in frames[base["id"]])
-        # the adapter changes the output projection, so that the base's Gram matrices do not hold for it
-        assert all(f.head_write is None or np.isnan(f.head_write).all() for f in frames[tuned["id"]])
-        assert all(np.isfinite(f.ffn_write).all() for f in frames[tuned["id"]])
+    guess = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    with serving.stage(folder, model, *COMMON, *lora, "--speculative-config", json.dumps(guess)) as found:
+        yield found
+
+
+def test_drafts_that_are_taken_are_told_and_no_others(drafting: Any) -> None:
+    # a regular expression makes it repeat itself, so that drafts come true
+    repeating = {"structured_outputs": {"regex": "(ab ){30}"}, "max_tokens": 50}
+    prompts = ["Once upon", "ab ab ab ab", "the the the"]
+    plain = answers(drafting, prompts, max_tokens=33, ignore_eos=True)
+    again = answers(drafting, ["ab ab ab", "say ab"], **repeating)
+    for answer in (*plain, *again):
+        check(drafting, answer)
+        steps = [f.step for f in drafting.watcher.by_request()[answer["id"]]]
+        assert steps == sorted(steps)
+    metrics = drafting.server.metrics()
+    assert metrics["vllm:spec_decode_num_accepted_tokens_total"] > 0, "no draft came true"
+    drafted = metrics["vllm:spec_decode_num_draft_tokens_total"]
+    assert drafted > metrics["vllm:spec_decode_num_accepted_tokens_total"], "no draft was rejected"
+    steps = [f.step for f in drafting.watcher.by_request()[again[0]["id"]]]
+    assert len(set(steps)) < len(steps), "several tokens of one step are of that step"
+
+
+def test_requests_with_an_adapter_are_told(drafting: Any) -> None:
+    base = drafting.server.complete("Once upon a time", max_tokens=12, ignore_eos=True)
+    tuned = drafting.server.complete("Once upon a time", max_tokens=12, ignore_eos=True, model="tuned")
+    assert base["choices"][0]["token_ids"] != tuned["choices"][0]["token_ids"]
+    check(drafting, base)
+    check(drafting, tuned)
+    frames = drafting.watcher.by_request()
+    assert all(np.isfinite(f.head_write).all() for f in frames[base["id"]])
+    # the adapter changes the output projection, so that the base's Gram matrices do not hold for it
+    assert all(f.head_write is None or np.isnan(f.head_write).all() for f in frames[tuned["id"]])
+    assert all(np.isfinite(f.ffn_write).all() for f in frames[tuned["id"]])
 
 
 def test_experts_of_a_mixture_are_told(tmp_path: Path) -> None:

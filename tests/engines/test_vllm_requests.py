@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
+import serving
 from checks import check, tokens_of
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
+
+import openai
+
+from fulgurite.agent import InMemoryExporter, observe
 
 STEM = (
     "the cat and the dog and the bird went to the river to look for a boat and a little house with a red door"
@@ -128,6 +135,75 @@ def test_the_trace_of_a_request_is_that_of_its_frames(eager: Any) -> None:
     assert {(f.trace_id, f.span_id) for f in frames} == {(trace, span)}
     other = eager.server.complete("Once", max_tokens=4, ignore_eos=True)
     assert {f.trace_id for f in eager.watcher.of(other["id"], 4)} == {""}
+
+
+def test_a_trace_holds_the_spans_of_the_engine_and_our_tokens(eager: Any) -> None:
+    trace, span = "5bf92f3577b34da6a3ce929d0e0e4737", "10f067aa0ba902b8"
+    answer = eager.server.complete(
+        "Once", max_tokens=5, headers={"traceparent": f"00-{trace}-{span}-01"}, ignore_eos=True
+    )
+    eager.watcher.ends(answer["id"])
+    command = [str(serving.BIN / "fulgurite"), "trace", trace, "--collector", f"127.0.0.1:{eager.port}"]
+
+    def spans() -> list[dict[str, Any]]:
+        """Of the trace, when the engine has sent its own: it does so every few seconds."""
+        said = subprocess.run([*command, "--json"], check=False, capture_output=True, text=True, timeout=120)
+        found = json.loads(said.stdout)["spans"] if said.returncode == 0 else []
+        return found if any(one["name"] == "llm_request" for one in found) else []
+
+    found = {one["name"]: one for one in eager.watcher.until(spans)}
+    theirs = found.pop("llm_request")
+    assert theirs["parent_id"] == span
+    assert theirs["attributes"]["gen_ai.usage.completion_tokens"] == 5
+    (ours,) = (one for one in found.values() if len(one.get("token_seconds", ())) == 5)
+    assert ours["parent_id"] == span
+    said = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0
+    assert "llm_request" in said.stdout
+
+
+def test_doctor_says_what_is_attached_and_what_is_captured(eager: Any) -> None:
+    eager.server.complete("Once", max_tokens=3, ignore_eos=True)
+    command = [str(serving.BIN / "fulgurite"), "doctor", "--collector", f"127.0.0.1:{eager.port}"]
+    said = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120).stdout
+    (line,) = (one for one in said.splitlines() if "vllm 0.32" in one)
+    assert "level heads" in line
+    assert re.search(r"observed for \d+ (s|min)", line)
+    captured, absent = re.search(r"captured: (.*); not captured: (.*)", line).groups()  # type: ignore[union-attr]
+    assert {"head_write", "ffn_write", "logprob", "kv_tokens"} <= set(captured.split(", "))
+    assert "attended_weights" in absent
+
+
+def test_a_black_box_beside_the_glass_one_says_the_same(eager: Any) -> None:
+    exporter = InMemoryExporter()
+    client = openai.OpenAI(base_url=f"{eager.server.url}/v1", api_key="none", timeout=180)
+    observe(client, exporter=exporter, tokens="text")
+    told = {"role": "user", "content": "Say something about a boat"}
+    asking: dict[str, Any] = {"model": "m", "max_tokens": 9, "temperature": 0, "stream": True}
+    asking |= {"stream_options": {"include_usage": True}}
+    drawn = {**asking, "temperature": 0.9}
+    more = {"ignore_eos": True, "return_token_ids": True}
+    form = {"chat_template": "{{ messages[0]['content'] }}"}
+    chat = client.chat.completions.create(
+        messages=[told], logprobs=True, top_logprobs=4, extra_body={**more, **form}, **asking
+    )
+    text = client.completions.create(prompt="Once upon", logprobs=3, extra_body=more, n=2, **drawn)
+    ids = [{chunk.id for chunk in stream}.pop() for stream in (chat, text)]
+    ended = {event.request_id: event for event in exporter.events if event.kind == "finished"}
+    for request_id, count, choices in zip(ids, (4, 3), (1, 2), strict=True):
+        glass = eager.watcher.of(request_id, 9 * choices)
+        box = sorted(
+            (f for f in exporter.frames if f.request_id == request_id), key=lambda f: (f.sequence, f.position)
+        )
+        assert [(f.sequence, f.token_id) for f in box] == [(f.sequence, f.token_id) for f in glass]
+        assert np.allclose([f.logprob for f in box], [f.logprob for f in glass], atol=2e-3)
+        for ours, theirs in zip(box, glass, strict=True):
+            assert np.allclose(ours.top_logprobs[:count], theirs.top_logprobs[:count], atol=2e-2)
+            assert abs(ours.margin - theirs.margin) < 4e-3
+            assert ours.rank in (theirs.rank, -1)
+            assert ours.head_write is ours.entropy is None
+        assert ended[request_id].generated_tokens == 9 * choices
+        assert ended[request_id].prompt_tokens == glass[0].position
 
 
 def test_the_schedulers_figures_are_those_of_the_server(eager: Any, crowd: list[dict[str, Any]]) -> None:

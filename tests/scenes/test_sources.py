@@ -15,7 +15,7 @@ from fulgurite.viewer.shaders import source
 VIEWER = Path(fulgurite.viewer.scene.__file__).parent
 MODULES = sorted(VIEWER.rglob("*.py"))
 CHANCE = {"random", "secrets", "uuid", "numpy.random"}
-NAMES_OF_PAGES = {"browser": {"secrets"}}  # how one open page is told from another
+NAMES_OF_PAGES = {"browser": {"secrets"}, "notebook": {"secrets"}}  # which page it is, and who may open it
 PURE = (
     "scene",
     "layout",

@@ -82,8 +82,18 @@ def wave(step: int, n: int) -> np.ndarray[Any, Any]:
 class Replica:
     """A made-up model: every step emits a token of each of its requests, with other values each time."""
 
-    def __init__(self, endpoint: str, name: str, requests: int, pace: threading.Event) -> None:
-        self._requests = tuple(RequestRef(f"{name}-{index}") for index in range(requests))
+    def __init__(
+        self,
+        endpoint: str,
+        name: str,
+        requests: int,
+        pace: threading.Event,
+        *,
+        step_s: float = STEP_S,
+        trace_id: str = "",
+    ) -> None:
+        self._requests = tuple(RequestRef(f"{name}-{index}", trace_id) for index in range(requests))
+        self._step_s = step_s
         self._closing = threading.Event()
         self._flowing = pace
         self._exporter = GrpcExporter(endpoint)
@@ -102,7 +112,7 @@ class Replica:
             started = RequestEvent(request_id=request.request_id, kind="started", time_ns=time.time_ns())
             self._exporter.event(started)
         step = 0
-        while not self._closing.wait(STEP_S):
+        while not self._closing.wait(self._step_s):
             if self._flowing.is_set():
                 self._exporter.export(self._block(step))
                 step += 1

@@ -21,8 +21,10 @@ from tests.viewer.made_up import CHROMIUM, FLAGS, until
 from tests.viewer.site import Site, served
 
 from fulgurite.viewer.camera import CameraRig, Insets, View, project
+from fulgurite.viewer.events import Frames
 from fulgurite.viewer.layout import Layout
 from fulgurite.viewer.page_controls import offers
+from fulgurite.wire.frame import FrameBatch, RequestEvent
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -485,6 +487,30 @@ def test_who_comes_late_sees_the_last_minute(
     )
     late.press("Home")
     until(lambda: late.ask("app.clock.mode") == "playing", "the past is played")
+    glow = f"app.replicas.get('{KEY}').lights.heads"
+    light = f"Math.max(...Array.from({glow}.display, (_, i) => {glow}.light(i, app.clock.playhead) || 0))"
+    first = late.ask(f"app.replicas.get('{KEY}').history.span[0]")
+    late.ask(f"(app.clock.pause(), app.clock.playhead = {first + 0.3!r}, app.refill(), app.draw(0))")
+    assert late.ask(light) > 0.05  # the scene is lit as it was
+    late.ask(f"(app.clock.playhead = {first - 5.0!r}, app.refill(), app.draw(0))")
+    assert late.ask(light) == 0
+
+
+def test_a_cache_stays_full_in_a_pause_though_its_request_ends_meanwhile(
+    watched: tuple[Open, Site],
+) -> None:
+    one, site = watched
+    sequences = f"app.replicas.get('{KEY}').lights.carpet.sequences.size"
+    one.press("m")
+    assert one.ask(sequences) == 1
+    ended = RequestEvent(request_id="request-1", kind="finished", time_ns=time.time_ns())
+    batch = FrameBatch(epoch_ms=1, first_sequence=site.sent + 1, blocks=(), events=(ended,))
+    site.inbox.put(Frames(key=KEY, batch=batch, live=True, received_ns=time.time_ns(), nbytes=1000))
+    until(lambda: one.ask(f"app.replicas.get('{KEY}').ends.size") == 1, "the page was told of the end")
+    until(lambda: one.ask("app.connection.now()") > ended.time_ns / 1e9 + 2.0, "time goes on")
+    assert one.ask(sequences) == 1
+    one.press("l")
+    until(lambda: one.ask(sequences) == 0, "in the present it is over")
 
 
 def test_only_one_request_is_lit_where_one_is_isolated(browser: Browser, opened: list[Open]) -> None:

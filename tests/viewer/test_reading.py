@@ -9,7 +9,7 @@ import pytest
 
 from fulgurite.v1 import frame_pb2, viewer_pb2
 from fulgurite.viewer.events import CaughtUp, Event, FeedTrouble, Frames, GapSeen, ReplicaSeen, StatusSeen
-from fulgurite.viewer.reading import Reading
+from fulgurite.viewer.reading import Reading, status_from_pb
 from fulgurite.wire import codec
 from fulgurite.wire.frame import FrameBatch, FrameBlock, RequestRef, Scale
 from fulgurite.wire.topology import Topology
@@ -190,3 +190,11 @@ def test_an_overhead_that_was_not_measured_yet_is_none() -> None:
     assert seen.status.overhead_ratio is None
     assert seen.status.running_requests == 3
     assert seen.status.dropped == {"outbox_full": 4}
+
+
+def test_of_a_black_box_no_cache_is_told() -> None:
+    told: dict[str, Any] = {"kv_tokens": 7, "kv_bytes": 70, "layers": 1}
+    box = status_from_pb(viewer_pb2.ReplicaStatus(heads=0, **told))
+    assert (box.kv_tokens, box.kv_bytes) == (None, None)
+    glass = status_from_pb(viewer_pb2.ReplicaStatus(heads=4, **told))
+    assert (glass.kv_tokens, glass.kv_bytes) == (7, 70)

@@ -22,7 +22,7 @@ from fulgurite.viewer.events import (
 )
 from fulgurite.viewer.facts import facts, marked, tint
 from fulgurite.viewer.session import Session
-from fulgurite.viewer.timeline import Timeline
+from fulgurite.viewer.timeline import Mode, Timeline
 from fulgurite.wire.frame import FrameBatch, FrameBlock, RequestEvent, RequestRef, Scale
 from fulgurite.wire.topology import Topology
 
@@ -126,6 +126,34 @@ def test_the_past_of_a_late_joiner_is_not_lit_as_if_it_were_now() -> None:
     session.advance(T0 + 0.2)
     assert _light(session, "n/a/1", T0 + 0.5) < 0.01
     assert session.latency_s("n/a/1") is None
+
+
+def test_a_late_joiner_can_go_back_and_the_scene_is_lit_as_it_was() -> None:
+    session = _session(_seen("n/a/1"))
+    for second in range(50, 0, -5):
+        first = 51 - second
+        session.absorb(
+            [_frames("n/a/1", [T0 - second], received_s=T0 + 0.1, live=False, first=first)], T0 + 0.1
+        )
+    session.advance(T0 + 0.2)
+    for second in (45, 20, 5):
+        session.timeline.seek(T0 - second + 0.2)
+        session.advance(T0 + 0.3)
+        assert _light(session, "n/a/1", T0 - second + 0.4) > 0.1
+    session.timeline.seek(T0 - 22.0)
+    session.advance(T0 + 0.4)
+    assert _light(session, "n/a/1", T0 - 22.0) < 0.01  # nothing was lit then
+
+
+def test_the_most_active_head_of_the_last_token_is_kept_with_its_token() -> None:
+    session = _session(_seen("n/a/1"))
+    session.absorb([_frames("n/a/1", [T0 + 1.0])], T0 + 1.01)
+    session.advance(T0 + 1.2)
+    session.choose_most_active()
+    assert session.timeline.mode is Mode.PAUSED
+    assert session.pinned is not None
+    assert session.chosen is not None
+    assert session.chosen.block.columns["position"][session.chosen.row] == 1
 
 
 def test_the_latency_from_token_to_screen_is_measured() -> None:

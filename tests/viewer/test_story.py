@@ -43,6 +43,18 @@ def test_a_new_replica_is_portrayed_before_its_scale_and_its_tokens() -> None:
     assert kinds == ["replica", "scale", "tokens", "state"]
 
 
+def test_a_latecomer_knows_a_replica_before_its_scale_also_where_it_was_renamed() -> None:
+    story = Story()
+    _told(story, _seen())
+    other = ReplicaSeen(key="test/model/two", topology=SHAPE, level="deep", tokens="text", scale=SCALE)
+    renamed = _told(story, other)  # a second of the same service: the first is named by its instance now
+    assert KEY in {header["key"] for header, _ in renamed if header["kind"] == "replica"}
+    known = [unpack(data)[0] for data in story.welcome(NOW_S)]
+    for key in (KEY, "test/model/two"):
+        kinds = [header["kind"] for header in known if header.get("key") == key]
+        assert kinds == ["replica", "scale"]
+
+
 def test_a_token_is_told_as_it_was_captured() -> None:
     story = Story()
     frame = ended(block(SHAPE, deep=True), NOW_S - 0.02)

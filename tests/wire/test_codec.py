@@ -226,6 +226,7 @@ def test_texts_events_and_scales_come_back(make_block: MakeBlock) -> None:
     event = RequestEvent(
         request_id="r", kind="started", time_ns=5, prompt_tokens=7, prompt_tokens_per_row=(7, 3), sequences=2,
         reason="because", prompt_texts=("once",), winning_rows=(1,), drafted_tokens=4, accepted_tokens=3,
+        generated_tokens=12,
     )  # fmt: skip
     scale = Scale(version=2, kinds={"head": (0.25, 2.0), "ffn": (0.5, 4.0)}, tokens=9)
     sent = batch_of(make_block(2, texts=True), events=(event,), scales=(scale,), sent_ns=11)

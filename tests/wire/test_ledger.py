@@ -46,6 +46,22 @@ def test_settling_more_than_is_pending_is_refused_with_the_account() -> None:
         ledger.capture(-1)
 
 
+def test_a_sealed_ledger_has_nothing_pending_and_still_counts_what_is_settled_late() -> None:
+    ledger = Ledger()
+    ledger.capture(5)
+    ledger.drop(1, "unacknowledged")
+    ledger.seal("unacknowledged")
+    account = ledger.account()
+    assert (account.pending, account.dropped) == (0, {"unacknowledged": 5})
+    ledger.acknowledge(3)
+    assert ledger.account().acknowledged == 3
+    assert ledger.account().dropped == {"unacknowledged": 2}
+    ledger.drop(1, "closed")
+    assert ledger.account().dropped == {"unacknowledged": 1, "closed": 1}
+    with pytest.raises(LedgerError):
+        ledger.acknowledge(1)
+
+
 def test_dropping_nothing_names_no_reason() -> None:
     ledger = Ledger()
     ledger.drop(0, "outbox_full")

@@ -20,13 +20,14 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from fulgurite.agent import config
+from fulgurite.agent.blackbox import observe, unobserve
 from fulgurite.agent.exporter import InMemoryExporter
 
 if TYPE_CHECKING:
     from fulgurite.agent.attachment import Agent
     from fulgurite.agent.exporter import Exporter
 
-__all__ = ["Agent", "InMemoryExporter", "instrument"]
+__all__ = ["Agent", "InMemoryExporter", "instrument", "observe", "unobserve"]
 
 logger = logging.getLogger("fulgurite.agent")
 _attached: weakref.WeakKeyDictionary[Any, weakref.ref[Agent]] = weakref.WeakKeyDictionary()

@@ -15,6 +15,7 @@ import numpy as np
 
 from fulgurite.agent import reduce
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
+from fulgurite.agent.deep import DeepRows
 from fulgurite.agent.identity import Committed, Request
 from fulgurite.agent.kv import CacheReading
 from fulgurite.agent.unreduced import Unreduced
@@ -37,7 +38,7 @@ class Step:
     started_ns, ended_ns : UNIX time.
     layout : of the results, None where the layers were not measured.
     cached : what the cache held, None where it is not known.
-    deep : finished columns of level `deep`.
+    deep : what level `deep` showed, None where it did not look.
     unreduced : rows whose results are not among `host` yet.
     """
 
@@ -52,7 +53,7 @@ class Step:
     ended_ns: int
     layout: reduce.Plan | None
     cached: CacheReading | None
-    deep: Mapping[str, Array] = field(default_factory=dict)
+    deep: DeepRows | None = None
     unreduced: Unreduced | None = None
 
     @property
@@ -61,8 +62,8 @@ class Step:
         held = _OWN_BYTES * self.ids.size
         for found in self.host.values():
             held += 2 * found.nbytes
-        for found in self.deep.values():
-            held += found.nbytes
+        if self.deep is not None:
+            held += self.deep.nbytes
         if self.unreduced is not None:
             held += self.unreduced.nbytes
         return held if self.cached is None else held + 4 * len(self.cached.resident) * self.ids.size
@@ -107,7 +108,8 @@ class Step:
         if "expert_ids" in host:
             columns["expert_ids"] = host["expert_ids"].transpose(1, 0, 2).astype(np.int16)
             columns["expert_weights"] = host["expert_weights"].transpose(1, 0, 2).astype(np.float32)
-        columns.update(self.deep)
+        if self.deep is not None:
+            columns.update(self.deep.columns())
         columns.update(self._memory())
         return columns
 

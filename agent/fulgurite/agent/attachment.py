@@ -29,7 +29,6 @@ from fulgurite.wire.channels import LEVELS, Level
 from fulgurite.wire.topology import Topology
 
 logger = logging.getLogger("fulgurite.agent")
-ENGINE, ENGINE_VERSION = "fulgurite.engine.name", "fulgurite.engine.version"  # resource attributes
 
 
 class Agent:
@@ -225,7 +224,7 @@ class Agent:
 def _engine() -> dict[str, str]:
     """Which library runs the model, and its version; nothing where it is none that we know."""
     found = getattr(sys.modules.get("transformers"), "__version__", None)
-    return {} if found is None else {ENGINE: "transformers", ENGINE_VERSION: str(found)}
+    return {} if found is None else {config.ENGINE: "transformers", config.ENGINE_VERSION: str(found)}
 
 
 _running: weakref.WeakSet[Agent] = weakref.WeakSet()

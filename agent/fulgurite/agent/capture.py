@@ -100,6 +100,7 @@ class Capture:
         self._layout: reduce.Plan | None = None
         self._wiring: tuple[LayerWiring, ...] = ()
         self._opening = (0, 0)  # plan and slots of a pass that begins now, replaced as one
+        self._counted = (-1, 0)  # plan, and how many hooks it has
         self._watched = Watched()
         self._fit()
         self.look_again: Callable[[], Anatomy | None] | None = None
@@ -209,7 +210,8 @@ class Capture:
         passing.level = level_of_step(passing.step, level, self.deep_ratio)
         if self._is_deep:
             passing.looks = self._looks_of(passing.step, passing.level)
-        self._tick(passing.level, passing.looks)
+        if self.shelf.is_used:
+            self._tick(passing.level, passing.looks)
         passing.started_ns = started
         self.current.passing = passing
         self._takes_off(passing)
@@ -229,9 +231,10 @@ class Capture:
 
     def _tick_ahead(self) -> None:
         """The next pass may be one that nothing of ours sees begin."""
+        if not self.shelf.is_used:
+            return
         level = level_of_step(self.steps, self.demand.level, self.deep_ratio)
-        is_asked = self._is_deep and self.shelf.is_used
-        self._tick(level, self._looks_of(self.steps, level) if is_asked else frozenset())
+        self._tick(level, self._looks_of(self.steps, level) if self._is_deep else frozenset())
 
     def _takes_off(self, passing: Pass) -> None:
         """The shelf holds one pass: those that run at the same time, in several threads, leave none."""
@@ -259,7 +262,7 @@ class Capture:
         self.current.passing = None
         self._in_flight.pop(threading.get_ident(), None)
         passing.cache = cache
-        rows = _last_logits(passing, logits)
+        rows = logits if logits.shape[1] == 1 else _last_logits(passing, logits)
         passing.logits = rows.clone() if copies and rows.data_ptr() == logits.data_ptr() else rows
         raw = passing.deep.get(("unembedded", 0)) if passing.deep else None
         if raw is not None:
@@ -351,7 +354,7 @@ class Capture:
                 host = self._taken(passing, tokens, lines)
         else:  # as `generate` leaves it
             host = self._taken(passing, tokens, lines)
-        ids = host.pop("tokens").reshape(-1).astype(np.int32)
+        ids = host.pop("tokens").reshape(-1).astype(np.int32, copy=False)
         committed = lines if lines is not None else request.commit(ids, stops)
         self._tick_ahead()
         if committed.real.size and ("logprob" in host or passing.unreduced is not None):
@@ -407,7 +410,7 @@ class Capture:
     def _add_deep(self, step: Step, host: dict[str, Array], passing: Pass, committed: Committed) -> None:
         if passing.level != "deep":
             return
-        step.deep = self._deep.columns(host, committed.position, passing.fetched)
+        step.deep = self._deep.told(host, committed.position, passing.fetched)
         if late := self._deep.refused_late():
             self._make_unavailable(late)
         step.host = {name: found for name, found in host.items() if not name.startswith(_OF_DEEP)}
@@ -430,8 +433,11 @@ class Capture:
         committed_ns: int,
     ) -> Step:
         """What is left of the pass: nothing of it holds a tensor of the model, nor the model."""
-        fed = request.width + int(committed.passes.max())
-        cached = request.reader.read(passing.cache, self.anatomy.topology.layers, fed)
+        cached = request.reader.read(
+            passing.cache,
+            self.anatomy.topology.layers,
+            lambda: request.width + int(committed.passes.max()),
+        )
         if cached is not None and cached.row_bytes is not None:
             request.kv_bytes = cached.row_bytes * request.rows
         step = Step(
@@ -587,7 +593,7 @@ class Capture:
             self.anatomy.final_norm,
             self.anatomy.unembedding,
             {name: rows for name, rows in seen.items() if rows is not None},
-            passing.logits,
+            passing.logits.flatten(0, -2),
             unembedded=passing.deep.get(("unembedded", 0)),
             constants=self.anatomy.constants,
             tolerance=max(1e-4, 4 * self._posts.epsilon(passing)),
@@ -619,6 +625,7 @@ class Capture:
         """Build the Gram matrices anew whose projection was written to or exchanged since (adapters,
         training)."""
         self._settle_weights()
+        self._deep.refresh()
         if any(parent._modules.get(name) is not part for parent, name, part in self._joints):
             self._start_over()
             return
@@ -701,7 +708,7 @@ class Capture:
 
     def _account(self, passing: Pass) -> None:
         now = time.perf_counter_ns()
-        own = passing.own_ns + (len(self._probes) + self._deep.hooks) * self._probe_ns
+        own = passing.own_ns + self._hooks() * self._probe_ns
         self.budget.spend(own, now - passing.started_ns)
         verdict = self.budget.verdict(now)
         if verdict is None:
@@ -715,6 +722,13 @@ class Capture:
             running_requests=len(self.running),
             kv_bytes=sum(request.kv_bytes for request in list(self.running.values())),
         )
+
+    def _hooks(self) -> int:
+        """How many hooks are in the model, counted once for each set of probes."""
+        plan, hooks = self._counted
+        if plan != self._probes.plan:
+            plan, hooks = self._counted = self._probes.plan, len(self._probes) + self._deep.hooks
+        return hooks
 
     def _degrade(self) -> None:
         level: Level | None = self.demand.degrade()

@@ -17,6 +17,7 @@ from fulgurite.wire.channels import LEVELS, Level
 
 Tokens = Literal["off", "ids", "text"]
 TOKENS: tuple[Tokens, ...] = ("off", "ids", "text")
+ENGINE, ENGINE_VERSION = "fulgurite.engine.name", "fulgurite.engine.version"  # resource attributes
 DEFAULT_ENDPOINT = "127.0.0.1:4747"
 DEFAULT_BUDGET = 0.02
 DEFAULT_DEEP_RATIO = 1 / 16

@@ -214,7 +214,7 @@ class Attribution:
             layer, mixer = self.layers[i], self.wiring[i].mixer
             assert layer.projection is not None
             assert mixer is not None
-            aim = push * mixer.factor
+            aim = push if mixer.factor == 1.0 else push * mixer.factor
             if mixer.norm is not None:
                 aim = aim * torch.as_tensor(mixer.norm.gain, dtype=torch.float32, device=aim.device)
                 aim = (aim - aim.mean(-1, keepdim=True) if mixer.norm.centred else aim) / scales[i][:, None]

@@ -7,6 +7,7 @@ that a pass keeps for it is in `Pass.deep`, one row per measured position.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from fulgurite.agent.reduce import Plan
 from fulgurite.agent.shelf import Shelf
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.wiring import LayerWiring, Tap
-from fulgurite.wire.channels import Level
+from fulgurite.wire.channels import KV_HEAT_BUCKETS, TOP_K, Level
 
 Array = np.ndarray[Any, Any]
 Reasons = dict[str, list[tuple[int, str]]]
@@ -39,6 +40,7 @@ class Deep:
         self, anatomy: Anatomy, current: Current, shield: Shield, shelf: Shelf, *, always: bool = False
     ) -> None:
         self.layers = layers = anatomy.layers
+        self._heads_of = tuple(routing.heads_of(layer) for layer in layers)
         self.heads = anatomy.topology.heads
         self.readout: Readout | None = None
         self._unembedding = UnembeddingProbe(anatomy.unembedding, current)
@@ -107,6 +109,10 @@ class Deep:
         index, why = next(iter(refused.items()))
         return dict.fromkeys(routing.CHANNELS, f"layer {index}: {why}")
 
+    def refresh(self) -> None:
+        """Look at all weights again before they are believed to be the same."""
+        self._neurons.refresh()
+
     def settle(self) -> None:
         """The first pass is over: take out what only it needed."""
         if self.readout is None or self.readout.cap is None:
@@ -166,31 +172,68 @@ class Deep:
             found.update(lens.look(self.readout, streams, candidates.to(stacked.device)))
         return found
 
-    def columns(
+    def told(
         self, host: Mapping[str, Array], positions: Array, fetched: Sequence[tuple[str, int]] = ()
-    ) -> dict[str, Array]:
-        """The channels, rows first; one that no layer gives is absent.
+    ) -> DeepRows:
+        """What was measured of these rows, from which whoever reads them makes the channels.
 
         Parameters
         ----------
         positions : ndarray of int, shape (n,), of the emitted tokens
         fetched : what of it a compiled graph left, by kind and layer
         """
-        found: dict[str, Array] = {}
         looked = {i: rows for i, rows in _by_layer(host, "attention").items() if rows.size}
         for i in [i for kind, i in fetched if kind == "attention"]:
             told = self._looks.believed(i, looked[i]) if i in looked else None
             if told is None:
                 looked.pop(i, None)
             else:
-                looked[i] = told
-        if looked:
-            found.update(routing.columns(looked, positions, self.layers, self.heads))
-        largest = _by_layer(host, "neurons")
-        if largest:
-            found.update(neurons.columns(largest, len(self.layers)))
-        if "lens_rank" in host:
-            found.update(lens.columns(host))
+                looked[i] = told.copy()  # the next pass writes there
+        lenses = {name: host[name] for name in lens.CHANNELS if name in host}
+        return DeepRows(
+            looked, _by_layer(host, "neurons"), lenses, positions, layers=self._heads_of, heads=self.heads
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeepRows:
+    """What one step showed at level `deep`, as it was measured. Holds nothing of the model.
+
+    Attributes
+    ----------
+    looked, largest : by layer, what was told of attention and of neurons.
+    lenses : of the logit lens, by name.
+    positions : ndarray of int, shape (n,), of the emitted tokens
+    layers, heads : the heads of each layer, and how many a layer has.
+    """
+
+    looked: Mapping[int, Array]
+    largest: Mapping[int, Array]
+    lenses: Mapping[str, Array]
+    positions: Array
+    layers: tuple[routing.HeadsOf, ...]
+    heads: int
+
+    @property
+    def nbytes(self) -> int:
+        """What is held, and what the channels will hold: those of attention have room for every layer."""
+        held = sum(rows.nbytes for kind in (self.largest, self.lenses) for rows in kind.values())
+        looked = sum(rows.nbytes for rows in self.looked.values())
+        return 2 * held + looked + (self.positions.size * self._looked_bytes if looked else 0)
+
+    @property
+    def _looked_bytes(self) -> int:
+        return len(self.layers) * (self.heads * 4 * (3 + 2 * TOP_K) + 4 * KV_HEAT_BUCKETS + 1)
+
+    def columns(self) -> dict[str, Array]:
+        """The channels, rows first; one that no layer gives is absent."""
+        found: dict[str, Array] = {}
+        if self.looked:
+            found.update(routing.columns(self.looked, self.positions, self.layers, self.heads))
+        if self.largest:
+            found.update(neurons.columns(self.largest, len(self.layers)))
+        if self.lenses:
+            found.update(lens.columns(self.lenses))
         return found
 
 

@@ -119,10 +119,9 @@ class Request:
         else:
             running = ~self.finished
             self.generated, real = passes + running, np.flatnonzero(running)
-        if stops:
+        if stops and not stops.isdisjoint(tokens.tolist()):
             ends = [token in stops for token in tokens.tolist()]
-            if any(ends):
-                self.finished, self._all_run = self.finished | ends, False
+            self.finished, self._all_run = self.finished | ends, False
         return Committed(real, rows, self.prompt + passes, rows, passes, self._no_parent)
 
     def cached(self, resident: Array, rows: Array, passes: Array) -> Array:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from operator import mul
+from operator import attrgetter, mul
 from typing import Any
+
+_KEYS_SHAPE = attrgetter("keys.shape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +36,17 @@ class CacheReader:
         self._cache = 0
         self._per_position: tuple[int, ...] = ()
 
-    def read(self, cache: Any, layers: int, positions: int) -> CacheReading | None:
-        """As `read_cache`."""
+    def read(self, cache: Any, layers: int, fed: Callable[[], int]) -> CacheReading | None:
+        """As `read_cache`; how many positions were `fed` is asked only where that matters."""
         if self._per_position and self._cache == id(cache):
             try:
-                resident = tuple([part.keys.shape[-2] for part in cache.layers])
+                resident = tuple([shape[-2] for shape in map(_KEYS_SHAPE, cache.layers)])
             except AttributeError:  # a layer has let go of its keys
                 resident = ()
             if len(resident) == len(self._per_position):
                 return CacheReading(resident, sum(map(mul, resident, self._per_position)))
         self._cache, self._per_position = id(cache), _bytes_per_position(cache, layers)
-        return read_cache(cache, layers, positions)
+        return read_cache(cache, layers, fed())
 
 
 def _bytes_per_position(cache: Any, layers: int) -> tuple[int, ...]:

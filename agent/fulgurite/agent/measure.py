@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from functools import partial
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,9 @@ from fulgurite.agent.weights import Watched
 Array = np.ndarray[Any, Any]
 WITH_LAYERS = ("heads", "deep")
 MOST_LEFT = 8  # steps that wait to be reduced
-MOST_BYTES = 1 << 20  # of one step's logits, or of its vectors
+MOST_BYTES = 4 << 20  # of one step that does
+MOST_WAITING_BYTES = 8 << 20  # of all of them
+_is_absent = partial(is_, None)
 
 
 class Measure:
@@ -47,6 +51,7 @@ class Measure:
         self._watched = watched
         self._shield = shield
         self._waiting: deque[weakref.ref[Unreduced]] = deque(maxlen=MOST_LEFT)
+        self._on_host: reduce.Plan | None = None  # of which all is in host memory
 
     def of(
         self, passing: Pass, tokens: torch.Tensor, layout: reduce.Plan | None, attribution: Attribution | None
@@ -64,6 +69,7 @@ class Measure:
         full = passing.level in WITH_LAYERS
         if self._is_left(passing, layout):
             return self._leave(passing, ids, layout if full else None)
+        logits = passing.logits = logits.flatten(0, -2)
         host: dict[str, Array] = {}
         found: dict[str, torch.Tensor] = {}
         if logits.device.type == "cpu" and logits.shape[0] == 1:
@@ -100,25 +106,37 @@ class Measure:
         logits, kept = passing.logits, passing.kept
         if passing.level == "deep" or passing.alive is not None or passing.alive_logits is not None:
             return False
-        waiting = self._waiting
-        if len(waiting) == MOST_LEFT and waiting[0]() is not None:
-            return False  # nobody reads: what is reduced weighs less
-        if logits is None or logits.device.type != "cpu" or 4 * logits.numel() > MOST_BYTES:
+        if logits is None or logits.device.type != "cpu":
             return False
-        if passing.level == "pulse":
-            return True
-        if layout is None or not layout.places or self._shield.is_out("reduce"):
+        size = 4 * logits.numel() * (1 if passing.scores is None else 2)
+        if passing.level != "pulse":
+            if layout is None or not layout.places or self._shield.is_out("reduce"):
+                return False
+            if any(map(_is_absent, kept)) or not self._are_on_host(kept, layout):  # type: ignore[arg-type]
+                return False
+            size += 4 * len(kept) * logits.shape[0] * layout.width
+        waiting, most = self._waiting, min(MOST_LEFT, MOST_WAITING_BYTES // size)
+        is_read = len(waiting) < most or waiting[-most]() is None  # else what is reduced weighs less
+        return size <= MOST_BYTES and is_read
+
+    def _are_on_host(self, kept: list[torch.Tensor], layout: reduce.Plan) -> bool:
+        """Whether all of it is in host memory. A model moves as a whole; one that was spread is told when it
+        is looked at first."""
+        if self._on_host is layout:
+            return kept[0].device.type == "cpu"
+        if any(tensor.device.type != "cpu" for tensor in kept):
             return False
-        if any(t is None or t.device.type != "cpu" for t in kept):
-            return False
-        return 4 * len(kept) * logits.shape[0] * layout.width <= MOST_BYTES
+        self._on_host = layout
+        return True
 
     def _leave(self, passing: Pass, ids: torch.Tensor, layout: reduce.Plan | None) -> dict[str, Array]:
         """Copy the rows: nobody but us holds what is reduced later. The results that are there already."""
         assert passing.logits is not None
-        tokens = ids.numpy().reshape(-1).copy()
-        logits = passing.logits.to(torch.float32, copy=True).numpy()
-        unreduced = Unreduced(logits, tokens, full=layout is not None)
+        tokens = ids.numpy().reshape(-1).astype(np.int32)
+        unreduced = Unreduced(_copied(passing.logits), tokens, full=layout is not None)
+        scores = passing.scores
+        if scores is not None and scores.device.type == "cpu" and scores.shape[0] == ids.shape[0]:
+            unreduced.scores, passing.scores = _copied(scores), None
         if layout is not None:
             with self._shield.at("reduce"):
                 self._leave_layers(unreduced, passing.kept, layout)  # type: ignore[arg-type]
@@ -192,6 +210,15 @@ class Measure:
             inputs = kept[group.slots[0] : group.slots[-1] + 1]
             found[f"heads{i}"] = reduce.head_squares(inputs, grams[i])
         return found, stacked
+
+
+def _copied(rows: torch.Tensor) -> Array:
+    """As float32 (n, V), in memory of our own."""
+    if rows.dtype != torch.float32:
+        copy = rows.to(torch.float32, copy=True).numpy()
+    else:
+        copy = np.array((rows.detach() if rows.requires_grad else rows).numpy(), order="C")
+    return copy.reshape(-1, copy.shape[-1])
 
 
 def _by_layer(kept: list[torch.Tensor], layout: reduce.Plan) -> dict[int, torch.Tensor]:

@@ -65,6 +65,7 @@ class Neurons:
         self._firsts: dict[int, int] = {}
         self._reasons: dict[int, str] = {}
         self._marks: dict[int, tuple[object, ...]] = {}
+        self._settled: set[int] = set()
         self._handles: list[RemovableHandle] = []
 
     def install(self, layers: Iterable[LayerParts]) -> None:
@@ -120,9 +121,18 @@ class Neurons:
         self._size_of(layer)
         return self._reasons.get(layer.index, "")
 
+    def refresh(self) -> None:
+        """Look at all weights again before they are believed to be the same."""
+        self._settled.clear()
+
     def _size_of(self, layer: LayerParts) -> torch.Tensor | None:
-        """Norms of the columns that this process holds, float32 (f,), anew where the weights changed."""
+        """Norms of the columns that this process holds, float32 (f,), anew where the weights changed.
+
+        Between two calls of `refresh` the weights are looked at once: whoever measures asks `Watched` first.
+        """
         assert layer.ffn_linear is not None
+        if layer.index in self._settled:
+            return self._sizes.get(layer.index)
         mark = identity_of(layer.ffn_linear)
         if self._marks.get(layer.index) != mark:
             self._marks[layer.index] = mark
@@ -134,7 +144,15 @@ class Neurons:
             except Unreadable as reason:
                 self._sizes.pop(layer.index, None)
                 self._reasons[layer.index] = f"the weights of its down projection are not known: {reason}"
+        if _is_watched(layer.ffn_linear):
+            self._settled.add(layer.index)
         return self._sizes.get(layer.index)
+
+
+def _is_watched(linear: nn.Module) -> bool:
+    """Whether `weights.Watched` tells of each write to it that torch counts."""
+    parts = list(linear.modules())
+    return not any(part._buffers or hasattr(part, "_hf_hook") for part in parts)
 
 
 class _NeuronProbe:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from threading import Lock, get_ident
+from time import monotonic
 from typing import Final, Literal
 
 import numpy as np
@@ -66,7 +67,8 @@ class _Cell:
     unfolded: int = 0
 
 
-_Item = tuple[FrameBlock | RequestEvent, int, int, Array | bool]  # payload, frames, bytes, rows
+# Payload, frames, bytes, rows, and when it came (monotonic, s).
+_Item = tuple[FrameBlock | RequestEvent, int, int, Array | bool, float]
 
 
 class Outbox:
@@ -121,12 +123,12 @@ class Outbox:
             frames = 0 if rows is False else int(np.count_nonzero(rows))
             self._ledger.fold(tokens - frames)
         self._ledger.capture(frames)
-        self._append((block, frames, nbytes, rows))
+        self._append((block, frames, nbytes, rows, monotonic()))
 
     def put_event(self, event: RequestEvent) -> None:
         """Hand over an event. It keeps its place among the frames, and waits for them."""
         nbytes = _EVENT_BYTES + sum(map(len, event.prompt_texts))
-        self._append((event, 0, nbytes, True))
+        self._append((event, 0, nbytes, True, monotonic()))
 
     def _append(self, item: _Item) -> None:
         cell = self._cell()
@@ -142,7 +144,7 @@ class Outbox:
 
     def _evict(self) -> bool:
         try:
-            payload, frames, nbytes, rows = self._items.popleft()
+            payload, frames, nbytes, rows, _ = self._items.popleft()
         except IndexError:
             return False
         cell = self._cell()
@@ -177,7 +179,7 @@ class Outbox:
         # order.
         first_sequence = self.position + 1
         try:
-            payload, frames, nbytes, rows = self._items.popleft()
+            payload, frames, nbytes, rows, _ = self._items.popleft()
         except IndexError:
             return None
         cell = self._cell()
@@ -189,10 +191,17 @@ class Outbox:
     def next_kind(self) -> Literal["nothing", "frames", "event", "folds"]:
         """What the oldest item is. The host may evict it before it is taken."""
         try:
-            _, frames, _, rows = self._items[0]
+            _, frames, _, rows, _ = self._items[0]
         except IndexError:
             return "nothing"
         return "frames" if frames else "folds" if rows is False else "event"
+
+    def oldest_s(self, now_s: float) -> float:
+        """When the oldest item came (monotonic); `now_s` where there is none."""
+        try:
+            return min(now_s, self._items[0][4])
+        except IndexError:
+            return now_s
 
     @property
     def is_half_full(self) -> bool:

@@ -40,6 +40,7 @@ class Pass:
     measured : how many rows are measured: batch * keep, or those that `take` left.
     last : position that matters per row where it is not the last (right padding), shape (batch,), or None.
     kept : what each probe saw, by the probe's index.
+    logits : of the positions that matter, (batch * keep, vocabulary) or (batch, 1, vocabulary).
     extra : integer and weight tensors of expert routing, by layer.
     deep : what level `deep` keeps besides, by kind and layer, one row per position that matters.
     looks : layers whose attention is looked at.

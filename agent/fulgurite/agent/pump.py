@@ -53,8 +53,12 @@ logger = logging.getLogger("fulgurite.agent")
 BATCH_FRAMES: Final = 256
 BATCH_BYTES: Final = 1 << 20  # as captured; encoded it is about half
 GATHER_S: Final = 0.004
+FLOWS_S: Final = 2 * GATHER_S
+"""Frames that come so soon after a batch flow: the sender looks for more by itself, for as long."""
 EVENTS_ALONE_S: Final = 1.0
 EVENTS_ASIDE: Final = 512
+UNCERTAIN: Final = "unacknowledged"
+"""Sent, and nobody said whether it is stored: it counts as dropped, and may be there."""
 _LONGEST_SLEEP_S: Final = 1.0
 _FAREWELL_S: Final = 0.5
 
@@ -106,6 +110,8 @@ class Pump:
         self._stream: Stream | None = None
         self._ahead: deque[Drawn] = deque()  # taken from the outbox, not yet in a batch
         self._ripe_s: float | None = None  # when what waits in the outbox is to go, full batch or not
+        self._packed_s = float("-inf")
+        self._flows = False
         self._lone_event_s: float | None = None
         self._close_by_s: float | None = None
         self._hurry = False
@@ -135,11 +141,15 @@ class Pump:
         return not self._busy()
 
     def close(self, timeout_s: float) -> None:
-        """Send what can be sent in time, drop and count the rest, end the thread."""
+        """Send what can be sent in time, drop and count the rest, end the thread.
+
+        A thread that got no time to end by itself is left to itself; what it has counts as unacknowledged.
+        """
         self._close_by_s = time.monotonic() + timeout_s
         self._outbox.wake()
         self._thread.join(timeout_s + _FAREWELL_S)
         self.drain(self.stopped_for or "closed")
+        self._ledger.seal(UNCERTAIN)
 
     def leave(self, timeout_s: float) -> None:
         """As `close`, but without waiting: the thread ends by itself."""
@@ -267,11 +277,14 @@ class Pump:
             self._draw_events(until_s, now_s)
             return
         if self._ripe_s is None:
-            self._ripe_s = now_s + GATHER_S
+            came_s = self._outbox.oldest_s(now_s)
+            self._ripe_s = came_s + GATHER_S
+            self._flows = came_s < self._packed_s + FLOWS_S
         if waiting < BATCH_FRAMES and now_s < self._ripe_s and not self._hurry:
             self._outbox.wait(self._ripe_s - now_s, frames=BATCH_FRAMES)
             return
         self._ripe_s = self._lone_event_s = None
+        self._packed_s = now_s
         self._pack(self._gather())
 
     def _draw_events(self, until_s: float, now_s: float) -> None:
@@ -279,7 +292,7 @@ class Pump:
         self._ripe_s = None
         if not len(self._outbox) and not self._ahead:
             self._lone_event_s = None
-            self._outbox.wait(until_s - now_s)
+            self._await_frames(until_s, now_s)
             return
         if self._lone_event_s is None:
             self._lone_event_s = now_s + EVENTS_ALONE_S
@@ -288,6 +301,13 @@ class Pump:
             self._pack(self._gather())
         else:
             self._outbox.wait(min(until_s, self._lone_event_s) - now_s)
+
+    def _await_frames(self, until_s: float, now_s: float) -> None:
+        """Sleep until there is something. While frames flow no host's thread pays for waking this one."""
+        if self._flows and now_s < self._packed_s + FLOWS_S:
+            self._outbox.wait(min(until_s - now_s, GATHER_S), frames=BATCH_FRAMES)
+        else:
+            self._outbox.wait(until_s - now_s)
 
     def _gather(self) -> list[Drawn]:
         """What makes the next batch: in order, without a gap, not too large."""
@@ -465,7 +485,7 @@ class Pump:
         if self._stream is not None:
             self._stream.close()
         reason = self.stopped_for or "closed"
-        self.link.give_up_window("unacknowledged")
+        self.link.give_up_window(UNCERTAIN)
         if self.spool is not None:
             self._ledger.drop(self.spool.close(), reason)
         while self._ahead:
@@ -483,6 +503,8 @@ class Pump:
         deadline = time.monotonic() + _FAREWELL_S
         while not stream.ended and (left := deadline - time.monotonic()) > 0:
             self._sleep(left)
+        while stream.unread and not isinstance(message := stream.unread.popleft(), End):
+            self._hear(message, time.monotonic())  # the last word may be an acknowledgement
 
 
 def _only(block: FrameBlock, rows: Array) -> FrameBlock:

@@ -96,7 +96,7 @@ class LeadExporter(_Rank):
         self._sending = threading.Lock()  # likewise: two of them write to a line
         self._ledger = Ledger()  # of what is not handed to `inner` yet
         self._level: str | None = None
-        self._told: str | None = None
+        self._told: dict[str, Any] = {"level": None}
         self._is_started = False
 
     def attach(
@@ -133,6 +133,11 @@ class LeadExporter(_Rank):
     def wanted_level(self) -> str | None:
         """See `Exporter.wanted_level`."""
         return self.inner.wanted_level()
+
+    def wanted_deep_ratio(self) -> float | None:
+        """The share of steps to capture at ``deep`` that `inner` is asked for; None: nothing asked."""
+        asked = getattr(self.inner, "wanted_deep_ratio", None)
+        return None if asked is None else asked()
 
     def flush(self, timeout_s: float) -> bool:
         """See `Exporter.flush`."""
@@ -217,13 +222,14 @@ class LeadExporter(_Rank):
                 self.shield.say_once(f"ranks:{kind}:{place}", _SAID[kind], place)
 
     def _tell_level(self) -> None:
-        """The others capture at the level of this one."""
-        wanted = self.inner.wanted_level() or self._level
-        if wanted != self._told and wanted is not None:
+        """The others capture at the level of this one, and the same steps at ``deep``."""
+        level = self.inner.wanted_level() or self._level
+        wanted = {"level": level, "deep_ratio": self.wanted_deep_ratio()}
+        if wanted != self._told and level is not None:
             self._told = wanted
             for line in tuple(self._lines.values()):
                 try:
-                    self._say(line, {"level": wanted})
+                    self._say(line, wanted)
                 except OSError:
                     pass  # the thread that reads it sees the end
 
@@ -262,7 +268,7 @@ class LeadExporter(_Rank):
                 return
             line.settimeout(None)
             self._lines[place] = line
-            self._say(line, {"level": self._told})
+            self._say(line, self._told)
             while (message := rank_wire.receive(line)) is not None:
                 self._hear(line, place, *message)
         except (OSError, ValueError, KeyError):
@@ -292,6 +298,7 @@ class MemberExporter(_Rank):
         super().__init__(group, shield)
         self._ledger = Ledger()
         self._wanted: str | None = None
+        self._deep_ratio: float | None = None
         self._sent: deque[int] = deque()
         self._line: socket.socket | None = None
         self._is_started = False
@@ -327,6 +334,10 @@ class MemberExporter(_Rank):
     def wanted_level(self) -> str | None:
         """The level of the first rank."""
         return self._wanted
+
+    def wanted_deep_ratio(self) -> float | None:
+        """The share of steps that the first rank is asked to capture at ``deep``; None: nothing asked."""
+        return self._deep_ratio
 
     def flush(self, timeout_s: float) -> bool:
         """See `Exporter.flush`: until the first rank has all shares."""
@@ -421,7 +432,7 @@ class MemberExporter(_Rank):
             while (message := rank_wire.receive(line)) is not None:
                 head = message[0]
                 if "level" in head:
-                    self._wanted = head["level"]
+                    self._wanted, self._deep_ratio = head["level"], head.get("deep_ratio")
                 elif head.get("took") and self._sent:
                     self._ledger.acknowledge(self._sent.popleft())
         except (OSError, ValueError):

@@ -10,6 +10,7 @@ H heads, K top entries, B buckets of heat.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,26 @@ CHANNELS = (
     "kv_heat",
 )
 LEARNED = "learned_sink_mass"
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsOf:
+    """The heads of one layer that this process holds: all that the channels need to know of a layer.
+
+    Attributes
+    ----------
+    first, held : the first one, and how many.
+    has_sinks : whether they have learned sinks.
+    """
+
+    first: int
+    held: int
+    has_sinks: bool
+
+
+def heads_of(layer: LayerParts) -> HeadsOf:
+    """Those of `layer`."""
+    return HeadsOf(layer.first_head, layer.held_heads, learned_sinks(layer) is not None)
 
 
 def learned_sinks(layer: LayerParts) -> torch.Tensor | None:
@@ -94,7 +115,7 @@ def bucket_of(distance: torch.Tensor) -> torch.Tensor:
 
 
 def columns(
-    told: Mapping[int, Array], positions: Array, layers: Sequence[LayerParts], heads: int
+    told: Mapping[int, Array], positions: Array, layers: Sequence[HeadsOf], heads: int
 ) -> dict[str, Array]:
     """The channels, rows first, NaN and −1 where a layer was not looked at.
 
@@ -112,21 +133,21 @@ def columns(
         "measured_layers": np.zeros((n, count), np.uint8),
         "kv_heat": np.full((n, count, KV_HEAT_BUCKETS), np.nan, np.float32),
     }
-    if any(learned_sinks(layer) is not None for layer in layers):
+    if any(layer.has_sinks for layer in layers):
         found[LEARNED] = np.full((n, count, heads), np.nan, np.float32)
     for index, rows in told.items():
         for name, value in _of_layer(rows, positions, layers[index]).items():
             target = found[name][:, index]
             if value.ndim > 1 and name != "kv_heat":
                 layer = layers[index]
-                target[:, layer.first_head : layer.first_head + layer.held_heads] = value
+                target[:, layer.first : layer.first + layer.held] = value
             else:
                 target[:] = value
     return found
 
 
-def _of_layer(rows: Array, positions: Array, layer: LayerParts) -> dict[str, Array]:
-    heads = layer.held_heads
+def _of_layer(rows: Array, positions: Array, layer: HeadsOf) -> dict[str, Array]:
+    heads = layer.held
     cuts = np.cumsum([heads, heads, heads, heads * TOP_K, heads * TOP_K, KV_HEAT_BUCKETS])
     entropy, total, first, weights, back, heat, seen = np.split(rows, cuts, axis=-1)
     weights, back = (x.reshape(-1, heads, TOP_K) for x in (weights, back))
@@ -142,7 +163,7 @@ def _of_layer(rows: Array, positions: Array, layer: LayerParts) -> dict[str, Arr
         "measured_layers": np.ones(len(rows), np.uint8),
         "kv_heat": _heat(heat, first.mean(-1), np.round(seen[:, 0]).astype(np.int64), is_sink[:, 0]),
     }
-    if learned_sinks(layer) is not None:
+    if layer.has_sinks:
         found[LEARNED] = np.clip(1.0 - total, 0.0, 1.0)
     return found
 
@@ -151,13 +172,20 @@ def _heat(heat: Array, first: Array, seen: Array, is_sink: Array) -> Array:
     """Mass per bucket with the first position in its own, NaN where a bucket holds no key that is seen."""
     found = heat.copy()
     row = np.arange(len(found))
-    last = bucket_of(torch.from_numpy(seen - 1)).numpy()
+    last = _bucket_of(seen - 1)
     found[row, last] = np.where(is_sink, np.maximum(found[row, last] - first, 0.0), found[row, last])
     nearest = np.array([0, *(_nearest(bucket) for bucket in range(1, KV_HEAT_BUCKETS))])
     held = nearest[None, :] < (seen - is_sink)[:, None]
     found[:, 0], held[:, 0] = first, is_sink
     found[~held] = np.nan
     return found
+
+
+def _bucket_of(distance: Array) -> Array:
+    """As `bucket_of`, by numpy: whoever reads the block asks for no thread of torch."""
+    edges = KV_HEAT_RECENT * 2 ** np.arange(KV_HEAT_BUCKETS - KV_HEAT_RECENT)
+    middle = KV_HEAT_BUCKETS - KV_HEAT_RECENT - np.searchsorted(edges, distance, side="right")
+    return np.where(distance < KV_HEAT_RECENT, KV_HEAT_BUCKETS - 1 - distance, np.maximum(middle, 1))
 
 
 def _nearest(bucket: int) -> int:

@@ -31,12 +31,13 @@ class Unreduced:
     Attributes
     ----------
     logits : ndarray of float32, shape (n, V)
-    tokens : ndarray of int64, shape (n,), the emitted ones.
+    tokens : ndarray of int32, shape (n,), the emitted ones.
     full : all of uncertainty, not the log-probability alone.
     stacked : ndarray of float32, shape (S, n, d), one per slot of the plan; None where layers are not
         measured.
     inputs : per group of the plan, float32 (L, n, H * D).
     grams : per group, float32 (L, H, D, D); of the model, not of the step.
+    scores : ndarray of float32, shape (n, V), what was sampled from; None where nothing processed the logits.
     """
 
     logits: Array
@@ -45,16 +46,24 @@ class Unreduced:
     stacked: Array | None = None
     inputs: tuple[Array, ...] = ()
     grams: tuple[Array, ...] = ()
+    scores: Array | None = None
 
     @property
     def nbytes(self) -> int:
         """What the step holds of its own."""
-        held = (self.logits, *(() if self.stacked is None else (self.stacked,)), *self.inputs)
-        return sum(rows.nbytes for rows in held)
+        held = self.logits.nbytes
+        for rows in self.inputs:
+            held += rows.nbytes
+        for more in (self.stacked, self.scores):
+            held += 0 if more is None else more.nbytes
+        return held
 
     def reduced(self, layout: Plan | None) -> dict[str, Array]:
         """What `reduce` gives for these rows."""
-        found = uncertainty(self.logits, self.tokens, full=self.full)
+        with np.errstate(invalid="ignore"):  # of scores that leave no token nothing can be told: NaN
+            found = uncertainty(self.logits, self.tokens, full=self.full)
+            if self.scores is not None:
+                found["logprob_sampled"] = uncertainty(self.scores, self.tokens, full=False)["logprob"]
         if self.stacked is not None and layout is not None:
             found.update(stream(self.stacked, layout))
             for i, (rows, grams) in enumerate(zip(self.inputs, self.grams, strict=True)):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fulgurite.cli.table import table
 from fulgurite.cli.units import UNKNOWN, ago, bytes_text, milliseconds, number
+from fulgurite.wire.channels import CHANNELS, LEVELS
 
 if TYPE_CHECKING:
     from fulgurite.v1.viewer_pb2 import Quantiles, ReplicaStatus
@@ -110,9 +112,29 @@ def serving(status: ReplicaStatus, topology: Any, *, now_ns: int) -> str:
     if ratio is not None:
         parts.append(f"costs {100 * ratio:.1f} % of step time")
     if topology is not None:
-        absent = ", ".join(sorted(channel for channel, _ in topology.unavailable))
-        parts.append(f"not captured: {absent}" if absent else "every channel of its level is captured")
+        absent = sorted(channel for channel, _ in topology.unavailable)
+        nowhere = () if topology.experts else ("expert_ids", "expert_weights")
+        parts.append(f"captured: {', '.join(_captured(status.level, {*absent, *nowhere})) or 'times alone'}")
+        parts.append(f"not captured: {', '.join(absent)}" if absent else "and that is all of its level")
     return "".join(f"; {part}" for part in parts)
+
+
+def _captured(level: str, absent: Container[str]) -> list[str]:
+    """The quantities that a level brings, without who and when."""
+    highest = next((i for i, known in enumerate(LEVELS) if known == level), 0)
+    return [
+        channel.name
+        for channel in CHANNELS
+        if channel.family not in ("identity", "time")
+        and LEVELS.index(channel.level) <= highest
+        and channel.name not in absent
+    ]
+
+
+def _shape(replica: ReplicaRow) -> str:
+    if (replica.layers, replica.heads) == (1, 0):  # what stands for a model that can only be asked
+        return "black box"
+    return f"{replica.layers}×{replica.heads}" if replica.layers else UNKNOWN
 
 
 def _known(value: float) -> float | None:
@@ -137,7 +159,7 @@ def _cells(replica: ReplicaRow) -> tuple[str, ...]:
     return (
         replica.replica,
         replica.model or UNKNOWN,
-        f"{replica.layers}×{replica.heads}" if replica.layers else UNKNOWN,
+        _shape(replica),
         replica.state,
         number(replica.tokens_per_s),
         milliseconds(replica.inter_token_p50_s),

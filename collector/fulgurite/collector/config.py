@@ -170,7 +170,7 @@ class Settings:
     retention_bytes: int = 64 << 20
     durability: Durability = "everysec"
     credit: int = 64
-    held_bytes: int = 8 << 20
+    held_bytes: int = 4 << 20
     ack_batches: int = 32
     ack_delay_s: float = 0.05
     retry_after_s: float = 1.0

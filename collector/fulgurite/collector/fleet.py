@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -78,10 +79,21 @@ class Fleet:
         self._rows: dict[ReplicaKey, Row] = {}
         self._asked_s = float("-inf")
         self._asking = asyncio.Lock()
+        self._listeners: set[Callable[[], None]] = set()
 
     def expire(self) -> None:
         """Something is known to have changed: ask again."""
         self._asked_s = float("-inf")
+        for tell in list(self._listeners):
+            tell()
+
+    def listen(self, tell: Callable[[], None]) -> None:
+        """Call `tell` when something is known to have changed, here: of other collectors nothing is heard."""
+        self._listeners.add(tell)
+
+    def ignore(self, tell: Callable[[], None]) -> None:
+        """Do so no more."""
+        self._listeners.discard(tell)
 
     async def rows(self) -> dict[ReplicaKey, Row]:
         """All of them by key, not older than `FRESH_S`. Not to be changed.

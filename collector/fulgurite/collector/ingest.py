@@ -131,8 +131,15 @@ class AgentService:
             except StoreError as error:
                 self._outage.failed("write", error)
                 raise Refused(f"{AWAY}{error}", final=False) from error
-            link = Link(introduced.codec, registration, settings=self._settings, now_s=time.monotonic())
-            inbox = Inbox(max_bytes=self._room(), max_messages=4 * self._settings.credit)
+            room = self._room()
+            link = Link(
+                introduced.codec,
+                registration,
+                settings=self._settings,
+                now_s=time.monotonic(),
+                room_bytes=room,
+            )
+            inbox = Inbox(max_bytes=room, max_messages=4 * self._settings.credit)
             intake = Intake(
                 link, replica, inbox, store=self._store, replicas=self._replicas, outage=self._outage
             )

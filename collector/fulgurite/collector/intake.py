@@ -19,7 +19,7 @@ from fulgurite.collector.store import StaleEpoch, Store, StoreError
 from fulgurite.v1 import agent_pb2
 
 MOST_AT_ONCE: Final = 32
-MOST_BYTES_AT_ONCE: Final = 1 << 20
+MOST_BYTES_AT_ONCE: Final = 512 << 10
 """So that a burst of one agent delays nobody else."""
 REPLACED: Final = (
     "another process announced itself as {key}: give each process a service.instance.id of its own"

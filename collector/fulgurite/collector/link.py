@@ -65,15 +65,28 @@ class Link:
         The epoch that it writes under, and what of it is stored.
     now_s : float
         Monotonic time.
+    room_bytes : int, optional
+        What of its batches may wait here; without: as the settings say. The credit is for no more than that:
+        what is under way beyond it would wait in the buffers of the connection.
     """
 
-    def __init__(self, codec: Codec, registration: Registration, *, settings: Settings, now_s: float) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        registration: Registration,
+        *,
+        settings: Settings,
+        now_s: float,
+        room_bytes: int | None = None,
+    ) -> None:
         self.clock = ClockGauge()
         self.wanted = agent_pb2.Control()
         self.epoch_ms = registration.epoch_ms
         self.stored = registration.resume_after
         self._codec = codec
         self._settings = settings
+        self._room_bytes = settings.held_bytes if room_bytes is None else room_bytes
+        self._batch_bytes = 0  # of the larger ones among the last batches
         self._seen = registration.resume_after
         self._told = agent_pb2.Control()
         self._pings = 0
@@ -123,6 +136,7 @@ class Link:
 
     def _entry(self, batch: FrameBatch, data: bytes, now_ns: int) -> Entry:
         last = batch.last_sequence
+        self._batch_bytes = max(len(data), self._batch_bytes - self._batch_bytes // 16)
         if len(batch):
             if batch.first_sequence <= self._seen < last:
                 raise Refused(
@@ -164,7 +178,7 @@ class Link:
             protocol=PROTOCOL,
             epoch_ms=self.epoch_ms,
             resume_after=self.stored,
-            credit=self._settings.credit,
+            credit=self.credit,
             collector_id=collector_id,
             demand=self.wanted.demand if self.wanted.HasField("demand") else None,
             control=self.wanted,
@@ -172,11 +186,20 @@ class Link:
         return agent_pb2.CollectorMessage(welcome=welcome)
 
     @property
+    def credit(self) -> int:
+        """Batches that the agent may have under way: as many as there is room for, by the last ones' size."""
+        fitting = self._room_bytes // self._batch_bytes if self._batch_bytes else self._settings.credit
+        return max(1, min(self._settings.credit, fitting))
+
+    @property
     def silent_until_s(self) -> float:
         """When there is something to say, if nothing happens before."""
         if not self._owed:
             return self._ping_s
-        soon = self._owed >= self._settings.ack_batches
+        company = self._settings.ack_batches
+        if (credit := self.credit) < self._settings.credit:  # the agent waits for it
+            company = min(company, max(1, credit // 2))
+        soon = self._owed >= company
         return min(self._ping_s, self._owed_since_s + (0.0 if soon else self._settings.ack_delay_s))
 
     def say(self, now_s: float, *, at_last: bool = False) -> agent_pb2.CollectorMessage | None:
@@ -188,7 +211,7 @@ class Link:
             return self._ping(now_s)
         if self._owed and (at_last or now_s >= self.silent_until_s):
             self._owed = 0
-            ack = agent_pb2.Ack(epoch_ms=self.epoch_ms, sequence=self.stored, credit=self._settings.credit)
+            ack = agent_pb2.Ack(epoch_ms=self.epoch_ms, sequence=self.stored, credit=self.credit)
             return agent_pb2.CollectorMessage(ack=ack)
         return None
 

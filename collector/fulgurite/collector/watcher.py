@@ -27,6 +27,8 @@ from fulgurite.wire.codec import content_hash
 from fulgurite.wire.replica import ReplicaKey
 
 LOOK_EVERY_S: Final = 0.5
+LEAST_LOOK_S: Final = 0.05
+"""Between two looks, however many replicas come at once."""
 PAGE: Final = 32
 
 Response = viewer_pb2.WatchResponse
@@ -108,10 +110,11 @@ class Watcher:
         self._wake = asyncio.Event()
         self._views: dict[ReplicaKey, View] = {}
         self._has_looked = False
-        self._look_s = self._status_s = float("-inf")
+        self._look_s = self._looked_s = self._status_s = float("-inf")
 
     async def responses(self) -> AsyncIterator[Response]:
         """Everything that the viewer is told, until the collector ends."""
+        self._fleet.listen(self._look_soon)
         try:
             while not self._closing.is_set():
                 self._wake.clear()
@@ -127,15 +130,21 @@ class Watcher:
                 if not progress:
                     await self._rest(self._look_s - time.monotonic())
         finally:
+            self._fleet.ignore(self._look_soon)
             for key in list(self._views):
                 self._drop(key)
+
+    def _look_soon(self) -> None:
+        """A replica came to this collector. Its first frames are not to wait for the next look."""
+        self._look_s = min(self._look_s, self._looked_s + LEAST_LOOK_S)
+        self._wake.set()
 
     async def _turn(self) -> AsyncIterator[Response]:
         now_s = time.monotonic()
         if now_s >= self._look_s:
             rows = await self._fleet.rows()
             self._outage.succeeded("read")
-            self._look_s = now_s + min(LOOK_EVERY_S, self._wish.status_interval_s)
+            self._looked_s, self._look_s = now_s, now_s + min(LOOK_EVERY_S, self._wish.status_interval_s)
             for response in self._look(rows, now_s):
                 yield response
         for view in list(self._views.values()):

@@ -303,6 +303,7 @@ class RequestEvent(google.protobuf.message.Message):
     DRAFTED_TOKENS_FIELD_NUMBER: builtins.int
     ACCEPTED_TOKENS_FIELD_NUMBER: builtins.int
     PROMPT_TOKENS_PER_ROW_FIELD_NUMBER: builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     kind: builtins.str
     """started, finished, aborted, preempted"""
@@ -312,6 +313,8 @@ class RequestEvent(google.protobuf.message.Message):
     reason: builtins.str
     drafted_tokens: builtins.int
     accepted_tokens: builtins.int
+    generated_tokens: builtins.int
+    """of all sequences, as the server counts them; 0 where it does not say"""
     @property
     def prompt_texts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """only where token text was switched on"""
@@ -334,8 +337,9 @@ class RequestEvent(google.protobuf.message.Message):
         drafted_tokens: builtins.int = ...,
         accepted_tokens: builtins.int = ...,
         prompt_tokens_per_row: collections.abc.Iterable[builtins.int] | None = ...,
+        generated_tokens: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accepted_tokens", b"accepted_tokens", "drafted_tokens", b"drafted_tokens", "kind", b"kind", "prompt_texts", b"prompt_texts", "prompt_tokens", b"prompt_tokens", "prompt_tokens_per_row", b"prompt_tokens_per_row", "reason", b"reason", "request_id", b"request_id", "sequences", b"sequences", "time_ns", b"time_ns", "winning_rows", b"winning_rows"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted_tokens", b"accepted_tokens", "drafted_tokens", b"drafted_tokens", "generated_tokens", b"generated_tokens", "kind", b"kind", "prompt_texts", b"prompt_texts", "prompt_tokens", b"prompt_tokens", "prompt_tokens_per_row", b"prompt_tokens_per_row", "reason", b"reason", "request_id", b"request_id", "sequences", b"sequences", "time_ns", b"time_ns", "winning_rows", b"winning_rows"]) -> None: ...
 
 global___RequestEvent = RequestEvent
 

@@ -540,12 +540,14 @@ def _joined(arrays: list[Array]) -> Array:
 
 def _renumbered(blocks: list[FrameBlock], requests: dict[RequestRef, int]) -> Array:
     """`request_index` of all blocks, into the one table of the batch."""
-    parts = []
+    parts, told, places = [], None, list[int]()
     for block in blocks:
         column = block.columns["request_index"]
         if len(column) and not 0 <= int(column.min()) <= int(column.max()) < len(block.requests):
             _refuse(f"request_index is out of range: {len(block.requests)} requests in the block")
-        places = [requests.setdefault(request, len(requests)) for request in block.requests]
+        if block.requests != told:  # in the steps of a batch they are mostly the same ones
+            told = block.requests
+            places = [requests.setdefault(request, len(requests)) for request in told]
         same = places == list(range(len(places)))
         parts.append(column if same else np.array(places)[column])
     return _joined(parts)
@@ -682,6 +684,7 @@ _EVENT_SCALARS: Final = (
     "reason",
     "drafted_tokens",
     "accepted_tokens",
+    "generated_tokens",
 )
 _EVENT_LISTS: Final = ("prompt_texts", "winning_rows", "prompt_tokens_per_row")
 

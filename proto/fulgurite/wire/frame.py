@@ -45,6 +45,7 @@ class RequestEvent:
     prompt_tokens : the longest prompt among the rows, padding not counted.
     prompt_texts : only where token text was switched on.
     winning_rows : beam rows that were returned.
+    generated_tokens : of all sequences, where a server says it itself; else 0.
     """
 
     request_id: str
@@ -58,6 +59,7 @@ class RequestEvent:
     winning_rows: tuple[int, ...] = ()
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    generated_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ negative `pending`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import get_ident
 
 
@@ -71,6 +71,7 @@ class Ledger:
         # counts is that no two living threads share one. So there are as many cells as threads ever lived at
         # the same time.
         self._cells: dict[int, _Cell] = {}
+        self._sealed_for = ""
 
     def _cell(self) -> _Cell:
         ident = get_ident()
@@ -113,12 +114,26 @@ class Ledger:
             dropped = self._cell().dropped
             dropped[reason] = dropped.get(reason, 0) + frames
 
+    def seal(self, reason: str) -> None:
+        """Nobody waits any more for who has what is pending: from now on it counts as dropped for `reason`.
+
+        What is settled all the same, later, counts as what it then is.
+        """
+        self._sealed_for = reason
+
     def _check(self, frames: int) -> None:
-        if not 0 <= frames <= self.account().pending:
-            raise LedgerError(f"{frames} frames cannot be settled: {self.account()}")
+        if not 0 <= frames <= self._counted().pending:
+            raise LedgerError(f"{frames} frames cannot be settled: {self._counted()}")
 
     def account(self) -> Account:
         """Everything counted so far."""
+        counted, reason = self._counted(), self._sealed_for
+        if not reason or not counted.pending:
+            return counted
+        dropped = {**counted.dropped, reason: counted.dropped.get(reason, 0) + counted.pending}
+        return replace(counted, dropped=dropped)
+
+    def _counted(self) -> Account:
         cells = tuple(self._cells.values())
         acknowledged = sum(cell.acknowledged for cell in cells)
         dropped: dict[str, int] = {}

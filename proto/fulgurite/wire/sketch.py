@@ -111,9 +111,9 @@ class Moments:
 
     def fold(self, values: Array, places: Array | None = None) -> None:
         """Take in values, shape (n, *shape); NaN is not counted. `places`: their buckets, where known."""
-        values = values.reshape(len(values), -1)
-        if not len(values):
+        if not len(values):  # which no shape can be inferred of
             return
+        values = values.reshape(len(values), -1)
         finite = np.isfinite(values)
         if finite.all():
             count: Any = len(values)
@@ -360,10 +360,12 @@ def joined(blocks: Iterable[FrameBlock]) -> list[FrameBlock]:
 def _one(blocks: list[FrameBlock]) -> FrameBlock:
     numbers: dict[RequestRef, int] = {}
     columns: dict[str, Array] = {}
-    indexes = []
+    indexes, told, places = [], None, np.zeros(0, np.int64)
     for block in blocks:
-        places = [numbers.setdefault(request, len(numbers)) for request in block.requests]
-        indexes.append(np.array(places, np.int64)[block.columns["request_index"]])
+        if block.requests != told:  # from step to step they are mostly the same ones
+            told = block.requests
+            places = np.array([numbers.setdefault(request, len(numbers)) for request in told], np.int64)
+        indexes.append(places[block.columns["request_index"]])
     for name in blocks[0].columns:
         columns[name] = np.concatenate([block.columns[name] for block in blocks])
     columns["request_index"] = np.concatenate(indexes)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
+
+BLACK_BOX: Final = "black box"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,11 @@ class Topology:
     dtype: str = ""
     context_length: int = 0
     unavailable: tuple[tuple[str, str], ...] = field(default=())
+
+    @property
+    def is_black_box(self) -> bool:
+        """Whether its inside cannot be reached: one layer without heads stands for the whole model."""
+        return self.architecture == BLACK_BOX and self.heads == 0
 
     def __post_init__(self) -> None:
         for name, fill in (("layer_kinds", "full"), ("layer_heads", self.heads), ("layer_windows", 0)):

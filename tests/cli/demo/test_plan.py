@@ -32,6 +32,13 @@ def test_a_headless_demo_has_a_film_in_place_of_the_page() -> None:
     assert arguments[arguments.index("--out") + 1] == "film.mp4"
 
 
+def test_a_desktop_demo_has_a_window_in_place_of_the_page() -> None:
+    (window,) = (spec for spec in cast(options(desktop=True)) if spec.role in ("viewer", "window"))
+    assert window.role == "window"
+    assert "--desktop" in window.arguments
+    assert window.role in STOP_ORDER
+
+
 def test_replicas_differ_in_name_and_seed_and_in_nothing_else() -> None:
     first, second = (spec for spec in cast(options(model="gpt2")) if spec.role == "replica")
     assert first.environment["OTEL_SERVICE_NAME"] == second.environment["OTEL_SERVICE_NAME"] == "demo"
@@ -56,4 +63,4 @@ def test_everybody_speaks_to_the_collector_that_is_started() -> None:
 
 
 def test_every_role_has_a_place_in_the_order_of_stopping() -> None:
-    assert {spec.role for spec in cast(options())} | {"film"} == set(STOP_ORDER)
+    assert {spec.role for spec in cast(options())} | {"film", "window"} == set(STOP_ORDER)

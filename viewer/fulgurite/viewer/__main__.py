@@ -94,6 +94,7 @@ def _feed(config: ViewConfig, inbox: Inbox) -> Feed:
 
 def _page(config: ViewConfig) -> int:
     from fulgurite.viewer.remote import Remote
+    from fulgurite.viewer.spans import Spans
     from fulgurite.viewer.story import Story
     from fulgurite.viewer.website import Website, is_free
 
@@ -105,7 +106,7 @@ def _page(config: ViewConfig) -> int:
     chosen = [argument for selector in config.replicas for argument in ("--replica", selector)]
     able = all(find_spec(name) is not None for name in DRAWING_EXTRA + REMOTE_EXTRA)
     remote = Remote(["--collector", config.collector, *chosen]) if able else None
-    website = Website(story, inbox, token=config.token, remote=remote)
+    website = Website(story, inbox, token=config.token, remote=remote, spans=Spans(config.collector))
     feed = _feed(config, inbox).start()
     try:
         website.serve(host, port, on_ready=lambda bound: _announce(host, bound, config))

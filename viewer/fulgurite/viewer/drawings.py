@@ -26,18 +26,40 @@ if TYPE_CHECKING:
 Primitive = Literal["points", "lines", "triangles"]
 Blend = Literal["opaque", "over", "premultiplied", "screen", "brightest"]
 
-SEGMENTS = 12  # of a bolt's core; fewer is the lever where drawing is slow
-GLOW_SEGMENTS = 4  # of the glow around it
+FINE_UP_TO = 600  # slots; where more bolts may live, each is drawn leaner
 RIB_COLOR = (0.055, 0.085, 0.21)
 BOLT_PIXELS = 2.9  # half the width of the brightest core, in a viewport 720 pixels high
 SPINE_PIXELS = 12.0
 HALOS_FROM = 0.42  # heads of a smaller display value have no halo
-WALL_HALOS_FROM = 0.45
+WALL_HALOS_FROM = 0.60
 
 MOST_PLATES = 2048  # over so many, plates are a pixel high: they become cells of one sheet
 SHEET_TURNS = 32  # facets of a wall of heads across its rib
 
 _CORNERS = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class BoltDetail:
+    """How finely bolts are drawn.
+
+    Attributes
+    ----------
+    segments, glow : how many pieces the core of a bolt and the glow around it have.
+    glow_from : an arc that is less bright has no glow.
+    """
+
+    segments: int
+    glow: int
+    glow_from: float
+
+
+FINE, LEAN = BoltDetail(12, 4, 0.34), BoltDetail(7, 2, 0.68)
+
+
+def bolt_detail(slots: int) -> BoltDetail:
+    """The detail of bolts where so many may live."""
+    return FINE if slots <= FINE_UP_TO else LEAN
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +93,13 @@ def sketches(layout: Layout) -> list[Sketch]:
     return [*_flats(layout), *_ribs(layout), _spine(layout), *_heads(layout)]
 
 
-def bolt_ribbons(
-    slots: int, segments: int = SEGMENTS, glow: int = GLOW_SEGMENTS
-) -> tuple[Floats, NDArray[np.uint32]]:
+def bolt_ribbons(slots: int, detail: BoltDetail = FINE) -> tuple[Floats, NDArray[np.uint32]]:
     """The ribbons of every slot of `Bolts.slots`: `arcAt` of each vertex (n, 3), and the triangles (m, 3).
 
     `arcAt` is (slot, u along the arc from 0 to 1, side): side -2 and 2 are the two edges of the glow, -1 and
     1 those of the core. The shader's `uStep` is 1 / `segments`, its `uGlowStep` 1 / `glow`.
     """
+    segments, glow = detail.segments, detail.glow
     edges = [(u / glow, side) for u in range(glow + 1) for side in (-2.0, 2.0)]
     edges += [(u / segments, side) for u in range(segments + 1) for side in (-1.0, 1.0)]
     at = np.zeros((slots, len(edges), 3), np.float32)

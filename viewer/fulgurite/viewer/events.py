@@ -67,6 +67,7 @@ class ReplicaStatus:
     ----------
     state : ``live``, ``idle``, ``lost`` or ``ended``.
     inter_token_p50_s, inter_token_p99_s, first_token_p50_s : seconds.
+    window_s : how many of the last seconds these are about.
     dropped : frames that never reached the collector, by reason.
     overhead_ratio : the agent's measured share of the model's step time.
     """
@@ -78,6 +79,7 @@ class ReplicaStatus:
     inter_token_p50_s: float | None = None
     inter_token_p99_s: float | None = None
     first_token_p50_s: float | None = None
+    window_s: float | None = None
     kv_tokens: int | None = None
     kv_bytes: int | None = None
     kv_capacity_bytes: int | None = None

@@ -57,6 +57,8 @@ class Hud:
 
 def model_line(topology: Topology) -> str:
     """What the model is: ``8 layers x 8 heads · 2 KV heads · 4.2 M parameters``."""
+    if topology.is_black_box:
+        return "its inside is not measured"
     parts = [f"{topology.layers} layers × {topology.heads} heads"]
     if topology.layers * topology.heads >= 1000:
         parts[0] += f" = {topology.layers * topology.heads:,}"

@@ -259,6 +259,9 @@ def _cells(x: NDArray[Any], pitch: float, cells: int, kind: str, rows: int) -> F
 
 
 def _labels(layout: Layout, topology: Topology) -> tuple[Label, ...]:
+    if topology.is_black_box:  # one block stands for all of it
+        x, y, _ = layout.ffn[0]
+        return (Label("the whole model: not measured", (float(x) + 0.35, float(y), DISC_RADIUS), "ffn", 1),)
     step = 1 if topology.layers <= 16 else max(1, topology.layers // 8)
     front = layout.cells[:, -1, :2].mean(axis=1)
     labels = [

@@ -198,7 +198,7 @@ _SELECTION = (
     _asked("farther", "Camera", "Farther", "Go further away.", ("-",), lambda session: session.zoom(1 / 1.2)),
     _asked("follow", "Camera", "Follow", "Let the camera travel with the lightning.", ("f",),
            lambda session: session.toggle_follow()),
-    _asked("most_active", "Selection", "Most active head", "Choose the most active head of the token.",
+    _asked("most_active", "Selection", "Most active head", "The last token's most active head: stand there.",
            ("m",), lambda session: session.choose_most_active()),
     _asked("least_probable", "Selection", "Least probable token",
            "Choose the least probable token that is kept.", ("q",),

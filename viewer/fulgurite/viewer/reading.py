@@ -172,6 +172,7 @@ def _behind(batch: FrameBatch, last_sequence: int) -> FrameBatch:
 def status_from_pb(status: viewer_pb2.ReplicaStatus) -> ReplicaStatus:
     """A status as the page shows it: what was not measured is None."""
     agent = status.agent if status.HasField("agent") else None
+    is_black_box = (status.layers, status.heads) == (1, 0)  # nothing of its cache is known
     return ReplicaStatus(
         key=status.key,
         state=status.state,
@@ -180,8 +181,9 @@ def status_from_pb(status: viewer_pb2.ReplicaStatus) -> ReplicaStatus:
         inter_token_p50_s=_known(status.inter_token.p50_s) if status.inter_token.count else None,
         inter_token_p99_s=_known(status.inter_token.p99_s) if status.inter_token.count else None,
         first_token_p50_s=_known(status.first_token.p50_s) if status.first_token.count else None,
-        kv_tokens=status.kv_tokens,
-        kv_bytes=status.kv_bytes,
+        window_s=_known(status.window_s) or None,
+        kv_tokens=None if is_black_box else status.kv_tokens,
+        kv_bytes=None if is_black_box else status.kv_bytes,
         kv_capacity_bytes=agent.kv_capacity_bytes or None if agent else None,
         running_requests=agent.running_requests if agent else None,
         waiting_requests=agent.waiting_requests if agent else None,

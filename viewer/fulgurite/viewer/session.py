@@ -450,11 +450,18 @@ class Session:
         return Spot(at_s, block, row)
 
     def choose_most_active(self) -> None:
-        """Keep the card of the head that wrote most of the last token of the first replica on screen."""
+        """Keep the card of the head that wrote most of the last token of the first replica on screen.
+
+        In the present it pauses there, so that the answer keeps its token.
+        """
         for scene in self.storm.shown:
             if np.isfinite(scene.head_values).any():
                 layer, head = np.unravel_index(int(np.nanargmax(scene.head_values)), scene.head_values.shape)
                 self._choose((scene.key, Pick("head", int(layer), int(head))))
+                if self.timeline.mode is Mode.LIVE and scene.latest is not None:
+                    block, row, at_s = scene.latest
+                    self.chosen = Spot(at_s, block, row)
+                    self.timeline.show_spot(self.chosen)
                 return
 
     def move_choice(self, layers: int, heads: int) -> None:

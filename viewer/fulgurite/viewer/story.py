@@ -37,6 +37,7 @@ STATE_PERIOD_S = 1.0
 KEPT_BYTES = 32 << 20
 BYTES_PER_S = 3 << 20  # of columns, per replica: what a model says beyond is folded
 BURST_S = 2.0
+FIGURES = ("tokens_per_s", "inter_token_p50_s", "inter_token_p99_s", "first_token_p50_s", "window_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,9 @@ class Story:
     def welcome(self, now_s: float) -> list[bytes]:
         """What someone who comes now must know before the stream, without the kept past."""
         first = hello(story=self.name, history_s=self._history_s, now_s=now_s, address=self.session.address)
-        return [first, *(message.data for message in self._latest.values())]
+        # A replica is told again when its name changes; what speaks of it comes behind it all the same.
+        known = sorted(self._latest.values(), key=lambda message: message.kind != "replica")
+        return [first, *(message.data for message in known)]
 
     def past(self) -> list[Message]:
         """The kept past, oldest first."""
@@ -262,6 +265,7 @@ class Story:
         shown = session.storm[key].hud
         said: dict[str, Any] = {
             "key": key,
+            "level": session.state_level(key),
             "state": "lost" if session.connected is False else (status.state if status else "") or "live",
             "speed": hud.speed_line(shown),
             "memory": hud.memory_line(shown, None),
@@ -273,8 +277,9 @@ class Story:
             "trouble": replica.trouble,
         }
         if status is not None:
-            for name in ("tokens_per_s", "inter_token_p50_s", "inter_token_p99_s", "first_token_p50_s"):
+            for name in FIGURES:
                 said[name] = finite(getattr(status, name))
+            said["dropped"] = dict(status.dropped)
             for name in (
                 "kv_tokens",
                 "kv_bytes",

@@ -16,15 +16,17 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from aiohttp import WSCloseCode, web
 
 from fulgurite.viewer.hall import QUEUED_BYTES, Guest, Hall
 from fulgurite.viewer.inbox import Inbox
 from fulgurite.viewer.remote import Remote
+from fulgurite.viewer.spans import Spans, SpansUnavailableError
 from fulgurite.viewer.story import Story
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ PAGE = Path(str(files("fulgurite.viewer").joinpath("page")))
 FONTS = Path(str(files("fulgurite.viewer").joinpath("fonts")))
 PERIOD_S = 1 / 40
 COOKIE = "fulgurite_token"
+WITHIN = "with"  # /with/TOKEN/ shows the token in the path
+LET_IN = web.AppKey("let_in", bool)
 SEND_TIMEOUT_S = 20.0  # a page that takes nothing for so long is gone
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
@@ -49,6 +53,7 @@ class Website:
     ----------
     token : what a page must show; empty: nothing.
     remote : starts remote rendering for a browser that cannot draw; None: there is none.
+    spans : where spans of others are asked for; None: nowhere.
     queued_bytes : most bytes that wait for one page.
     """
 
@@ -59,12 +64,14 @@ class Website:
         *,
         token: str = "",
         remote: Remote | None = None,
+        spans: Spans | None = None,
         queued_bytes: int = QUEUED_BYTES,
     ) -> None:
         self._story = story
         self._inbox = inbox
         self._token = token
         self._remote = remote
+        self._spans = spans
         self._queued_bytes = queued_bytes
         self._hall = Hall()
         self._sockets: set[web.WebSocketResponse] = set()
@@ -112,6 +119,8 @@ class Website:
             await asyncio.to_thread(teller.join, 3.0)
             if self._remote is not None:
                 await self._remote.close()
+            if self._spans is not None:
+                self._spans.close()
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
         """Turn the story, again and again."""
@@ -133,14 +142,24 @@ class Website:
     def app(self) -> web.Application:
         """The application: mount it under any path."""
         app = web.Application(middlewares=[self._guarded], client_max_size=1 << 16)
-        app.router.add_get("/", self._index)
-        app.router.add_get("/ws", self._socket)
-        app.router.add_static("/page", PAGE)
-        app.router.add_static("/fonts", FONTS)
+        self._routes(app)
         if self._remote is not None:
             self._remote.routes(app)
+        if self._token:
+            # For a frame in another site's page, where cookies do not go: the token is part of the path.
+            within = web.Application(client_max_size=1 << 16)
+            within[LET_IN] = True
+            self._routes(within)
+            app.add_subapp(f"/{WITHIN}/{quote(self._token, safe='')}/", within)
         app.on_shutdown.append(self._farewell)
         return app
+
+    def _routes(self, app: web.Application) -> None:
+        app.router.add_get("/", self._index)
+        app.router.add_get("/ws", self._socket)
+        app.router.add_get("/trace/{trace_id}", self._trace)
+        app.router.add_static("/page", PAGE)
+        app.router.add_static("/fonts", FONTS)
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -165,6 +184,8 @@ class Website:
         return answer
 
     def _may(self, request: web.Request, shown: str) -> bool:
+        if any(LET_IN in app for app in request.match_info.apps):
+            return True  # its path begins with the token
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
         return any(
             hmac.compare_digest(found.encode(), self._token.encode())
@@ -174,8 +195,20 @@ class Website:
     async def _index(self, _request: web.Request) -> web.StreamResponse:
         return web.FileResponse(PAGE / "index.html")
 
+    async def _trace(self, request: web.Request) -> web.StreamResponse:
+        """The spans of others of a trace, as JSON."""
+        if self._spans is None:
+            return web.json_response({"error": "this viewer has no collector to ask for spans"}, status=404)
+        try:
+            found = await asyncio.to_thread(self._spans.find, request.match_info["trace_id"])
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        except SpansUnavailableError as error:
+            return web.json_response({"error": str(error)}, status=503)
+        return web.json_response({"spans": [asdict(span) for span in found]})
+
     async def _socket(self, request: web.Request) -> web.StreamResponse:
-        if not is_same_site(request):
+        if LET_IN not in request.app and not is_same_site(request):
             return web.Response(status=403, text="a page of another site may not listen here\n")
         socket = web.WebSocketResponse(heartbeat=25.0, max_msg_size=1 << 12, compress=False)
         await socket.prepare(request)

@@ -60,12 +60,13 @@ class Call:
     since, arrivals : when its tokens were handed over; how many calls had begun or ended by then.
     scores : of this step (b, V) behind all processors, until its tokens are known.
     held : the last step and the length of its text, where `generate` may take it back.
+    deferred : whether it may, None until the first step.
     seen, counted : length of the text at the last step, and up to where its tokens were counted.
     """
 
     __slots__ = (
-        "arrivals", "assisted", "began_ns", "cache", "counted", "draft", "held", "mask", "passing", "ref",
-        "request", "scores", "search", "seen", "since", "stops", "width",
+        "arrivals", "assisted", "began_ns", "cache", "counted", "deferred", "draft", "held", "mask",
+        "passing", "ref", "request", "scores", "search", "seen", "since", "stops", "width",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +94,7 @@ class Call:
         self.cache: Any = None
         self.scores: torch.Tensor | None = None
         self.held: tuple[Step, int] | None = None
+        self.deferred: bool | None = None
         self.since = self.arrivals = 0
 
 
@@ -331,9 +333,11 @@ class Engine:
         if call.assisted:
             request.drafted += passing.keep - 1
             request.accepted += n - 1
-        hand_over = self._holder(call, length) if is_deferred(input_ids.device) else None
+        if call.deferred is None:
+            call.deferred = is_deferred(input_ids.device)
+        hand_over = self._holder(call, length) if call.deferred else None
         self.capture.commit(
-            passing, request, input_ids[:, -n:], call.stops,
+            passing, request, input_ids.narrow(1, length - n, n), call.stops,
             committed_ns=now, scores=scores, hand_over=hand_over,
         )  # fmt: skip
         call.since, call.arrivals = time.perf_counter_ns(), self._arrivals

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +81,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=_positive, metavar="N", help=f"leave after so long (headless: {HEADLESS_SECONDS:g})"
     )
     parser.add_argument("--out", type=_out, metavar="FILE", help="X.mp4 or X.png (with --headless)")
-    parser.add_argument("--desktop", action="store_true", help="a window of its own: not available yet")
+    parser.add_argument("--desktop", action="store_true", help="a native window in place of the page")
     parser.add_argument("--no-browser", action="store_true", help="print the page's address, open nothing")
     parser.add_argument("--verbose", action="store_true", help="pass on what the processes say")
 
@@ -102,9 +104,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.desktop:
+    if options.desktop and (options.headless or options.port is not None):
+        raise CommandError("--desktop is a window: leave out --headless and --port", status=2)
+    if options.desktop and sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
         raise CommandError(
-            "--desktop is not available yet: use the page (no flag) or --headless --out FILE", status=2
+            "there is no display for a window: set DISPLAY, or leave out --desktop and take the page"
         )
     if options.headless and options.out is None:
         raise CommandError("--headless needs --out FILE.mp4 or FILE.png", status=2)
@@ -123,6 +127,7 @@ def _plan(options: argparse.Namespace, collector: Address, page: Address) -> Opt
         pace=options.pace,
         seconds=options.seconds or (HEADLESS_SECONDS if options.headless else None),
         out=options.out,
+        desktop=options.desktop,
     )
 
 

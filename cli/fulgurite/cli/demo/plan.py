@@ -9,9 +9,9 @@ from typing import Literal
 
 from fulgurite.cli.address import Address
 
-Role = Literal["collector", "replica", "viewer", "film"]
+Role = Literal["collector", "replica", "viewer", "window", "film"]
 SERVICE = "demo"
-STOP_ORDER: tuple[Role, ...] = ("film", "viewer", "replica", "collector")
+STOP_ORDER: tuple[Role, ...] = ("film", "window", "viewer", "replica", "collector")
 """Who is asked to leave first. Replicas hand over what they captured before the collector goes."""
 
 # One thread per replica: two of them, the collector and the viewer share what may be two cores.
@@ -31,6 +31,7 @@ class Options:
         one layer per deep step. At the demo's pace a core has room for it.
     pace : tokens per second and replica; 0 for as fast as it goes.
     out : film or picture; None for the page.
+    desktop : a native window in place of the page.
     """
 
     collector: Address
@@ -42,6 +43,7 @@ class Options:
     pace: float = 30.0
     seconds: float | None = None
     out: Path | None = None
+    desktop: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ class ProcessSpec:
 def cast(options: Options) -> list[ProcessSpec]:
     """The processes that run from the first second to the last. The film is not among them."""
     replicas = [_replica(index, options) for index in range(options.replicas)]
-    viewer = [] if options.out is not None else [_viewer(options)]
+    viewer = [] if options.out is not None else [_window(options) if options.desktop else _viewer(options)]
     return [_collector(options), *replicas, *viewer]
 
 
@@ -103,6 +105,15 @@ def _viewer(options: Options) -> ProcessSpec:
         role="viewer",
         module="fulgurite.cli",
         arguments=("view", "--collector", str(options.collector), "--listen", str(options.page)),
+    )
+
+
+def _window(options: Options) -> ProcessSpec:
+    return ProcessSpec(
+        name="window",
+        role="window",
+        module="fulgurite.cli",
+        arguments=("view", "--collector", str(options.collector), "--desktop"),
     )
 
 

@@ -19,6 +19,7 @@ from typing import IO
 
 from fulgurite.cli.demo.plan import STOP_ORDER, ProcessSpec
 
+ENDS_ITSELF = ("film", "window")  # when its work is done, or when somebody closes it
 LAST_LINES = 12
 GRACE_S = 6.0
 POLL_S = 0.05
@@ -36,7 +37,7 @@ class End:
 def end_of(specs: Sequence[ProcessSpec], statuses: Mapping[str, int | None]) -> End | None:
     """Whether the run is over, by each process's exit status (None: it runs). A failure comes first."""
     over = [(spec, status) for spec in specs if (status := statuses.get(spec.name)) is not None]
-    ends = [End(spec.name, status, spec.role != "film" or status != 0) for spec, status in over]
+    ends = [End(spec.name, status, spec.role not in ENDS_ITSELF or status != 0) for spec, status in over]
     return min(ends, key=lambda end: not end.is_failure, default=None)
 
 

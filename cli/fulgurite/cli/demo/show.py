@@ -38,7 +38,7 @@ class Show:
         self._browser = browser
         self._verbose = verbose
         self._processes = Processes()
-        self._stage = Stage(replica_names(options), has_page=options.out is None)
+        self._stage = Stage(replica_names(options), has_page=options.out is None and not options.desktop)
         self._signs = Signs(options.collector, options.page)
         self._began_s = time.monotonic()
         self._up_s: float | None = None
@@ -100,6 +100,8 @@ class Show:
             length = "" if out.suffix == ".png" else f"{self._options.seconds:g} s into "
             self._say(f"drawing {length}{out}")
             self._processes.start(film(self._options))
+        elif self._options.desktop:
+            self._say("watch it in the window; to close it, or Ctrl-C, stops everything")
         else:
             self._say(f"watch it at http://{self._options.page}/ ; Ctrl-C stops everything")
 

@@ -1,6 +1,6 @@
 // What is said of the chosen node: one sentence, then its measured values with formula, unit, percentile, when, and
 // whether they are sampled. The page's `inspection.py`: the same words.
-import { bytes, figure, named, percent, printed, rate, signed, tag } from "./words.js";
+import { bytes, duration, figure, named, percent, printed, rate, signed, tag } from "./words.js";
 
 const COMPARED = 600;  // kept tokens that a percentile compares with
 const NOT_CAPTURED = "not captured";
@@ -149,9 +149,9 @@ class Teller {
     const { token, deep, now, replica } = this;
     if (!token) return [["token", "none yet", ""]];
     const rows = [["token", `${named(token)}, position ${token.position}`, `request ${token.requestId}, sequence ${token.sequence}`]];
-    if (deep && !token.is(deep)) rows.push(["deep values of", `${named(deep)}, position ${deep.position}`, `${figure(Math.max(0, now - deep.at), 2)} s before the playhead`]);
+    if (deep && !token.is(deep)) rows.push(["deep values of", `${named(deep)}, position ${deep.position}`, `${duration(Number(Math.max(0, now - deep.at).toPrecision(2)))} before the playhead`]);
     const step = token.fact("step"), rates = replica.lights.rates;
-    rows.push(["when", `${figure(Math.max(0, now - token.at), 2)} s ago`, `${step === null ? "" : `step ${step}, `}before the playhead`]);
+    rows.push(["when", `${duration(Number(Math.max(0, now - token.at).toPrecision(2)))} ago`, `${step === null ? "" : `step ${step}, `}before the playhead`]);
     rows.push(["level", this.app.levels[token.fact("level") ?? 0], rates.tokens ? `sampled: deep values of ${rate(Math.max(rates.read, rates.push), rates.tokens)}` : ""]);
     return rows;
   }

@@ -16,6 +16,7 @@ export function read(hash) {
     turn: numbers("turn"),
     view: numbers("view"),
     node: node && node.length === 4 ? { key: node[0], kind: node[1], layer: Number(node[2]), index: Number(node[3]) } : null,
+    lead: found.get("about"),
     token: token && token.length === 4 ? { key: token[0], request: token[1], sequence: Number(token[2]), position: Number(token[3]) } : null,
     request: found.get("request"),
     layer: NUMBER((found.get("layer") ?? "").replace("not", "")),
@@ -43,6 +44,7 @@ export function write(app) {
   const turn = [camera.azimuth, camera.elevation, camera.zoom, ...camera.pan].map(round);
   if (turn.join() !== "0,0,1,0,0") put("turn", turn.join("~"));
   if (camera.fixed) put("view", [...camera.fixed.position, ...camera.fixed.focal, ...camera.fixed.up, camera.fixed.angle].map(round).join("~"));
+  if (!node && !token) put("about", app.lead);
   if (node) put("node", [node.key, node.kind, node.layer, node.index].join("~"));
   if (token) put("token", [token.key, token.requestId, token.sequence, token.position].join("~"));
   put("request", only.request);

@@ -15,9 +15,9 @@ import { SearchField } from "./search.js";
 import { Strip, TimeBar } from "./strip.js";
 import { duration, figure, named, percent, short, tag } from "./words.js";
 
-const SIDE_BY_SIDE = 4, KEEP_S = 150, REFILL_S = 4, AFTERGLOW_S = 2.5, PANELS_MS = 140, LATENCIES = 256;
-const LIVE_ARCS = 300, FEWEST_ARCS = 72, GAP_SHOWN_S = 5, LOOK_BACK = 400;
-const SLOW_FPS = 32, FINE_FPS = 52, SMALLEST_SCALE = 0.5, STILL_AFTER_MS = 350;
+const SIDE_BY_SIDE = 4, KEEP_S = 150, REFILL_S = 4, AFTERGLOW_S = 2.5, PANELS_MS = 140, PANELS_HELD_MS = 600, LATENCIES = 256;
+const LIVE_ARCS = 300, FEWEST_ARCS = 72, GAP_SHOWN_S = 5, LINGER_S = 1, ENDS_KEPT = 256, LOOK_BACK = 400;
+const SLOW_FPS = 32, FINE_FPS = 52, SMALLEST_SCALE = 0.5, POOR_FPS = 15, POOREST_SCALE = 0.35, STILL_AFTER_MS = 350;
 const ONE = (selector) => document.querySelector(selector);
 
 class App {
@@ -85,7 +85,7 @@ class App {
     if (isSame) { known.header = header; known.look.header = header; this.touch(); return; }
     const lights = new Lights(look.shape, this.constants, (color) => this.colors.rgb(color), LIVE_ARCS);
     lights.isCalm = this.picture.shows.calm;
-    this.replicas.set(header.key, { key: header.key, header, look, lights, history: new History(KEEP_S), state: {}, latency: null, latencies: [] });
+    this.replicas.set(header.key, { key: header.key, header, look, lights, history: new History(KEEP_S), state: {}, latency: null, latencies: [], ends: new Map() });
     this.picture.put(header.key, look, lights);
     this.filter();
     this.arrange();
@@ -116,7 +116,11 @@ class App {
     const replica = this.replicas.get(header.key);
     if (!replica) return;
     if (header.what === "started") replica.history.prompts.set(header.request, header.prompt_tokens);
-    else if (header.what === "finished" || header.what === "aborted") setTimeout(() => replica.lights.carpet.end(header.request), 1150);
+    else if (header.what === "finished" || header.what === "aborted") {
+      const now = this.connection.now(), at = header.at_s < now - 5 ? header.at_s : now;  // clocks of hosts may be off by little
+      replica.ends.set(header.request, at + LINGER_S);
+      if (replica.ends.size > ENDS_KEPT) replica.ends.delete(replica.ends.keys().next().value);
+    }
   }
 
   onState(header) {
@@ -149,6 +153,7 @@ class App {
   waiting() {
     const node = ONE(".waiting"), said = this.collector;
     node.hidden = this.replicas.size > 0 || !said;
+    document.body.classList.toggle("empty", !node.hidden);
     if (!node.hidden) { node.querySelector("h2").textContent = said.waiting; node.querySelector("p").innerHTML = said.advice; }
     if (said?.lost && this.replicas.size) this.notice(said.lost, true);
     else if (this.lostShown && !said?.lost) this.notice("");
@@ -172,9 +177,9 @@ class App {
     return wanted.length ? wanted : keys.slice(0, SIDE_BY_SIDE);
   }
 
-  /** The replica that the panels are about: that of the chosen node or token, else the first that is shown. */
+  /** The replica that the panels are about: that of the chosen node or token, else the chosen one, else the first. */
   get focused() {
-    const key = this.node?.key ?? this.token?.key;
+    const key = this.node?.key ?? this.token?.key ?? this.lead;
     return this.replicas.get(this.shown.includes(key) ? key : this.shown[0]) ?? null;
   }
 
@@ -249,12 +254,18 @@ class App {
     const isLit = clock.mode !== "paused" && clock.playhead < this.litUntil, isMoving = picture.camera.isMoving(time / 1000) || this.follow;
     if (this.dirty || ticked.jumped || isLit || isMoving) this.draw(time);
     else if (picture.scale < 1 && time - this.drawnAt > STILL_AFTER_MS && this.drawnAt !== this.finedAt) this.fine(time);
-    if (time - (this.panelsAt ?? 0) > PANELS_MS && (this.stale || clock.mode !== "paused")) this.write(time);
+    if (time - (this.panelsAt ?? 0) > (this.isHeld ? PANELS_HELD_MS : PANELS_MS) && (this.stale || clock.mode !== "paused")) this.write(time);
+  }
+
+  /** Sequences whose request ended before the playhead leave the cache. */
+  settle(replica, now) {
+    for (const [request, at] of replica.ends) if (at <= now) replica.lights.carpet.end(request);
   }
 
   /** Light the tokens between two places of the playhead. */
   play(from, to) {
     for (const replica of this.replicas.values()) {
+      this.settle(replica, to);
       const due = replica.history.between(from, to);
       for (const [chunk, i0, i1] of due) replica.lights.apply(chunk, i0, i1);
       if (due.length) this.lit(replica, due);
@@ -276,6 +287,7 @@ class App {
       replica.lights.clear();
       replica.unshown = [];
       for (const [chunk, i0, i1] of replica.history.between(now - REFILL_S, now)) replica.lights.apply(chunk, i0, i1);
+      this.settle(replica, now);
     }
     this.litUntil = now + AFTERGLOW_S;
     this.touch();
@@ -317,8 +329,8 @@ class App {
     this.fps = this.fps ? this.fps + 0.1 * (1000 / since - this.fps) : 1000 / since;
     this.settled = (this.settled ?? 0) + 1;
     if (this.settled < 14 || this.isFixedScale) return;
-    const { scale } = this.picture;
-    if (this.fps < SLOW_FPS && scale > SMALLEST_SCALE) this.picture.scale = Math.max(SMALLEST_SCALE, scale * 0.82);
+    const { scale } = this.picture, smallest = this.fps < POOR_FPS ? POOREST_SCALE : SMALLEST_SCALE;
+    if (this.fps < SLOW_FPS && scale > smallest) this.picture.scale = Math.max(smallest, scale * 0.82);
     else if (this.fps > FINE_FPS && scale < 1) this.picture.scale = Math.min(1, scale / 0.82);
     else return;
     this.settled = 0;
@@ -477,9 +489,19 @@ class App {
     this.showReplicas([keys[(at + keys.length) % keys.length]]);
   }
 
+  /** Choose a replica: the panels are about it. */
+  chooseReplica(key) {
+    this.lead = key;
+    if (this.node && this.node.key !== key) this.node = null;
+    if (this.token && this.token.key !== key) this.token = null;
+    if (!this.shown.includes(key)) this.showReplicas([...this.shown, key]);
+    this.touch();
+  }
+
   /** Choose a node: every view is about it. */
   choose(node) {
     this.node = node;
+    if (node) this.lead = node.key;
     if (this.token && node && this.token.key !== node.key) this.token = null;
     this.touch();
   }
@@ -487,24 +509,30 @@ class App {
   /** Choose a token: stand at it, when its lightning is there. */
   chooseToken(token, { stay = false } = {}) {
     this.token = token;
+    this.lead = token.key;
     if (this.node && this.node.key !== token.key) this.node = { ...this.node, key: token.key };
     if (!this.shown.includes(token.key)) this.showReplicas([...this.shown, token.key]);
     if (!stay) {
       this.clock.pause();
       this.clock.loop = null;
-      this.clock.playhead = Math.min(token.at + 0.8 * this.constants.spread_s, this.window[1]);
+      this.clock.playhead = Math.max(token.at, Math.min(token.at + 0.8 * this.constants.spread_s, this.window[1]));
       this.clock.jump = true;
     }
     this.touch();
   }
 
+  /** The most active head of the last token; in the present it stands still there, so that the answer keeps its token. */
   chooseMostActive() {
     const replica = this.focused, token = replica && this.newest(replica.key, "head_write");
     if (!token) return;
     const write = token.column("head_write"), { heads, topology } = replica.look;
     let best = -1;
     for (let n = 0; n < write.length; n++) if (n % heads < topology.layer_heads[Math.floor(n / heads)] && !(write[n] <= (write[best] ?? -1))) best = n;
-    if (best >= 0) this.choose({ key: replica.key, kind: "head", layer: Math.floor(best / heads), index: best % heads });
+    if (best < 0) return;
+    const layer = Math.floor(best / heads), index = best % heads;
+    this.choose({ key: replica.key, kind: "head", layer, index });
+    if (this.clock.mode === "live") this.chooseToken(token);
+    this.notice(`layer ${layer} · head ${index} wrote most at ${named(token)}: ${figure(write[best])} of the residual stream`);
   }
 
   chooseLeastProbable() {
@@ -601,7 +629,7 @@ class App {
 
   /** What is on screen, with its figures, as a PNG file. */
   savePicture() {
-    this.picture.draw(this.clock.playhead ?? 0, performance.now() / 1000);
+    this.fine(performance.now());
     const { canvas, viewports } = this.picture, factor = canvas.width / this.picture.size[0], sheet = document.createElement("canvas");
     Object.assign(sheet, { width: canvas.width, height: canvas.height });
     const pen = sheet.getContext("2d"), isLight = this.theme === "light";
@@ -643,6 +671,7 @@ class App {
       this.pointer = [event.clientX - box.left, event.clientY - box.top];
       held = { x: event.clientX, y: event.clientY, far: 0, moves: event.shiftKey || event.button !== 0 };
       scene.setPointerCapture(event.pointerId);
+      this.isHeld = true;  // while the model is turned, the picture comes first
     });
     scene.addEventListener("pointermove", (event) => {
       const box = scene.getBoundingClientRect();
@@ -657,7 +686,9 @@ class App {
     scene.addEventListener("pointerup", (event) => {
       if (held && held.far < 4 && event.button === 0) this.click();
       held = null;
+      this.isHeld = false;
     });
+    scene.addEventListener("pointercancel", () => { held = null; this.isHeld = false; });
     scene.addEventListener("pointerleave", () => { this.pointer = null; this.hover(); });
     scene.addEventListener("dblclick", () => this.fly());
     scene.addEventListener("contextmenu", (event) => event.preventDefault());
@@ -698,7 +729,7 @@ class App {
     tip.replaceChildren(...children.filter(Boolean));
     tip.hidden = false;
     const width = tip.offsetWidth, height = tip.offsetHeight;
-    tip.style.left = `${x + 18 + width > box.width ? x - width - 14 : x + 18}px`;
+    tip.style.left = `${Math.max(4, Math.min(box.width - width - 6, x + 18 + width > box.width ? x - width - 14 : x + 18))}px`;
     tip.style.top = `${Math.max(4, Math.min(box.height - height - 6, y - height / 2))}px`;
   }
 
@@ -731,6 +762,7 @@ class App {
     if (wanted.turn?.length === 5) [camera.azimuth, camera.elevation, camera.zoom, ...camera.pan] = wanted.turn;
     if (wanted.view?.length === 10) camera.fixed = { position: wanted.view.slice(0, 3), focal: wanted.view.slice(3, 6), up: wanted.view.slice(6, 9), angle: wanted.view[9] };
     this.node = wanted.node;
+    this.lead = wanted.lead;
     this.only = { request: wanted.request, layer: wanted.layer, isHidden: wanted.isHidden };
     this.filter();
     picture.shows.contribution = wanted.contribution;

@@ -56,9 +56,53 @@ class Panel {
   deep(channel) { return this.replica ? this.app.newest(this.replica.key, channel) : null; }
 }
 
+/** Every replica with its figures, side by side; a click makes the panels be about it. */
+class ReplicasPanel extends Panel {
+  constructor(app) {
+    super(app, "fleet", "Replicas");
+    const head = ["", "tok/s", "first token", "per token", "p99"].map((title) => tag("th", { scope: "col" }, title));
+    this.rows = tag("tbody");
+    this.body.append(tag("table", {}, tag("thead", {}, tag("tr", {}, head)), this.rows));
+    this.rows.addEventListener("click", (event) => { const row = event.target.closest("[data-row]"); if (row) app.chooseReplica(row.dataset.row); });
+  }
+
+  draw() {
+    const { app } = this, all = [...app.replicas.values()], slowest = this.slowest(all);
+    const said = all.map(({ key, header, state }) => [key, header.name, state, key === app.focused?.key, key === slowest]);
+    const text = JSON.stringify(said), spans = new Set(all.map(({ state }) => Math.round(state.window_s ?? 0)).filter(Boolean));
+    this.note.textContent = spans.size === 1 ? `over the last ${[...spans][0]} s` : "";
+    if (text === this.text) return;
+    this.text = text;
+    this.rows.replaceChildren(...said.flatMap((one) => this.row(...one)));
+  }
+
+  /** The one whose median time between tokens is the largest, where there is another to compare with. */
+  slowest(all) {
+    const times = all.filter(({ state }) => state.state === "live" && state.inter_token_p50_s).map(({ key, state }) => [state.inter_token_p50_s, key]).sort(([a], [b]) => b - a);
+    return times.length > 1 && times[0][0] > times[1][0] ? times[0][1] : null;
+  }
+
+  row(key, name, state, isFocused, isSlowest) {
+    const value = (text) => tag("td", {}, text ?? tag("span", { class: "none", title: "not measured in this time" }, "–"));
+    const dropped = Object.entries(state.dropped ?? {}), of = { "data-row": key, class: isFocused ? "focused" : "" };
+    const lost = dropped.length ? `dropped ${dropped.map(([reason, count]) => `${count.toLocaleString("en")} ${reason.replaceAll("_", " ")}`).join(", ")}` : "0 dropped";
+    const cache = state.kv_bytes && state.kv_capacity_bytes ? `KV ${percent(state.kv_bytes / state.kv_capacity_bytes)} full` : state.kv_tokens === undefined ? "" : `KV ${state.kv_tokens.toLocaleString("en")} tokens, ${bytes(state.kv_bytes ?? 0)}`;
+    return [
+      tag("tr", of, tag("th", { scope: "row" }, tag("button", { title: `${key}: be about it`, "aria-pressed": String(isFocused) }, tag("i", { class: `dot ${state.state ?? ""}` }), name)),
+        value(state.tokens_per_s === null || state.tokens_per_s === undefined ? null : figure(state.tokens_per_s, 2)), value(duration(state.first_token_p50_s || null)), value(duration(state.inter_token_p50_s ?? null)), value(duration(state.inter_token_p99_s ?? null))),
+      tag("tr", { ...of, class: `${of.class} more` }, tag("td", { colspan: "5" }, isSlowest ? tag("b", {}, "slowest") : null, [state.level, cache, lost].filter(Boolean).join(" · "))),
+    ];
+  }
+}
+
+/** What people look for first, one click each. */
+const FINDS = [["most_active", "most active head"], ["least_probable", "least probable token"], ["next_slow", "slow"], ["next_surprising", "surprising"], ["next_uncertain", "uncertain"]];
+
 class CardPanel extends Panel {
   constructor(app) {
     super(app, "card", "Chosen");
+    const finds = FINDS.map(([name, label]) => tag("button", { class: "button", "data-command": name, title: app.commands.title(name) }, label));
+    this.node.insertBefore(tag("div", { class: "finds", "aria-label": "find" }, finds), this.body);
   }
 
   draw() {
@@ -66,7 +110,7 @@ class CardPanel extends Panel {
     const replica = node && app.replicas.get(node.key);
     this.note.textContent = replica && app.shown.length > 1 ? replica.header.name : "";
     if (!replica) {
-      this.body.replaceChildren(tag("p", {}, "Nothing yet. Click a node, a cell of the matrix or a token; ", tag("b", {}, "M"), " takes the most active head, ", tag("b", {}, "?"), " says the rest."));
+      this.body.replaceChildren(tag("p", {}, "Nothing yet. Click a node, a cell of the matrix or a token; ", tag("b", {}, "?"), " says the rest."));
       return;
     }
     const said = card(replica, node, app.current(node.key), app.newestDeep(node.key), app.clock.playhead, app);
@@ -177,7 +221,7 @@ class AttentionPanel extends Panel {
   draw() {
     const { app, replica } = this, node = app.node?.key === replica?.key && app.node?.kind === "head" ? app.node : null;
     const deep = this.deep("attended_positions");
-    this.note.textContent = node ? `layer ${node.layer} · head ${node.index}, routing, not importance` : "mean over heads that were looked at";
+    this.note.textContent = node ? `layer ${node.layer} · head ${node.index}, routing, not importance` : "mean over heads";
     this.sheet.paint((pen, width, height) => {
       if (!deep || (node && !isMeasured(deep, node.layer))) {
         hatch(pen, 0, 0, width, height - 16);
@@ -357,6 +401,82 @@ class LatencyPanel extends Panel {
   }
 }
 
+const TRACE_AGAIN_MS = 4000, TRACE_ROWS = 14;
+
+/** What others did for the chosen token's request: their spans of its trace, over its tokens, on one axis. */
+class TracePanel extends Panel {
+  constructor(app) {
+    super(app, "trace", "Trace");
+    this.sheet = new Sheet(60, { label: "spans of the trace over time" });
+    this.said = tag("p", { class: "dim" });
+    this.body.append(this.sheet.canvas, this.said);
+    this.found = new Map();  // trace id -> { spans, error }
+  }
+
+  async ask(id) {
+    if (this.asking === id && performance.now() - this.askedAt < TRACE_AGAIN_MS) return;
+    this.asking = id;
+    this.askedAt = performance.now();
+    try {
+      const answer = await fetch(new URL(`trace/${id}${location.search}`, location.href));
+      const said = await answer.json();
+      this.found.set(id, answer.ok ? { spans: said.spans, error: "" } : { spans: this.found.get(id)?.spans ?? [], error: said.error });
+    } catch { this.found.set(id, { spans: this.found.get(id)?.spans ?? [], error: "the viewer does not answer" }); }
+    if (this.found.size > 16) this.found.delete(this.found.keys().next().value);
+    this.app.stale = true;
+  }
+
+  draw() {
+    const { app } = this, token = app.token, id = token?.traceId;
+    this.node.hidden = !id;
+    if (!id) return;
+    this.ask(id);
+    const { spans = [], error = "asking the collector" } = this.found.get(id) ?? {};
+    this.note.textContent = id;
+    this.note.title = id;
+    const tokens = this.tokens(token.key, id), shown = spans.slice(0, TRACE_ROWS);
+    this.said.textContent = [error, !error && !spans.length ? "no spans of others came for this trace" : "", spans.length > shown.length ? `${spans.length - shown.length} more spans: fulgurite trace ${id}` : "", shown.length ? "times are those of each host's own clock" : ""].filter(Boolean).join(" · ");
+    this.sheet.canvas.setAttribute("aria-label", shown.map((span) => `${span.name}, ${span.service}, ${duration(span.end_s - span.start_s)}`).join("; "));
+    this.sheet.paint((pen, width) => this.axis(pen, width, shown, tokens), 17 * (shown.length + 1) + 18);
+  }
+
+  /** When the kept tokens of the trace ended, [first to last]. */
+  tokens(key, id) {
+    const ends = [];
+    for (const token of this.app.replicas.get(key).history.back(Infinity, (one) => one.traceId === id)) { const end = token.fact("ended_s"); if (end !== null) ends.push([end, token]); }
+    return ends.reverse();
+  }
+
+  axis(pen, width, spans, tokens) {
+    const times = [...spans.flatMap((span) => [span.start_s, span.end_s]), ...tokens.map(([end]) => end)], from = Math.min(...times), to = Math.max(...times, from + 1e-6);
+    const left = 108, x = (time) => left + (time - from) / (to - from) * (width - left - 52), row = (text, at, color) => { pen.fillStyle = color; pen.fillText(fitted(pen, text, left - 8), 0, at + 11); };
+    spans.forEach((span, i) => {
+      const at = 17 * i;
+      row(span.name, at, SOFT);
+      pen.fillStyle = span.is_error ? "#ff6b57" : ACCENT;
+      pen.fillRect(x(span.start_s), at + 3, Math.max(1.5, x(span.end_s) - x(span.start_s)), 9);
+      pen.fillStyle = SOFT;
+      pen.fillText(duration(span.end_s - span.start_s), x(span.end_s) + 5, at + 11);
+    });
+    const at = 17 * spans.length;
+    row(`${tokens.length} tokens`, at, WARM);
+    for (const [end, token] of tokens) { const isOn = token.is(this.app.token); pen.fillStyle = isOn ? "#ffffff" : WARM; pen.fillRect(x(end) - 0.7, at + (isOn ? 0 : 3), 1.6, isOn ? 15 : 9); }
+    pen.fillStyle = DIM;
+    pen.fillText("0", left, at + 29);
+    pen.textAlign = "right";
+    pen.fillText(duration(to - from), width - 52, at + 29);
+    pen.textAlign = "left";
+  }
+}
+
+/** As much of a text as is so wide. */
+function fitted(pen, text, width) {
+  if (pen.measureText(text).width <= width) return text;
+  let shown = text;
+  while (shown && pen.measureText(`${shown}…`).width > width) shown = shown.slice(0, -1);
+  return `${shown}…`;
+}
+
 class ShowsPanel extends Panel {
   constructor(app) {
     super(app, "shows", "Shown");
@@ -375,7 +495,7 @@ class ShowsPanel extends Panel {
 
 /** All panels, in the order in which they stand. */
 export function panels(app, side) {
-  const made = [CardPanel, MatrixPanel, AlternativesPanel, AttentionPanel, LensPanel, CachePanel, LatencyPanel, ShowsPanel].map((kind) => new kind(app));
+  const made = [ReplicasPanel, CardPanel, TracePanel, MatrixPanel, AlternativesPanel, CachePanel, AttentionPanel, LensPanel, LatencyPanel, ShowsPanel].map((kind) => new kind(app));
   side.append(...made.map((panel) => panel.node));
   return made;
 }

@@ -6,7 +6,7 @@ import { pick } from "./picking.js";
 export const GROUND = [0.006, 0.008, 0.020];
 const ORIGIN_S = 256;
 const NAME_PIXELS = 13, NUMBER_PIXELS = 12.5;
-const LABELS_FROM_WIDTH = 420;
+const LABELS_FROM_WIDTH = 420, STACKED_BELOW = 14;
 
 /** The textures and drawings of one replica. */
 class Body {
@@ -26,7 +26,7 @@ class Body {
 
   /** Ribbons for as many arcs as there are slots. */
   _bolts() {
-    const { gl, constants: { segments, glow_segments: glow } } = this.stage, slots = this.lights.bolts.count;
+    const { gl, constants: { segments, glow_segments: glow, glow_from: glowFrom } } = this.stage, slots = this.lights.bolts.count;
     const { at, index } = ribbons(slots, segments, glow);
     this.textures.arcs?.free();
     this.bolts?.free();
@@ -34,7 +34,7 @@ class Body {
     this.bolts = new Drawing(gl, this.stage.program("bolts"), {
       shader: "bolts", primitive: "triangles", blend: "brightest", points: new Float32Array(at.length), index,
       attributes: { arcAt: { data: at, size: 3 } }, textures: { uArcs: "arcs", uPushColors: "push_colors" },
-      uniforms: { uStep: 1 / segments, uGlowStep: 1 / glow },
+      uniforms: { uStep: 1 / segments, uGlowStep: 1 / glow, uGlowFrom: glowFrom },
     });
     this.slots = slots;
   }
@@ -91,10 +91,12 @@ function ribbons(slots, segments, glow) {
   return { at, index };
 }
 
+const wordPixels = (label, scale) => Math.max(8, Math.round((label.kind === "layer" ? NUMBER_PIXELS : NAME_PIXELS) * scale));
+const wordFont = (size) => `${size}px "Fulgurite Inter", Inter, sans-serif`;
+
 function paintWords(labels, scale, colors) {
   const canvas = document.createElement("canvas"), pen = canvas.getContext("2d", { willReadFrequently: true });
-  const sizes = labels.map((label) => Math.max(8, Math.round((label.kind === "layer" ? NUMBER_PIXELS : NAME_PIXELS) * scale)));
-  const font = (size) => `${size}px "Fulgurite Inter", Inter, sans-serif`;
+  const sizes = labels.map((label) => wordPixels(label, scale)), font = wordFont;
   const widths = labels.map((label, i) => { pen.font = font(sizes[i]); return Math.ceil(pen.measureText(label.text).width) + 2; });
   const heights = sizes.map((size) => Math.ceil(size * 1.3));
   canvas.width = Math.max(1, ...widths);
@@ -135,6 +137,10 @@ export class Picture {
     const gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: true, powerPreference: "high-performance", preserveDrawingBuffer: false });
     if (!gl) throw new Error("this browser has no WebGL2");
     Object.assign(this, { canvas, gl, shaders: hello.shaders, constants: hello.constants, labelColors: hello.label_colors });
+    this.sheet = document.createElement("canvas");
+    this.sheet.className = "words";
+    canvas.after(this.sheet);
+    this.pen = this.sheet.getContext("2d");
     this.programs = new Map();
     this.bodies = new Map();
     this.camera = new Camera(hello.presets, hello.constants.ease_s);
@@ -175,10 +181,13 @@ export class Picture {
     if (this.canvas.width !== w || this.canvas.height !== h) { this.canvas.width = w; this.canvas.height = h; }
     this.size = [width, height];
     const [columns, rows] = grid(keys.length, width, height), before = this.viewports;
+    // In a stack only the lowest has the legend beneath it: its room is taken once, from all.
+    this.foot = rows > 1 ? Math.max(0, this.insets.bottom - STACKED_BELOW) : 0;
+    const tall = height - this.foot;
     this.viewports = keys.filter((key) => this.bodies.has(key)).map((key, index) => {
       const row = Math.floor(index / columns), column = index % columns;
-      const x = Math.floor(column * width / columns), y = Math.floor(row * height / rows);
-      const x1 = Math.floor((column + 1) * width / columns), y1 = Math.floor((row + 1) * height / rows);
+      const x = Math.floor(column * width / columns), y = Math.floor(row * tall / rows);
+      const x1 = Math.floor((column + 1) * width / columns), y1 = Math.floor((row + 1) * tall / rows);
       const known = before.find((one) => one.key === key && one.width === x1 - x && one.height === y1 - y);
       return { key, body: this.bodies.get(key), x, y, width: x1 - x, height: y1 - y, lens: known?.lens };
     });
@@ -189,7 +198,7 @@ export class Picture {
     const first = this.viewports[0];
     if (!first) return;
     const points = this._points(), { width, height } = first;
-    const insets = { top: Math.min(0.3, this.insets.top / height), bottom: Math.min(0.3, this.insets.bottom / height), left: 0.035, right: 0.03 };
+    const insets = { top: Math.min(0.3, this.insets.top / height), bottom: Math.min(0.3, (this.insets.bottom - this.foot) / height), left: 0.035, right: 0.03 };
     const view = this.camera.view(points, width / height, insets, clock);
     for (const viewport of this.viewports) viewport.lens = new Lens(view, viewport.width, viewport.height, points);
   }
@@ -216,8 +225,32 @@ export class Picture {
     gl.enable(gl.DEPTH_TEST);
     gl.depthFunc(gl.LEQUAL);
     gl.enable(gl.SCISSOR_TEST);
+    this._unwrite();
     for (const viewport of this.viewports) this._viewport(viewport, now, origin, factor);
     gl.bindVertexArray(null);
+  }
+
+  /** Where the picture is coarser than the screen its words are written over it, sharp and of the same size. */
+  _write({ x, y, width, height, body, lens }, size) {
+    const { pen, ratio } = this;
+    this.isWritten = true;
+    for (const label of body.look.labels) {
+      const pixels = wordPixels(label, size) / ratio, at = lens.project(...label.anchor), [r, g, b] = this.labelColors[label.kind];
+      if (!(at[2] > 0)) continue;  // behind the camera
+      pen.font = wordFont(pixels);
+      const wide = pen.measureText(label.text).width + 2, left = label.align ? -wide * (1 - label.align) / 2 : -wide / 2;
+      const middle = Math.min(Math.max(at[0], 8 - left), Math.max(8 - left, width - 8 - left - wide)), line = Math.min(Math.max(at[1], 11), height - 11);
+      pen.fillStyle = `rgb(${r},${g},${b})`;
+      pen.fillText(label.text, x + middle + left + 1, y + line + 0.37 * pixels);
+    }
+  }
+
+  _unwrite() {
+    const { sheet, ratio, size: [width, height] } = this, w = Math.round(width * ratio), h = Math.round(height * ratio);
+    if (sheet.width !== w || sheet.height !== h) { sheet.width = w; sheet.height = h; }
+    else if (this.isWritten) this.pen.clearRect(0, 0, w, h);
+    this.isWritten = false;
+    this.pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   }
 
   _viewport(viewport, now, origin, factor) {
@@ -233,7 +266,9 @@ export class Picture {
       MCDCMatrix: lens.matrix, uTime: now - origin, uViewport: [w, h], uPixels: lens.pixels * h / viewport.height, uPush: this.shows.contribution ? 1 : 0, uStill: this.shows.calm ? 1 : 0, uWidth: 1,
     };
     const size = Math.min(3, Math.max(0.72, Math.min(viewport.height / 620, viewport.width / 620))) * factor;
-    const words = this.parts.words && viewport.width >= LABELS_FROM_WIDTH ? body.words(size, this.labelColors) : null;
+    const named = this.parts.words && viewport.width >= LABELS_FROM_WIDTH, isCoarse = this.scale < 1;
+    const words = named && !isCoarse ? body.words(size, this.labelColors) : null;
+    if (named && isCoarse) this._write(viewport, size / this.scale);
     const textures = { ...body.textures, ...this.shared };
     const draw = (drawing, more = {}) => drawing.draw({ ...uniforms, ...more }, textures);
     const seen = body.drawings.filter((drawing) => this._isShown(drawing.sketch));

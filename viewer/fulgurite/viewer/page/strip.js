@@ -140,8 +140,10 @@ export class TimeBar {
     if (app.clock.loop) { pen.fillStyle = color("--accent"); pen.globalAlpha = 0.18; pen.fillRect(x(app.clock.loop[0]), 0, x(app.clock.loop[1]) - x(app.clock.loop[0]), height); pen.globalAlpha = 1; }
     pen.fillStyle = color("--dim");
     pen.font = '10.5px "Fulgurite Inter", sans-serif';
-    pen.fillText(`${Math.round(to - from)} s ago`, 8, 11);
-    pen.fillText(`most ${2 * peak} tokens/s`, 66, 11);
+    pen.strokeStyle = color("--panel");  // a rim, so that bars behind the words do not cut them
+    pen.lineWidth = 4;
+    pen.lineJoin = "round";
+    for (const [words, x] of [[`${Math.round(to - from)} s ago`, 8], [`most ${2 * peak} tokens/s`, 66]]) { pen.strokeText(words, x, 18); pen.fillText(words, x, 18); }
     pen.fillStyle = app.clock.mode === "live" ? "#ff5454" : color("--warm");
     pen.fillRect(x(app.clock.playhead ?? to) - 1, 0, 2, height);
   }

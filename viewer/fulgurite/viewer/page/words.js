@@ -7,7 +7,7 @@ export function figure(value, digits = 3) {
 }
 
 export const signed = (value, digits = 3) => (value > 0 ? "+" : "") + figure(value, digits);
-export const percent = (share) => share === null ? null : share >= 0.995 || share < 0.0005 ? `${Math.round(100 * share)} %` : `${(100 * share).toPrecision(share < 0.1 ? 2 : 3).replace(/\.?0+$/, "")} %`;
+export const percent = (share) => share === null ? null : share <= 0 || share >= 1 ? `${Math.round(100 * share)} %` : share < 0.0005 ? "< 0.05 %" : share >= 0.9995 ? "> 99.9 %" : `${(100 * share).toPrecision(share < 0.1 ? 2 : 3).replace(/\.?0+$/, "")} %`;
 
 /** A token's text on one line, never empty. */
 export function printed(text) {

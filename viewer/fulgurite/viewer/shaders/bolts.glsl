@@ -1,8 +1,8 @@
 // Lightning: jagged ribbons in the plane of the screen. Two per arc: a thin hot core of many segments (side -1 or 1),
-// and a soft glow of few (side -2 or 2) that is left out where the arc is dim. Brightness and width are the display
-// value, fading with age, the width of a strike its attention weight; the hue is the request's, or (uPush 1) the signed
-// push of the node, dashed where that was not captured; the jags are decoration, hashed from the frame's id and a 14 Hz
-// tick: they move the path and nothing else. uStill 1 (reduced motion): no growing, no ticks, no strokes.
+// and a soft glow of few (side -2 or 2) that is left out where the arc is dimmer than uGlowFrom. Brightness and width are
+// the display value, fading with age, the width of a strike its attention weight; the hue is the request's, or (uPush 1)
+// the signed push of the node, dashed where that was not captured; the jags are decoration, hashed from the frame's id
+// and a 14 Hz tick: they move the path and nothing else. uStill 1 (reduced motion): no growing, no ticks, no strokes.
 //# vertex declarations
 in vec3 arcAt;  // slot, u along the arc (0 to 1), side of the ribbon (core -1 or 1, glow -2 or 2)
 uniform sampler2D uArcs;
@@ -11,7 +11,6 @@ out vec4 vTint;  // light of the edge, and white of the middle
 out vec3 vAt;  // across (-1 to 1), how far behind the growing end, 1: dashed
 
 const float KNOTS = 4.0;
-const float GLOW = 0.34;  // an arc under this brightness has no glow
 
 vec2 jags(float n) {
   uint x = uint(int(n)) * 747796405u + 2891336453u;
@@ -44,7 +43,7 @@ if (to.w > 0.0 && age >= 0.0 && age < to.w && arcAt.y - span <= grown) {
   float strokes = uStill > 0.5 ? 1.0 : 0.84 + 0.16 * cos(age * 72.0);  // return strokes, the same for every arc
   float fade = left * left * (shape.y < 0.5 ? 1.0 : left);  // the trunk stays a little longer
   float bright = (0.12 + 0.88 * pow(tint.w, 0.65)) * fade * strokes * (shape.y > 2.5 ? 0.62 : 1.0);
-  if (!glow || bright > GLOW) {
+  if (!glow || bright > uGlowFrom) {
     vec3 way = to.xyz - from.xyz;
     float amount = shape.y < 0.5 ? 0.105 : 0.125;
     vec4 a = MCDCMatrix * vec4(cross(way, vec3(0.31, 0.87, 0.38)) * amount, 0.0);
@@ -69,7 +68,7 @@ if (to.w > 0.0 && age >= 0.0 && age < to.w && arcAt.y - span <= grown) {
       gl_Position = at;
       vec3 hue = uPush > 0.5 ? pushed(uPushColors, shape.w) : tint.rgb;
       float tip = grown < 1.1 ? exp(-18.0 * abs(arcAt.y - grown)) : 0.0;
-      vTint = glow ? vec4(hue * 0.55 * (bright - GLOW), 0.0)
+      vTint = glow ? vec4(hue * 0.55 * (bright - uGlowFrom), 0.0)
                    : vec4(hue * min(1.0, 1.25 * bright), 0.55 * bright * bright + 0.30 * tip * bright);
       vAt = vec3(side, (grown - arcAt.y) * 16.0, glow ? 0.0 : uPush * unknown(shape.w));
     }

@@ -10,10 +10,9 @@ import numpy as np
 from fulgurite.viewer.colors import node_colors, push_colors
 from fulgurite.viewer.drawings import (
     BOLT_PIXELS,
-    GLOW_SEGMENTS,
-    SEGMENTS,
     SPINE_PIXELS,
     Sketch,
+    bolt_detail,
     bolt_ribbons,
     sketches,
 )
@@ -128,7 +127,8 @@ class ReplicaActors:
     def _bolt_drawing(self) -> Drawing:
         slots, bounds = len(self._scene.bolts), self._scene.layout.points
         corners = np.stack([bounds.min(axis=0), bounds.max(axis=0)])  # the shader places the vertices itself
-        at, index = bolt_ribbons(slots)
+        detail = bolt_detail(slots)
+        at, index = bolt_ribbons(slots, detail)
         return Drawing(
             "bolts",
             corners[np.arange(len(at)) % 2],
@@ -137,7 +137,11 @@ class ReplicaActors:
             index=index,
             attributes={"arcAt": at},
             textures={"uArcs": self._textures["arcs"], "uPushColors": self._textures["push_colors"]},
-            uniforms={"uStep": 1.0 / SEGMENTS, "uGlowStep": 1.0 / GLOW_SEGMENTS},
+            uniforms={
+                "uStep": 1.0 / detail.segments,
+                "uGlowStep": 1.0 / detail.glow,
+                "uGlowFrom": detail.glow_from,
+            },
         )
 
     def _label_drawing(self, atlas: Atlas) -> Drawing:

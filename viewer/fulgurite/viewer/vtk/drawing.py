@@ -119,6 +119,7 @@ class Drawing:
             (properties.GetVertexCustomUniforms(), text.uniforms("vertex")),
             (properties.GetFragmentCustomUniforms(), text.uniforms("fragment")),
         )
+        self._uniforms: dict[str, Uniform] = {}
         everything: dict[str, Uniform] = {
             used: VECTORS.get(used, 0.0) for _, names in self._stages for used in names
         }
@@ -130,10 +131,13 @@ class Drawing:
             self._blend(_BLENDING[blend], _GL_MAX if blend == "brightest" else _GL_FUNC_ADD)
 
     def set(self, **uniforms: Uniform) -> None:
-        """Uniforms of the shader; those that it does not use are passed over."""
+        """Uniforms of the shader; those that it does not use, or that are so already, are passed over."""
+        changed = {name for name, value in uniforms.items() if self._uniforms.get(name) != value}
+        if not changed:
+            return
         for stage, used in self._stages:
-            for name in used & uniforms.keys():
-                value = uniforms[name]
+            for name in used & changed:
+                value = self._uniforms[name] = uniforms[name]
                 if isinstance(value, tuple):
                     (stage.SetUniform2f if len(value) == 2 else stage.SetUniform3f)(name, value)
                 else:

@@ -94,22 +94,6 @@ def choose_screen() -> None:
         os.environ[VARIABLE] = "vtkXOpenGLRenderWindow"
 
 
-def require_drawing() -> ProbeResult:
-    """`probe`, and its backend named for this process.
-
-    Raises
-    ------
-    RuntimeError
-        Where nothing can draw: what was tried and what to install.
-    """
-    result = probe()
-    if not result.ok:
-        raise RuntimeError(f"VTK cannot draw on this machine. {result.detail}")
-    if result.backend in BACKENDS:
-        os.environ.setdefault(VARIABLE, BACKENDS[result.backend])
-    return result
-
-
 def _try(window: str, timeout_s: float) -> tuple[bool, str]:
     environment = {**os.environ, **({VARIABLE: window} if window else {})}
     try:

@@ -24,6 +24,7 @@ from fulgurite.agent.engines.vllm.measure import Measure
 from fulgurite.agent.engines.vllm.observer import Observer
 from fulgurite.agent.engines.vllm.parts import Model, Unsupported, dissect, without_layers
 from fulgurite.agent.engines.vllm.routing import Routing
+from fulgurite.agent.engines.vllm.versions import installed_version
 from fulgurite.agent.exporter import Exporter, GrpcExporter
 from fulgurite.agent.lens import CHANNELS as LENS
 from fulgurite.agent.readout import Readout, find_readout
@@ -62,7 +63,11 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
         level=settings.level,
         ceiling=settings.level,
         tokens=settings.tokens,
-        resource=config.resource(model_name=name),
+        resource={
+            **config.resource(model_name=name),
+            config.ENGINE: "vllm",
+            config.ENGINE_VERSION: installed_version(),
+        },
     )
     atexit.register(exporter.close)
     for channel, reason in found.topology.unavailable:

@@ -5,10 +5,12 @@ Shape letters: n measured rows, V vocabulary; the others are those of `fulgurite
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from fulgurite.agent import lens, reduce
 from fulgurite.agent.anatomy import LayerParts
@@ -20,6 +22,7 @@ from fulgurite.agent.readout import Readout
 from fulgurite.agent.wiring import Tap, part_of
 
 Array = np.ndarray[Any, Any]
+Where = Callable[[int, Tap], "tuple[nn.Module | None, Tap]"]
 
 
 class Measure:
@@ -53,13 +56,18 @@ class Measure:
             desk.planes(len(group.slots), group.heads * group.head_dim) for group in layout.groups
         ]
 
-    def install(self, layers: tuple[LayerParts, ...]) -> list[Any]:
-        """Put the taps in; their handles."""
+    def install(self, layers: tuple[LayerParts, ...], where: Where | None = None) -> list[Any]:
+        """Put the taps in; their handles.
+
+        Parameters
+        ----------
+        where : where a tap of a layer is to be read, for engines whose layers do not hand the stream on.
+        """
         handles = []
         for plane, (index, tap) in zip(self._planes, self.layout.places, strict=True):
-            module = part_of(layers[index], tap.part)
+            module, read = (part_of(layers[index], tap.part), tap) if where is None else where(index, tap)
             assert module is not None
-            handles.append(hook(module, tap, self.layout.width, desk=self.desk, plane=plane))
+            handles.append(hook(module, read, self.layout.width, desk=self.desk, plane=plane))
         for group, (_, planes) in zip(self.layout.groups, self._heads, strict=True):
             for plane, index in zip(planes, group.layers, strict=True):
                 projection = layers[int(index)].projection

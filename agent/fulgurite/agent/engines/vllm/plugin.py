@@ -27,12 +27,13 @@ def activate(env: Mapping[str, str] = os.environ) -> bool:
     if support_of(version) is None:
         _say(
             f"vLLM {version} is not a version that Fulgurite knows: nothing of it is measured "
-            f"(known: {', '.join(known.series for known in SUPPORTED)})"
+            f"(known: {', '.join(known.series for known in SUPPORTED)}; "
+            "fulgurite.agent.observe(client) measures it from where it is asked)"
         )
         return False
-    from fulgurite.agent.engines.vllm import frontend, scheduler, worker
+    from fulgurite.agent.engines.vllm import choosing, frontend, scheduler, worker
 
-    for part in (frontend, scheduler, worker):
+    for part in (choosing, frontend, scheduler, worker):
         part.watch()
     return True
 

@@ -1,0 +1,198 @@
+"""Putting an observer together for a model whose first forward pass was looked at."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from fulgurite.agent import config, reduce
+from fulgurite.agent.anatomy import Anatomy
+from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
+from fulgurite.agent.contribution import Attribution
+from fulgurite.agent.engines.sglang.looks import Look, where
+from fulgurite.agent.engines.sglang.observer import Observer
+from fulgurite.agent.engines.sglang.parts import dissect, without_layers
+from fulgurite.agent.engines.vllm.desk import Desk
+from fulgurite.agent.engines.vllm.heads import Heads
+from fulgurite.agent.engines.vllm.matrices import as_linear
+from fulgurite.agent.engines.vllm.measure import Measure
+from fulgurite.agent.engines.vllm.parts import Unsupported
+from fulgurite.agent.engines.vllm.trial import Trial
+from fulgurite.agent.exporter import GrpcExporter
+from fulgurite.agent.lens import CHANNELS as LENS
+from fulgurite.agent.readout import Readout, find_readout
+from fulgurite.agent.sampling import Budget, Demand
+from fulgurite.agent.shield import Shield
+from fulgurite.agent.texts import TokenTexts
+from fulgurite.agent.unmeasured import unmeasured
+from fulgurite.wire.channels import LEVELS
+from fulgurite.wire.topology import Topology
+
+_MOST_ROWS: Final = 1024
+_MOST_BYTES: Final = 64 << 20  # of what the layers leave in one pass
+_FEWEST_ROWS: Final = 16
+
+
+class Attaching:
+    """From the first pass that tells enough to an observer.
+
+    Attributes
+    ----------
+    look : what watches the pass that runs, None before and after.
+    """
+
+    def __init__(self, runner: Any, shield: Shield) -> None:
+        self._runner = runner
+        self._shield = shield
+        self._settings = config.settings()
+        self.look: Look | None = None
+        self._anatomy: Anatomy | None = None
+        if LEVELS.index(self._settings.level) < LEVELS.index("heads"):
+            return
+        try:
+            self._anatomy = dissect(runner, name=_name(runner))
+        except Unsupported as why:
+            self._reason = str(why)
+        else:
+            self.look = Look(self._anatomy)
+
+    def close(self) -> None:
+        """Look no more."""
+        if self.look is not None:
+            self.look.close()
+
+    def observer(self, logits: torch.Tensor) -> Observer:
+        """Attach; `logits` (n, V) are what the pass that was looked at gave."""
+        self.close()
+        settings, runner, shield = self._settings, self._runner, self._shield
+        desk = Desk(_rows(runner), torch.device(runner.device), runner.dtype)
+        measure = None
+        if self.look is None or self._anatomy is None:
+            reason = getattr(self, "_reason", "not asked for at level pulse")
+            anatomy = without_layers(runner, name=_name(runner), reason=reason)
+        else:
+            seen = self.look.found(logits[-1:].float(), runner.dtype)
+            anatomy, measure = _measured(self._anatomy, self.look, seen, desk, deep=settings.level == "deep")
+        exporter = GrpcExporter(settings.endpoint)
+        exporter.attach(
+            anatomy.topology,
+            level=settings.level,
+            ceiling=settings.level,
+            tokens=settings.tokens,
+            resource=config.resource(model_name=_name(runner)),
+        )
+        atexit.register(exporter.close)
+        for channel, reason in anatomy.topology.unavailable:
+            shield.say_once(reason, "%s is not measured: %s", channel, reason)
+        return Observer(
+            anatomy,
+            exporter=exporter,
+            demand=Demand(settings.level),
+            budget=Budget(settings.budget),
+            deep_ratio=settings.deep_ratio,
+            shield=shield,
+            desk=desk,
+            measure=measure,
+            position_bytes=_position_bytes(runner),
+            texts=_texts(settings, runner),
+        )
+
+
+def _name(runner: Any) -> str:
+    return str(runner.model_config.model_path).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _rows(runner: Any) -> int:
+    return max(1, min(int(getattr(runner, "max_running_requests", 0) or _MOST_ROWS), _MOST_ROWS))
+
+
+def _texts(settings: config.Settings, runner: Any) -> TokenTexts | None:
+    if settings.tokens != "text":
+        return None
+    from transformers import AutoTokenizer
+
+    return TokenTexts(AutoTokenizer.from_pretrained(runner.model_config.model_path))
+
+
+def _position_bytes(runner: Any) -> int:
+    """Of one position of the key-value cache, over all layers; 0 where the pool does not tell."""
+    pool = getattr(runner, "token_to_kv_pool", None)
+    if pool is None or not hasattr(pool, "get_kv_size_bytes"):
+        return 0
+    sizes = pool.get_kv_size_bytes()
+    whole = sum(sizes) if isinstance(sizes, tuple) else int(sizes)
+    return int(whole) // max(1, int(pool.size) + int(getattr(pool, "page_size", 0) or 0))
+
+
+def _measured(
+    anatomy: Anatomy, look: Look, seen: Trial, desk: Desk, *, deep: bool
+) -> tuple[Anatomy, Measure]:
+    heads = Heads(anatomy.layers, seen)
+    topology: Topology = anatomy.topology
+    layout = reduce.plan(
+        anatomy.layers,
+        seen.wiring,
+        heads=topology.heads,
+        width=topology.hidden_size,
+        deep=deep,
+        blind=heads.blind,
+    )
+    width = len(layout.places) * layout.width
+    width += sum(len(group.slots) * group.heads * group.head_dim for group in layout.groups)
+    item = torch.empty((), dtype=desk.dtype).element_size()
+    desk.most = min(desk.most, max(_FEWEST_ROWS, _MOST_BYTES // max(1, width * item)))
+    reasons = unmeasured(anatomy.layers, seen.wiring, heads.blind, {}, is_deep=deep)
+    readout, attribution = None, None
+    if deep:
+        readout, attribution, missing = _deep(anatomy, seen, layout, heads)
+        reasons.update(missing)
+    measure = Measure(layout, heads.stacked(layout), desk, attribution=attribution, readout=readout)
+    measure.install(anatomy.layers, partial(where, anatomy, look.places()))
+    return anatomy.without(reasons), measure
+
+
+def _deep(
+    anatomy: Anatomy, seen: Trial, layout: reduce.Plan, heads: Heads
+) -> tuple[Readout | None, Attribution | None, dict[str, str]]:
+    """How the stream becomes logits, and what each part adds to them; or why that is not known."""
+    readout = _readout(anatomy, seen)
+    if isinstance(readout, str):
+        return None, None, dict.fromkeys((*CONTRIBUTIONS, *LENS), readout)
+    for layer, wires in zip(anatomy.layers, seen.wiring, strict=True):
+        if wires.order in ("unknown", "post_norm"):
+            reason = f"in layer {layer.index}, {next(iter(wires.reasons.values()))}"
+            return readout, None, dict.fromkeys(CONTRIBUTIONS, reason)
+    if heads.blind:
+        index, why = next(iter(heads.blind.items()))
+        return readout, None, dict.fromkeys(CONTRIBUTIONS, f"in layer {index}, {why}")
+    plain: Sequence[Any] = [
+        replace(layer, projection=as_linear(layer.projection)) if layer.projection is not None else layer
+        for layer in anatomy.layers
+    ]
+    return readout, Attribution(tuple(plain), seen.wiring, layout, readout, epsilon=seen.epsilon), {}
+
+
+def _readout(anatomy: Anatomy, seen: Trial) -> Readout | str:
+    unembedding = anatomy.unembedding
+    if unembedding is None or seen.logits is None or anatomy.final_norm is None:
+        return "the model's final norm, unembedding or logits are not in this process"
+    weight = unembedding._parameters.get("weight")
+    count = seen.logits.shape[-1]
+    if weight is None or weight.dim() != 2 or weight.shape[0] < count:
+        return "the weights of the model's unembedding are split or packed"
+    plain = nn.Linear(weight.shape[1], count, bias=False, device="meta")
+    plain.weight = nn.Parameter(weight.detach()[:count], requires_grad=False)
+    return find_readout(
+        anatomy.final_norm,
+        plain,
+        dict(seen.final),
+        seen.logits,
+        constants=anatomy.constants,
+        tolerance=max(1e-4, 4 * seen.epsilon),
+    )
