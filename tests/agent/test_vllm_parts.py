@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.samples import Sample
 
+from fulgurite.agent import config
+from fulgurite.agent.engines.vllm import attaching, outside
 from fulgurite.agent.engines.vllm.desk import Desk
 from fulgurite.agent.engines.vllm.docket import Docket
 from fulgurite.agent.engines.vllm.frontend import told_of
 from fulgurite.agent.engines.vllm.plugin import activate, is_wanted
 from fulgurite.agent.engines.vllm.rows import Known, Rows, Stops, rows_of, sampled
 from fulgurite.agent.engines.vllm.versions import SUPPORTED, support_of
+from fulgurite.agent.shield import Shield
 from fulgurite.wire.frame import RequestRef
 
 
@@ -175,3 +184,59 @@ def test_more_rows_than_there_is_room_for_are_not_kept() -> None:
     assert desk.open(torch.tensor([3, 1, 2])) == 2
     desk.keep(plane, torch.arange(12.0).view(4, 3), None)
     assert torch.equal(buffer[0], torch.tensor([[9.0, 10, 11], [3.0, 4, 5]]))
+
+
+def _samples() -> list[Sample]:
+    registry = CollectorRegistry()
+    engines = ("model_name", "engine")
+    gauges = {
+        "num_requests_running": (2, 3),
+        "num_requests_waiting": (1, 0),
+        "kv_cache_usage_perc": (0.5, 0.25),
+    }
+    for name, values in gauges.items():
+        gauge = Gauge(f"vllm:{name}", "-", engines, registry=registry)
+        for engine, value in enumerate(values):
+            gauge.labels("a/model", str(engine)).set(value)
+    hits = Counter("vllm:prefix_cache_hits", "-", engines, registry=registry)
+    hits.labels("a/model", "0").inc(7)
+    config = Gauge("vllm:cache_config_info", "-", ("num_gpu_blocks", "engine"), registry=registry)
+    for engine in "01":
+        config.labels("100", engine).set(1)
+    return [sample for metric in registry.collect() for sample in metric.samples]
+
+
+def test_the_figures_of_an_unknown_version_are_those_that_it_publishes() -> None:
+    samples = _samples()
+    assert outside.model_of(samples) == "a/model"
+    figures = outside.figures_of(samples, "9.9")
+    assert (figures.running, figures.waiting) == (5, 1)
+    assert (figures.kv_blocks, figures.kv_blocks_used) == (200, 75)
+    assert (figures.prefix_found, figures.prefix_asked) == (7, 0)
+    assert outside.model_of([]) == ""
+
+
+def test_nothing_of_a_model_is_told_for_an_unknown_version_but_its_name() -> None:
+    topology = outside.topology_of("model", "9.9")
+    missing = dict(topology.unavailable)
+    assert {"head_write", "logprob", "kv_tokens"} <= set(missing)
+    assert all("9.9" in reason for reason in missing.values())
+
+
+def test_the_link_of_an_observed_engine_shows_the_token_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FULGURITE_TOKEN", "a-token-of-some-length")
+    monkeypatch.setenv("FULGURITE_SPOOL", str(tmp_path))
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(attaching, "GrpcExporter", lambda endpoint, **more: given.append(more))
+    worker = SimpleNamespace(
+        vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(tensor_parallel_size=1))
+    )
+    settings = config.settings()
+    attaching._exporter(settings, worker, "model", Shield())
+    assert given == [
+        {"access": settings.access, "spool": settings.spool, "spool_bytes": settings.spool_bytes}
+    ]
+    assert settings.access.token == "a-token-of-some-length"
+    assert settings.spool == tmp_path

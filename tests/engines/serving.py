@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,6 +233,15 @@ class Watcher:
     def stop(self) -> None:
         """Watch no longer."""
         self._over.set()
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """What `condition` gives, as soon as it is true."""
+    limit = time.monotonic() + SETTLE_S
+    while not (found := condition()):
+        assert time.monotonic() < limit, "what was waited for did not come"
+        time.sleep(0.1)
+    return found
 
 
 @dataclass(frozen=True)

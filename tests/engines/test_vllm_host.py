@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import serving
 
+from fulgurite.cli.address import Address
+from fulgurite.cli.client import Collector
+
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
 
 WORDS = ["sun", "moon", "tree", "fish", "bird", "cat", "dog", "boat"]
@@ -92,11 +95,31 @@ def test_the_server_does_not_notice_a_collector_that_hangs_or_dies(
     assert "Traceback" not in observed.server.process.said
 
 
-def test_an_unknown_version_is_left_alone_and_one_line_says_so(model: Path, tmp_path: Path) -> None:
+def test_of_an_unknown_version_the_schedulers_figures_are_told_and_nothing_else(
+    model: Path, tmp_path: Path
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(UNKNOWN)
-    env = {"FULGURITE_ENDPOINT": "127.0.0.1:9", "FULGURITE_STRICT": "1", "PYTHONPATH": str(tmp_path)}
-    with serving.vllm(tmp_path, model, *COMMON, env=env) as server:
-        assert server.complete("Once", max_tokens=3, ignore_eos=True)["usage"]["completion_tokens"] == 3
-        lines = [line for line in server.process.said.splitlines() if "Fulgurite" in line]
+    with serving.collector(tmp_path) as (_, port):
+        env = {
+            "FULGURITE_ENDPOINT": f"127.0.0.1:{port}",
+            "FULGURITE_STRICT": "1",
+            "PYTHONPATH": str(tmp_path),
+        }
+        with serving.vllm(tmp_path, model, *COMMON, env=env) as server:
+            for _ in range(2):
+                answer = server.complete("Once upon a time, there was a", max_tokens=3, ignore_eos=True)
+                assert answer["usage"]["completion_tokens"] == 3
+            lines = [line for line in server.process.said.splitlines() if "Fulgurite" in line]
+            told = serving.until(lambda: _engine(port))
+            assert told.kv_blocks > 0
+            assert (told.running, told.waiting) == (0, 0)
+            serving.until(lambda: _engine(port).prefix_asked > 0)
     assert lines
     assert all("is not a version that Fulgurite knows" in line for line in lines)
+
+
+def _engine(port: int) -> Any:
+    """What the one replica's engine says of itself, None before it does."""
+    with Collector(Address("127.0.0.1", port)) as line:
+        found = line.replicas().replicas
+    return found[0].agent.engine if found and found[0].agent.HasField("engine") else None

@@ -466,6 +466,16 @@ class GrpcExporter:
         if self._pump is not None:
             self._pump.leave(timeout_s)
 
+    def connect(self) -> None:
+        """Connect now, and not with the first block: for whoever has figures and no frames."""
+        try:
+            if self._attachment is not None and not self._closed:
+                self._start(self._attachment)
+            if self._pump is not None:
+                self._pump.call()
+        except Exception as error:
+            self._swallow(error)
+
     # --- inside
 
     def _after_put(self) -> None:

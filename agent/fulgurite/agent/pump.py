@@ -115,6 +115,7 @@ class Pump:
         self._lone_event_s: float | None = None
         self._close_by_s: float | None = None
         self._hurry = False
+        self._is_called = False
         self._thread = Thread(target=self._run, name="fulgurite-link", daemon=True)
 
     # --- from the host's threads
@@ -122,6 +123,11 @@ class Pump:
     def start(self) -> None:
         """Start the thread. It connects when there is something to send."""
         self._thread.start()
+
+    def call(self) -> None:
+        """Connect, though there is nothing to send."""
+        self._is_called = True
+        self._outbox.wake()
 
     @property
     def stopped_for(self) -> str:
@@ -179,7 +185,7 @@ class Pump:
 
     def _outbox_has_something(self) -> None:
         """No connection before the first block: a process that only forks workers never starts grpc."""
-        while not len(self._outbox) and self._close_by_s is None:
+        while not len(self._outbox) and not self._is_called and self._close_by_s is None:
             self._outbox.wait(_LONGEST_SLEEP_S * 60)
 
     def _step(self, now_s: float) -> None:

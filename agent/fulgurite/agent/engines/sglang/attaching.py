@@ -6,6 +6,7 @@ import atexit
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from typing import Any, Final
 
 import torch
@@ -79,13 +80,19 @@ class Attaching:
         else:
             seen = self.look.found(logits[-1:].float(), runner.dtype)
             anatomy, measure = _measured(self._anatomy, self.look, seen, desk, deep=settings.level == "deep")
-        exporter = GrpcExporter(settings.endpoint)
+        exporter = GrpcExporter(
+            settings.endpoint, access=settings.access, spool=settings.spool, spool_bytes=settings.spool_bytes
+        )
         exporter.attach(
             anatomy.topology,
             level=settings.level,
             ceiling=settings.level,
             tokens=settings.tokens,
-            resource=config.resource(model_name=_name(runner)),
+            resource={
+                **config.resource(model_name=_name(runner)),
+                config.ENGINE: "sglang",
+                config.ENGINE_VERSION: version("sglang"),
+            },
         )
         atexit.register(exporter.close)
         for channel, reason in anatomy.topology.unavailable:

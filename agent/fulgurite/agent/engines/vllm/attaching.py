@@ -109,7 +109,9 @@ def _texts(settings: config.Settings, runner: Any) -> TokenTexts | None:
 
 def _exporter(settings: config.Settings, worker: Any, name: str, shield: Shield) -> Exporter:
     """To the collector: of a model that is split over processes, through the first of them."""
-    exporter = GrpcExporter(settings.endpoint)
+    exporter = GrpcExporter(
+        settings.endpoint, access=settings.access, spool=settings.spool, spool_bytes=settings.spool_bytes
+    )
     if int(worker.vllm_config.parallel_config.tensor_parallel_size) == 1:
         return exporter
     from vllm.distributed.parallel_state import get_tp_group

@@ -25,11 +25,15 @@ def activate(env: Mapping[str, str] = os.environ) -> bool:
         return False
     version = installed_version()
     if support_of(version) is None:
-        _say(
-            f"vLLM {version} is not a version that Fulgurite knows: nothing of it is measured "
-            f"(known: {', '.join(known.series for known in SUPPORTED)}; "
+        is_new = _say(
+            f"vLLM {version} is not a version that Fulgurite knows: its scheduler's figures are told, and "
+            f"nothing inside is measured (known: {', '.join(known.series for known in SUPPORTED)}; "
             "fulgurite.agent.observe(client) measures it from where it is asked)"
         )
+        if is_new:
+            from fulgurite.agent.engines.vllm import outside
+
+            outside.watch(version)
         return False
     from fulgurite.agent.engines.vllm import choosing, frontend, scheduler, worker
 
@@ -38,7 +42,9 @@ def activate(env: Mapping[str, str] = os.environ) -> bool:
     return True
 
 
-def _say(line: str) -> None:
-    if line not in _said:
+def _say(line: str) -> bool:
+    is_new = line not in _said
+    if is_new:
         _said.add(line)
         logger.warning(line)
+    return is_new
