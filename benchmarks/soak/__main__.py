@@ -29,6 +29,7 @@ from benchmarks.soak.plot import draw
 from benchmarks.soak.vitals import Trend, Vitals, look, trend
 
 LOOK_EVERY_S: Final = 5.0
+OF_CALLS: Final = ("p50_ms", "p999_ms", "max_ms", "over_1_ms")
 WARM_S: Final = 120.0
 LEFT_OUT: Final = frozenset({"corrupt", "jump"})
 """They need TLS, or another library, in the processes that are looked at. The chaos suite has them."""
@@ -42,7 +43,8 @@ def main() -> int:
     seconds = given.minutes * 60
     plan = _plan(given.seed, seconds, given.tokens_per_s)
     with tempfile.TemporaryDirectory(prefix="fulgurite-soak-") as folder:
-        record = {"benchmark": "soak", "conditions": conditions(), **soak(plan, Path(folder))}
+        before = conditions()
+        record = {"benchmark": "soak", "conditions": before, **shown(soak(plan, Path(folder)))}
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "soak.json").write_text(json.dumps(record, indent=1))
     looks = [Vitals(**one) for one in record["looks"]]
@@ -55,6 +57,44 @@ def main() -> int:
         print(json.dumps(one))
     print(json.dumps({key: record[key] for key in ("tokens_per_s", "account", "ours", "control", "broken")}))
     return int(bool(record["broken"]))
+
+
+def shown(found: dict[str, Any]) -> dict[str, Any]:
+    """What was found, with what the page of all benchmarks shows of it."""
+    account, minutes = found["account"] or {}, found["seconds"] / 60
+    about = (
+        f"One agent at {found['tokens_per_s']:.0f} tokens/s of 63 samples, a collector and Redis for "
+        f"{minutes:.0f} minutes, with {len(found['faults'])} faults. "
+        f"{account.get('captured')} frames captured, {account.get('acknowledged')} acknowledged, "
+        f"{account.get('pending')} pending, dropped: {account.get('dropped') or 'none'}. "
+        f"Promises broken: {'; '.join(found['broken']) or 'none'}. A row is a life of a process, its first "
+        f"{WARM_S:.0f} s left out; `calls` are those of the host's thread beside as many that do nothing of "
+        "ours."
+    )
+    rows = [
+        {
+            **{name: _rounded(value) for name, value in one.items() if name not in ("threads", "files")},
+            **{name: " to ".join(map(str, one[name])) for name in ("threads", "files")},
+        }
+        for one in found["trends"]
+    ]
+    calls = [
+        {
+            "calls": name,
+            **{key: _rounded(found[of][key]) for key in ("p50_ms", "p999_ms", "max_ms", "over_1_ms")},
+        }
+        for name, of in (("ours", "ours"), ("control", "control"))
+        if found[of]
+    ]
+    groups = {"processes": rows, "calls": calls}
+    return {
+        "about": about, "model": "none: synthetic frames", "rows": [*rows, *calls], "groups": groups,
+        "plots": ["soak.png"], **found,
+    }  # fmt: skip
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 3) if isinstance(value, float) else value
 
 
 def soak(plan: Plan, folder: Path) -> dict[str, Any]:
