@@ -15,11 +15,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.samples import Sample
 
 from fulgurite.agent import config
+from fulgurite.agent.config import is_wanted
+from fulgurite.agent.engines.flat.desk import Desk
 from fulgurite.agent.engines.vllm import attaching, outside
-from fulgurite.agent.engines.vllm.desk import Desk
 from fulgurite.agent.engines.vllm.docket import Docket
 from fulgurite.agent.engines.vllm.frontend import told_of
-from fulgurite.agent.engines.vllm.plugin import activate, is_wanted
+from fulgurite.agent.engines.vllm.plugin import activate
 from fulgurite.agent.engines.vllm.rows import Known, Rows, Stops, rows_of, sampled
 from fulgurite.agent.engines.vllm.versions import SUPPORTED, support_of
 from fulgurite.agent.shield import Shield

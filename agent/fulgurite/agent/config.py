@@ -17,6 +17,7 @@ from fulgurite.wire.channels import LEVELS, Level
 
 Tokens = Literal["off", "ids", "text"]
 TOKENS: tuple[Tokens, ...] = ("off", "ids", "text")
+_ASKS = ("FULGURITE_ENDPOINT", "FULGURITE_LEVEL", "FULGURITE_RUN")  # any of them
 ENGINE, ENGINE_VERSION = "fulgurite.engine.name", "fulgurite.engine.version"  # resource attributes
 DEFAULT_ENDPOINT = "127.0.0.1:4747"
 DEFAULT_BUDGET = 0.02
@@ -91,6 +92,11 @@ def settings(
         disabled=is_disabled(env),
         access=_access(env, str(_chosen(endpoint, env, "FULGURITE_ENDPOINT") or DEFAULT_ENDPOINT)),
     )
+
+
+def is_wanted(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment configures Fulgurite: a collector, a level, or ``fulgurite run``."""
+    return any(env.get(name) for name in _ASKS) and not is_disabled(env)
 
 
 def is_disabled(env: Mapping[str, str] = os.environ) -> bool:

@@ -16,15 +16,14 @@ from fulgurite.agent import config, reduce
 from fulgurite.agent.anatomy import Anatomy
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
 from fulgurite.agent.contribution import Attribution
+from fulgurite.agent.engines.flat.desk import Desk
+from fulgurite.agent.engines.flat.heads import Heads
+from fulgurite.agent.engines.flat.matrices import as_linear
+from fulgurite.agent.engines.flat.measure import Measure
+from fulgurite.agent.engines.flat.seen import Trial, Unsupported
 from fulgurite.agent.engines.sglang.looks import Look, where
 from fulgurite.agent.engines.sglang.observer import Observer
 from fulgurite.agent.engines.sglang.parts import dissect, without_layers
-from fulgurite.agent.engines.vllm.desk import Desk
-from fulgurite.agent.engines.vllm.heads import Heads
-from fulgurite.agent.engines.vllm.matrices import as_linear
-from fulgurite.agent.engines.vllm.measure import Measure
-from fulgurite.agent.engines.vllm.parts import Unsupported
-from fulgurite.agent.engines.vllm.trial import Trial
 from fulgurite.agent.exporter import GrpcExporter
 from fulgurite.agent.lens import CHANNELS as LENS
 from fulgurite.agent.readout import Readout, find_readout

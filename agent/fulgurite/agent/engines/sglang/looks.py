@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from fulgurite.agent.anatomy import Anatomy, declared
-from fulgurite.agent.engines.vllm.taps import candidates, hook
-from fulgurite.agent.engines.vllm.trial import Trial
+from fulgurite.agent.engines.flat.seen import Trial
+from fulgurite.agent.engines.flat.taps import candidates, hook
 from fulgurite.agent.wiring import Tap, part_of, wire
 
 Array = np.ndarray[Any, Any]

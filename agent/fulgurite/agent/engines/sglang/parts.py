@@ -12,8 +12,8 @@ from typing import Any, Final
 from torch import nn
 
 from fulgurite.agent.anatomy import Anatomy, LayerParts, fingerprint, is_norm
-from fulgurite.agent.engines.vllm.matrices import held_inputs, widths_of
-from fulgurite.agent.engines.vllm.parts import Unsupported
+from fulgurite.agent.engines.flat.matrices import held_inputs, widths_of
+from fulgurite.agent.engines.flat.seen import Unsupported
 from fulgurite.wire.topology import Topology
 
 ROUTING: Final = ("attention_entropy", "sink_mass", "learned_sink_mass", "attended_positions",

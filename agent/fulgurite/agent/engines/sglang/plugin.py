@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
-from fulgurite.agent.engines.vllm.plugin import is_wanted
+from fulgurite.agent.config import is_wanted
 
 logger = logging.getLogger("fulgurite.agent")
 SUPPORTED: Final = ("0.5.23",)

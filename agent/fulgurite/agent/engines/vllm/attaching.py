@@ -16,13 +16,14 @@ from fulgurite.agent import config, reduce
 from fulgurite.agent.anatomy import Anatomy
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
 from fulgurite.agent.contribution import Attribution
+from fulgurite.agent.engines.flat.desk import Desk
+from fulgurite.agent.engines.flat.heads import Heads
+from fulgurite.agent.engines.flat.matrices import as_linear
+from fulgurite.agent.engines.flat.measure import Measure
+from fulgurite.agent.engines.flat.seen import Trial, Unsupported
 from fulgurite.agent.engines.vllm import trial
-from fulgurite.agent.engines.vllm.desk import Desk
-from fulgurite.agent.engines.vllm.heads import Heads
-from fulgurite.agent.engines.vllm.matrices import as_linear
-from fulgurite.agent.engines.vllm.measure import Measure
 from fulgurite.agent.engines.vllm.observer import Observer
-from fulgurite.agent.engines.vllm.parts import Model, Unsupported, dissect, without_layers
+from fulgurite.agent.engines.vllm.parts import Model, dissect, without_layers
 from fulgurite.agent.engines.vllm.routing import Routing
 from fulgurite.agent.engines.vllm.versions import installed_version
 from fulgurite.agent.exporter import Exporter, GrpcExporter
@@ -181,7 +182,7 @@ def _fitting(desk: Desk, layout: reduce.Plan) -> int:
 
 
 def _deep(
-    found: Model, seen: trial.Trial, layout: reduce.Plan, heads: Heads
+    found: Model, seen: Trial, layout: reduce.Plan, heads: Heads
 ) -> tuple[Readout | None, Attribution | None, dict[str, str]]:
     """How the stream becomes logits, and what each part adds to them; or why that is not known."""
     anatomy = found.anatomy
@@ -202,7 +203,7 @@ def _deep(
     return readout, Attribution(plain, seen.wiring, layout, readout, epsilon=seen.epsilon), {}
 
 
-def _readout(found: Model, seen: trial.Trial) -> Readout | str:
+def _readout(found: Model, seen: Trial) -> Readout | str:
     anatomy = found.anatomy
     unembedding = anatomy.unembedding
     if unembedding is None or seen.logits is None or anatomy.final_norm is None:

@@ -17,10 +17,10 @@ import torch
 
 from fulgurite.agent import reduce
 from fulgurite.agent.anatomy import Anatomy
-from fulgurite.agent.engines.vllm.desk import Desk
-from fulgurite.agent.engines.vllm.measure import Measure
+from fulgurite.agent.engines.flat.desk import Desk
+from fulgurite.agent.engines.flat.measure import Measure
+from fulgurite.agent.engines.flat.step import Step
 from fulgurite.agent.engines.vllm.rows import Known, Rows, Sampled, sampled
-from fulgurite.agent.engines.vllm.step import Step
 from fulgurite.agent.exporter import Exporter
 from fulgurite.agent.figures import Figures
 from fulgurite.agent.late import LateBlock

@@ -14,16 +14,13 @@ from typing import Any
 from torch import nn
 
 from fulgurite.agent.anatomy import Anatomy, LayerParts, fingerprint, is_norm
-from fulgurite.agent.engines.vllm.matrices import held_inputs, widths_of
+from fulgurite.agent.engines.flat.matrices import held_inputs, widths_of
+from fulgurite.agent.engines.flat.seen import Unsupported
 from fulgurite.wire.topology import Topology
 
 _ROUTING = ("attention_entropy", "sink_mass", "learned_sink_mass", "attended_positions", "attended_weights",
             "kv_heat", "measured_layers", "neuron_ids", "neuron_values")  # fmt: skip
 _PAGED = "not measured inside vLLM, whose keys are in pages and whose kernels give no weights"
-
-
-class Unsupported(Exception):
-    """The inside of this model cannot be measured here; says why."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

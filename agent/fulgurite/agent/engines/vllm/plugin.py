@@ -6,17 +6,11 @@ import logging
 import os
 from collections.abc import Mapping
 
-from fulgurite.agent.config import is_disabled
+from fulgurite.agent.config import is_wanted
 from fulgurite.agent.engines.vllm.versions import SUPPORTED, installed_version, support_of
 
 logger = logging.getLogger("fulgurite.agent")
-_SETTINGS = ("FULGURITE_ENDPOINT", "FULGURITE_LEVEL", "FULGURITE_RUN")
 _said: set[str] = set()
-
-
-def is_wanted(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment configures Fulgurite: a collector, a level, or ``fulgurite run``."""
-    return any(env.get(name) for name in _SETTINGS) and not is_disabled(env)
 
 
 def activate(env: Mapping[str, str] = os.environ) -> bool:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from fulgurite.agent.anatomy import LayerParts
+from fulgurite.agent.engines.flat.desk import Desk, Plane
 from fulgurite.agent.engines.vllm.around import around
-from fulgurite.agent.engines.vllm.desk import Desk, Plane
 
 Array = np.ndarray[Any, Any]
 

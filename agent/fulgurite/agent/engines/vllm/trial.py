@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,33 +18,13 @@ import torch
 from torch import nn
 
 from fulgurite.agent.anatomy import declared
+from fulgurite.agent.engines.flat.seen import Trial
+from fulgurite.agent.engines.flat.taps import candidates, hook
 from fulgurite.agent.engines.vllm.parts import Model
-from fulgurite.agent.engines.vllm.taps import candidates, hook
-from fulgurite.agent.wiring import LayerWiring, Tap, part_of, wire
+from fulgurite.agent.wiring import Tap, part_of, wire
 
 Array = np.ndarray[Any, Any]
 _TOKENS = 8
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Trial:
-    """What the pass showed.
-
-    Attributes
-    ----------
-    wiring : of each layer.
-    handed, gave : by layer, what its output projection was handed and gave, float64 (n, i) and (n, d).
-    final : ``into``, ``out`` of the final norm and ``end``, the last layer's output, float64 (n, d).
-    logits : float tensor (n, V), None where this process has none.
-    epsilon : spacing of the number format at 1.
-    """
-
-    wiring: tuple[LayerWiring, ...]
-    handed: Mapping[int, Array]
-    gave: Mapping[int, Array]
-    final: Mapping[str, Array]
-    logits: torch.Tensor | None
-    epsilon: float
 
 
 @torch.inference_mode()

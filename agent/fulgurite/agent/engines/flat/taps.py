@@ -17,7 +17,7 @@ from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.anatomy import LayerParts
-from fulgurite.agent.engines.vllm.desk import Desk, Plane, leave
+from fulgurite.agent.engines.flat.desk import Desk, Plane, leave
 from fulgurite.agent.wiring import Tap, part_of
 
 Seen = Callable[[torch.Tensor, "torch.Tensor | None"], None]

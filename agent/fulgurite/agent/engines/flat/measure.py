@@ -6,7 +6,7 @@ Shape letters: n measured rows, V vocabulary; the others are those of `fulgurite
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,14 +15,20 @@ from torch import nn
 from fulgurite.agent import lens, reduce
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.contribution import Attribution
-from fulgurite.agent.engines.vllm.desk import Desk, Plane
-from fulgurite.agent.engines.vllm.routing import Routing
-from fulgurite.agent.engines.vllm.taps import hook
+from fulgurite.agent.engines.flat.desk import Desk, Plane
+from fulgurite.agent.engines.flat.taps import hook
 from fulgurite.agent.readout import Readout
 from fulgurite.agent.wiring import Tap, part_of
 
 Array = np.ndarray[Any, Any]
 Where = Callable[[int, Tap], "tuple[nn.Module | None, Tap]"]
+
+
+class Router(Protocol):
+    """Which experts each token is sent to, as an engine tells it."""
+
+    def columns(self, rows: torch.Tensor | slice) -> dict[str, Array]:
+        """The channels of these rows."""
 
 
 class Measure:
@@ -43,7 +49,7 @@ class Measure:
         *,
         attribution: Attribution | None = None,
         readout: Readout | None = None,
-        routing: Routing | None = None,
+        routing: Router | None = None,
     ) -> None:
         self.layout = layout
         self.desk = desk

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from fulgurite.agent.anatomy import LayerParts
-from fulgurite.agent.engines.vllm.matrices import bias_of, matrix_of
-from fulgurite.agent.engines.vllm.trial import Trial
+from fulgurite.agent.engines.flat.matrices import bias_of, matrix_of
+from fulgurite.agent.engines.flat.seen import Trial
 from fulgurite.agent.grams import gram
 from fulgurite.agent.reduce import Plan
 from fulgurite.agent.weights import Unreadable
