@@ -576,6 +576,7 @@ def test_values_in_the_page_are_those_of_the_wire(browser: Browser, opened: list
         site.send(frame)
         one = _open(browser, opened, site.url)
         _tokens(one, 1)
+        until(lambda: one.ask(f"app.current('{KEY}') !== null"), "the playhead is at it")
         for name in (
             "head_write",
             "head_contribution",

@@ -363,7 +363,16 @@ class App {
       this.timebar.draw();
     }
     this.hover();
-    if (this.addressStale && !this.isScrubbing) { this.addressStale = false; history.replaceState(null, "", link.write(this)); }
+    if (this.addressStale && !this.isScrubbing) { this.addressStale = false; this.address(); }
+  }
+
+  /** The address bar says what is shown. Browsers take few such calls a minute: one for each change. */
+  address() {
+    const said = link.write(this);
+    if (said === this.addressed && location.hash === said.replace(/^#$/, "")) return said;
+    history.replaceState(null, "", said);
+    this.addressed = said;
+    return said;
   }
 
   bar() {
@@ -607,8 +616,7 @@ class App {
   }
 
   async copyLink() {
-    const address = location.origin + location.pathname + link.write(this);
-    history.replaceState(null, "", link.write(this));
+    const address = location.origin + location.pathname + this.address();
     try { await navigator.clipboard.writeText(address); this.notice("the link was copied"); } catch { this.notice("the link is in the address bar"); }
   }
 
