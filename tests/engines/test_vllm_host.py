@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import serving
 
+from fulgurite.agent.engines.vllm.versions import installed_version
 from fulgurite.cli.address import Address
 from fulgurite.cli.client import Collector
 
@@ -111,9 +112,9 @@ def test_of_an_unknown_version_the_schedulers_figures_are_told_and_nothing_else(
                 assert answer["usage"]["completion_tokens"] == 3
             lines = [line for line in server.process.said.splitlines() if "Fulgurite" in line]
             told = serving.until(lambda: _engine(port))
+            assert (told.name, told.version) == ("vllm", installed_version())
             assert told.kv_blocks > 0
-            assert (told.running, told.waiting) == (0, 0)
-            serving.until(lambda: _engine(port).prefix_asked > 0)
+            serving.until(lambda: _engine(port).prefix_tokens_asked > 0)
     assert lines
     assert all("is not a version that Fulgurite knows" in line for line in lines)
 
