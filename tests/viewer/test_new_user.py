@@ -147,7 +147,7 @@ def test_how_full_the_cache_is_is_read_without_any_action(person: Person) -> Non
 def test_a_click_on_a_replica_makes_the_panels_be_about_it(person: Person) -> None:
     person.click("[data-row='/made-up/two'] button")
     until(lambda: person.ask("app.focused.key") == "/made-up/two", "it is chosen")
-    until(lambda: "about=/made-up/two" in person.page.url, "a link restores it")
+    until(lambda: "about=/made-up/two" in person.ask("location.hash"), "a link restores it")
     person.click("[data-row='/made-up/one'] button")
     until(lambda: person.ask("app.focused.key") == "/made-up/one", "the other one")
 
