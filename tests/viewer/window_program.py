@@ -86,6 +86,11 @@ def open_window(shape: str, folder: Path) -> tuple[Session, Window, Desk, Person
     person = Person(window, desk)
     for _ in range(2):
         person.turn()
+    limit_s = time.monotonic() + 30.0
+    while session.scene_s <= (session.timeline.span() or (0.0, now_s))[1]:  # there is a past to go back to
+        assert time.monotonic() < limit_s, "the present never came to the tokens"
+        time.sleep(0.02)
+        person.turn()
     return session, window, desk, person
 
 
