@@ -130,6 +130,20 @@ def test_where_nobody_reads_few_steps_wait_to_be_reduced() -> None:
         assert {len(block.columns["head_write"]) for block in exporter.hoard} == {1}
 
 
+@pytest.mark.parametrize("level", ["pulse", "heads"])
+def test_a_step_that_weighs_more_than_all_that_may_wait_is_measured(
+    monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    monkeypatch.setattr(measure, "MOST_BYTES", 4096)
+    monkeypatch.setattr(measure, "MOST_WAITING_BYTES", 4 * 1031)  # one row of logits: less than three
+    exporter = InMemoryExporter()
+    model = _llama(2)
+    with instrument(model, level=level, exporter=exporter, budget=None) as agent:
+        _generate(model, 3)
+        assert agent.stats().errors == {}
+    assert len(exporter.frames) == 3 * TOKENS
+
+
 class _Hoard(InMemoryExporter):
     """Keeps blocks as they come."""
 

@@ -115,9 +115,10 @@ class Measure:
             if any(map(_is_absent, kept)) or not self._are_on_host(kept, layout):  # type: ignore[arg-type]
                 return False
             size += 4 * len(kept) * logits.shape[0] * layout.width
-        waiting, most = self._waiting, min(MOST_LEFT, MOST_WAITING_BYTES // size)
-        is_read = len(waiting) < most or waiting[-most]() is None  # else what is reduced weighs less
-        return size <= MOST_BYTES and is_read
+        if size > MOST_BYTES:
+            return False
+        waiting, most = self._waiting, min(MOST_LEFT, MOST_WAITING_BYTES // max(1, size))
+        return len(waiting) < most or waiting[-most]() is None  # else what is reduced weighs less
 
     def _are_on_host(self, kept: list[torch.Tensor], layout: reduce.Plan) -> bool:
         """Whether all of it is in host memory. A model moves as a whole; one that was spread is told when it
