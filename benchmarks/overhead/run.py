@@ -58,7 +58,7 @@ class Plan:
 
 
 FULL = Plan(
-    Shape(), {"float32": {1: 8, 8: 4, 32: 3}, "bfloat16": {1: 5, 8: 3, 32: 3}},
+    Shape(), {"float32": {1: 7, 8: 3, 32: 2}, "bfloat16": {1: 4, 8: 2, 32: 2}},
     tokens={1: 24, 8: 12, 32: 6}, own_tokens={1: 65, 8: 33, 32: 17}, prompt=64,
 )  # fmt: skip
 QUICK = Plan(
