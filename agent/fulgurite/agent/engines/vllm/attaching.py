@@ -6,29 +6,23 @@ Imported only in a worker that is observed: torch is there.
 from __future__ import annotations
 
 import atexit
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from fulgurite.agent import config, reduce
 from fulgurite.agent.anatomy import Anatomy
-from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
-from fulgurite.agent.contribution import Attribution
+from fulgurite.agent.engines.flat.depth import depth
 from fulgurite.agent.engines.flat.desk import Desk
 from fulgurite.agent.engines.flat.heads import Heads
-from fulgurite.agent.engines.flat.matrices import as_linear
 from fulgurite.agent.engines.flat.measure import Measure
-from fulgurite.agent.engines.flat.seen import Trial, Unsupported
+from fulgurite.agent.engines.flat.seen import Unsupported
 from fulgurite.agent.engines.vllm import trial
 from fulgurite.agent.engines.vllm.observer import Observer
-from fulgurite.agent.engines.vllm.parts import Model, dissect, without_layers
+from fulgurite.agent.engines.vllm.parts import dissect, without_layers
 from fulgurite.agent.engines.vllm.routing import Routing
 from fulgurite.agent.engines.vllm.versions import installed_version
 from fulgurite.agent.exporter import Exporter, GrpcExporter
-from fulgurite.agent.lens import CHANNELS as LENS
-from fulgurite.agent.readout import Readout, find_readout
 from fulgurite.agent.sampling import Budget, Demand
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
@@ -159,7 +153,7 @@ def _measured(
     reasons = unmeasured(anatomy.layers, seen.wiring, heads.blind, {}, is_deep=deep)
     readout, attribution = None, None
     if deep:
-        readout, attribution, missing = _deep(found, seen, layout, heads)
+        readout, attribution, missing = depth(found.anatomy, seen, layout, heads)
         reasons.update(missing)
     routed = topology.experts_per_token
     measure = Measure(
@@ -179,46 +173,3 @@ def _fitting(desk: Desk, layout: reduce.Plan) -> int:
     width = len(layout.places) * layout.width
     width += sum(len(group.slots) * group.heads * group.head_dim for group in layout.groups)
     return min(desk.most, max(_FEWEST_ROWS, _MOST_BYTES // max(1, width * item)))
-
-
-def _deep(
-    found: Model, seen: Trial, layout: reduce.Plan, heads: Heads
-) -> tuple[Readout | None, Attribution | None, dict[str, str]]:
-    """How the stream becomes logits, and what each part adds to them; or why that is not known."""
-    anatomy = found.anatomy
-    readout = _readout(found, seen)
-    if isinstance(readout, str):
-        return None, None, dict.fromkeys((*CONTRIBUTIONS, *LENS), readout)
-    for layer, wires in zip(anatomy.layers, seen.wiring, strict=True):
-        if wires.order in ("unknown", "post_norm"):
-            reason = f"in layer {layer.index}, {next(iter(wires.reasons.values()))}"
-            return readout, None, dict.fromkeys(CONTRIBUTIONS, reason)
-    if heads.blind:
-        index, why = next(iter(heads.blind.items()))
-        return readout, None, dict.fromkeys(CONTRIBUTIONS, f"in layer {index}, {why}")
-    plain = tuple(
-        replace(layer, projection=as_linear(layer.projection)) if layer.projection is not None else layer
-        for layer in anatomy.layers
-    )
-    return readout, Attribution(plain, seen.wiring, layout, readout, epsilon=seen.epsilon), {}
-
-
-def _readout(found: Model, seen: Trial) -> Readout | str:
-    anatomy = found.anatomy
-    unembedding = anatomy.unembedding
-    if unembedding is None or seen.logits is None or anatomy.final_norm is None:
-        return "the model's final norm, unembedding or logits are not in this process"
-    weight = unembedding._parameters.get("weight")
-    count = seen.logits.shape[-1]
-    if weight is None or weight.dim() != 2 or weight.shape[0] < count:
-        return "the weights of the model's unembedding are split or packed"
-    plain = nn.Linear(weight.shape[1], count, bias=False, device="meta")
-    plain.weight = nn.Parameter(weight.detach()[:count], requires_grad=False)
-    return find_readout(
-        anatomy.final_norm,
-        plain,
-        dict(seen.final),
-        seen.logits,
-        constants=anatomy.constants,
-        tolerance=max(1e-4, 4 * seen.epsilon),
-    )

@@ -54,7 +54,7 @@ def _read(version: str, over: threading.Event) -> None:
             if exporter is not None:
                 figures = figures_of(samples, version)
                 exporter.report(
-                    overhead_ratio=0.0,
+                    overhead_ratio=float("nan"),  # reading a registry is no part of a step
                     level="pulse",
                     running_requests=figures.running,
                     kv_bytes=0,
