@@ -1,6 +1,7 @@
 """The results of one pass on the host: what its probes kept is reduced on its device, then copied once.
 
-Where few rows are in host memory they are copied only, and reduced by whoever reads the block (`unreduced`).
+Where few rows are in host memory they are held or copied only, and reduced by whoever reads the block
+(`unreduced`).
 
 A part that fails three times is left out from then on; the others go on.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from operator import is_
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 
 from fulgurite.agent import reduce
+from fulgurite.agent.awaited import Awaited, Exchange
 from fulgurite.agent.contribution import Attribution
 from fulgurite.agent.deep import Deep
 from fulgurite.agent.headweights import HeadWeights
@@ -28,8 +31,9 @@ from fulgurite.agent.weights import Watched
 Array = np.ndarray[Any, Any]
 WITH_LAYERS = ("heads", "deep")
 MOST_LEFT = 8  # steps that wait to be reduced
-MOST_BYTES = 4 << 20  # of one step that does
-MOST_WAITING_BYTES = 8 << 20  # of all of them
+MOST_BYTES = 16 << 20  # of one step that does
+MOST_WAITING_BYTES = 32 << 20  # of all of them
+_LEAST_HELD = 1 << 20  # bytes of layers that are held one by one: fewer are copied together in less time
 _is_absent = partial(is_, None)
 
 
@@ -40,6 +44,10 @@ class Measure:
     ----------
     layers : how many layers it has.
     watched : tells whether weights changed, which makes the values of this pass untellable at `deep`.
+
+    Attributes
+    ----------
+    exchange : gives the rows of the unembedding that other processes hold; None where nobody does.
     """
 
     def __init__(
@@ -51,6 +59,8 @@ class Measure:
         self._watched = watched
         self._shield = shield
         self._waiting: deque[weakref.ref[Unreduced]] = deque(maxlen=MOST_LEFT)
+        self._awaited: deque[weakref.ref[Awaited]] = deque(maxlen=MOST_LEFT)
+        self.exchange: Exchange | None = None
         self._on_host: reduce.Plan | None = None  # of which all is in host memory
 
     def of(
@@ -83,7 +93,7 @@ class Measure:
                     top_ids = torch.from_numpy(reduce.top_ids(host))
                 found.update(self._layers(passing, layout, attribution, ids, top_ids))
         found.update(self._beside(passing, ids, full=full))
-        for name in ("alive", "alive_logits", "alive_deep"):
+        for name in ("alive", "alive_logits", "alive_deep", "alive_experts"):
             if (alive := getattr(passing, name)) is not None:
                 found[name] = alive
         if found:
@@ -102,19 +112,19 @@ class Measure:
         return found
 
     def _is_left(self, passing: Pass, layout: reduce.Plan | None) -> bool:
-        """Whether the rows of this pass are copied, for whoever reads the block to reduce them."""
+        """Whether the rows of this pass are left for whoever reads the block to reduce them."""
         logits, kept = passing.logits, passing.kept
         if passing.level == "deep" or passing.alive is not None or passing.alive_logits is not None:
             return False
         if logits is None or logits.device.type != "cpu":
             return False
-        size = 4 * logits.numel() * (1 if passing.scores is None else 2)
+        size = logits.nbytes + (0 if passing.scores is None else 4 * passing.scores.numel())
         if passing.level != "pulse":
             if layout is None or not layout.places or self._shield.is_out("reduce"):
                 return False
             if any(map(_is_absent, kept)) or not self._are_on_host(kept, layout):  # type: ignore[arg-type]
                 return False
-            size += 4 * len(kept) * logits.shape[0] * layout.width
+            size += len(kept) * logits.shape[0] * layout.width * logits.element_size()
         if size > MOST_BYTES:
             return False
         waiting, most = self._waiting, min(MOST_LEFT, MOST_WAITING_BYTES // max(1, size))
@@ -131,13 +141,15 @@ class Measure:
         return True
 
     def _leave(self, passing: Pass, ids: torch.Tensor, layout: reduce.Plan | None) -> dict[str, Array]:
-        """Copy the rows: nobody but us holds what is reduced later. The results that are there already."""
+        """Hold the rows, which nobody writes into once the model has made them; `scores` are copied, since
+        `generate` may hand them out. The results that are there already.
+        """
         assert passing.logits is not None
         tokens = ids.numpy().reshape(-1).astype(np.int32)
-        unreduced = Unreduced(_copied(passing.logits), tokens, full=layout is not None)
+        unreduced = Unreduced(_held(passing.logits), tokens, full=layout is not None)
         scores = passing.scores
         if scores is not None and scores.device.type == "cpu" and scores.shape[0] == ids.shape[0]:
-            unreduced.scores, passing.scores = _copied(scores), None
+            unreduced.scores, passing.scores = _held(scores.clone()), None
         if layout is not None:
             with self._shield.at("reduce"):
                 self._leave_layers(unreduced, passing.kept, layout)  # type: ignore[arg-type]
@@ -147,16 +159,13 @@ class Measure:
         return {"tokens": tokens, **(reduce.to_host(found) if found else {})}
 
     def _leave_layers(self, unreduced: Unreduced, kept: list[torch.Tensor], layout: reduce.Plan) -> None:
-        count, grams = len(layout.places), self._weights.stacked
-        if layout.is_joint:
-            whole = reduce.stack(kept).numpy()
-            inputs, stacked = [whole[count:]], whole[:count]
+        grams = tuple(gram.numpy() for gram in self._weights.stacked)
+        parts = [kept] if layout.is_joint else [kept[part] for part in layout.parts]
+        if kept[0].nbytes * len(kept) >= _LEAST_HELD:
+            held: list[Sequence[Array]] = [[_held(tensor) for tensor in part] for part in parts]
         else:
-            groups = [kept[group.slots[0] : group.slots[-1] + 1] for group in layout.groups]
-            inputs = [reduce.stack(group).numpy() for group in groups]
-            stacked = reduce.stack(kept[:count]).numpy()
-        unreduced.inputs, unreduced.grams = tuple(inputs), tuple(g.numpy() for g in grams)
-        unreduced.stacked = stacked
+            held = [_numbers(reduce.together(part)) for part in parts]
+        unreduced.kept, unreduced.grams = tuple(held), grams
 
     def _layers(
         self,
@@ -181,7 +190,11 @@ class Measure:
         if passing.level == "deep":
             with self._shield.at("deep"):
                 found.update(self._deep.measure(passing, layout, stacked, candidates))
-        if passing.level == "deep" and attribution is not None and passing.logits is not None:
+        readout = self._deep.readout
+        if passing.level == "deep" and readout is not None and readout.is_split:
+            with self._shield.at("contribution"):
+                self._await(passing, layout, attribution, stacked, tokens, candidates)
+        elif passing.level == "deep" and attribution is not None and passing.logits is not None:
             with self._shield.at("contribution"):
                 found.update(
                     attribution.of(
@@ -193,6 +206,39 @@ class Measure:
                     )
                 )
         return found
+
+    def _await(
+        self,
+        passing: Pass,
+        layout: reduce.Plan,
+        attribution: Attribution | None,
+        stacked: torch.Tensor,
+        tokens: torch.Tensor,
+        candidates: torch.Tensor | None,
+    ) -> None:
+        """Leave what needs rows of the unembedding that other processes hold to whoever reads the block."""
+        readout, logits = self._deep.readout, passing.logits
+        if readout is None or logits is None or self.exchange is None:
+            return
+        if len(self._awaited) == MOST_LEFT and self._awaited[0]() is not None:
+            self._shield.note("ranks:waiting")  # the oldest is not read yet: what waits is bounded
+            return
+        ids = tokens if candidates is None else torch.cat([tokens, candidates.to(tokens.device)], -1)
+        unembedded = passing.deep.get(("unembedded", 0))
+        measured = attribution.measured(logits, tokens[:, 0], unembedded) if attribution is not None else ()
+        passing.awaited = Awaited(
+            attribution,
+            readout,
+            stacked=stacked,
+            heads=_by_layer(passing.kept, layout),  # type: ignore[arg-type]  # none is None by now
+            measured=tuple(found.to(stacked.device) for found in measured),
+            streams=None if candidates is None else self._deep.streams(layout, stacked),
+            ids=ids,
+            step=passing.step,
+            exchange=self.exchange,
+            shield=self._shield,
+        )
+        self._awaited.append(weakref.ref(passing.awaited))
 
     def _activity(
         self, kept: list[torch.Tensor], layout: reduce.Plan
@@ -213,13 +259,18 @@ class Measure:
         return found, stacked
 
 
-def _copied(rows: torch.Tensor) -> Array:
-    """As float32 (n, V), in memory of our own."""
-    if rows.dtype != torch.float32:
-        copy = rows.to(torch.float32, copy=True).numpy()
-    else:
-        copy = np.array((rows.detach() if rows.requires_grad else rows).numpy(), order="C")
-    return copy.reshape(-1, copy.shape[-1])
+def _held(rows: torch.Tensor) -> Array:
+    """As numbers (n, V) in the same memory."""
+    found = _numbers(rows)
+    return found if found.ndim == 2 else found.reshape(-1, found.shape[-1])
+
+
+def _numbers(tensor: torch.Tensor) -> Array:
+    """In the same memory; numpy knows no bfloat16, whose bits are told as int16 (`unreduced.widened`)."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    found: Array = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return found
 
 
 def _by_layer(kept: list[torch.Tensor], layout: reduce.Plan) -> dict[int, torch.Tensor]:

@@ -91,6 +91,7 @@ class Plan:
     is_centred: bool = field(init=False)
     is_joint: bool = field(init=False)
     met_slots: tuple[slice | Array, slice | Array] = field(init=False)
+    parts: tuple[slice, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         around = np.stack([self.after_mixer, self.after_ffn, self.ffn, self.before_ffn])
@@ -108,6 +109,8 @@ class Plan:
             and self.groups[0].heads == self.heads,
         }
         derived["met_slots"] = (_run(self.ffn[derived["met"]]), _run(self.before_ffn[derived["met"]]))
+        slots = [group.slots for group in self.groups]
+        derived["parts"] = (slice(0, len(self.places)), *(slice(own[0], own[-1] + 1) for own in slots))
         derived["is_joint"] = derived["is_uniform"] and self.width == self.heads * self.groups[0].head_dim
         for name, value in derived.items():
             object.__setattr__(self, name, value)
@@ -338,12 +341,17 @@ def squares(stacked: torch.Tensor, grams: torch.Tensor) -> torch.Tensor:
 
 def stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """All tensors as one of float32, shape (tensors, n, width)."""
+    return together(tensors).float()
+
+
+def together(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """All tensors as one, shape (tensors, n, width)."""
     try:
         stacked = torch.stack(tensors)  # type: ignore[arg-type]
     except RuntimeError:  # layers on several devices, or a model that flattens rows and positions in places
         first = tensors[0]
         stacked = torch.stack([t.to(first.device).reshape(-1, first.shape[-1]) for t in tensors])
-    return stacked.float().flatten(1, -2)
+    return stacked.flatten(1, -2)
 
 
 def _pick(stacked: torch.Tensor, slots: slice | Array) -> torch.Tensor:

@@ -1,15 +1,15 @@
-"""The rows that a step was measured from, copied, and how numpy reduces them: not on the host's thread.
+"""The rows that a step was measured from, held, and how numpy reduces them: not on the host's thread.
 
-Takes the place of `reduce` where the rows are in host memory and few. The host's thread then pays for the
-copy alone; whoever reads the block pays for the arithmetic, about as much as the host's thread would. Uses no
-operator of torch, so that no thread of its pools is asked for, and none is started.
+Takes the place of `reduce` where the rows are in host memory and not too many. The host's thread then pays
+for keeping hold of them; whoever reads the block pays for the arithmetic, about as much as the host's thread
+would. Uses no operator of torch, so that no thread of its pools is asked for, and none is started.
 
 Shape letters: n rows, S vectors, L layers, H heads, D width of a head, d residual width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,45 +30,51 @@ class Unreduced:
 
     Attributes
     ----------
-    logits : ndarray of float32, shape (n, V)
+    logits : ndarray, shape (n, V), of the model's own type: see `widened`.
     tokens : ndarray of int32, shape (n,), the emitted ones.
     full : all of uncertainty, not the log-probability alone.
-    stacked : ndarray of float32, shape (S, n, d), one per slot of the plan; None where layers are not
-        measured.
-    inputs : per group of the plan, float32 (L, n, H * D).
+    kept : (S, n, d), one per slot of the plan, then per group (L, n, H * D); as one part (S + L, n, d) where
+        the plan is joint; none where layers are not measured. Each of them one array, or one per slot.
     grams : per group, float32 (L, H, D, D); of the model, not of the step.
-    scores : ndarray of float32, shape (n, V), what was sampled from; None where nothing processed the logits.
+    scores : ndarray, shape (n, V), what was sampled from; None where nothing processed the logits.
     """
 
     logits: Array
     tokens: Array
     full: bool
-    stacked: Array | None = None
-    inputs: tuple[Array, ...] = ()
+    kept: tuple[Sequence[Array], ...] = ()
     grams: tuple[Array, ...] = ()
     scores: Array | None = None
 
     @property
     def nbytes(self) -> int:
         """What the step holds of its own."""
-        held = self.logits.nbytes
-        for rows in self.inputs:
-            held += rows.nbytes
-        for more in (self.stacked, self.scores):
-            held += 0 if more is None else more.nbytes
-        return held
+        held = self.logits.nbytes + (0 if self.scores is None else self.scores.nbytes)
+        return held + sum(len(part) * part[0].nbytes for part in self.kept)
 
     def reduced(self, layout: Plan | None) -> dict[str, Array]:
         """What `reduce` gives for these rows."""
         with np.errstate(invalid="ignore"):  # of scores that leave no token nothing can be told: NaN
-            found = uncertainty(self.logits, self.tokens, full=self.full)
+            found = uncertainty(widened(self.logits), self.tokens, full=self.full)
             if self.scores is not None:
-                found["logprob_sampled"] = uncertainty(self.scores, self.tokens, full=False)["logprob"]
-        if self.stacked is not None and layout is not None:
-            found.update(stream(self.stacked, layout))
-            for i, (rows, grams) in enumerate(zip(self.inputs, self.grams, strict=True)):
+                sampled = uncertainty(widened(self.scores), self.tokens, full=False)
+                found["logprob_sampled"] = sampled["logprob"]
+        if self.kept and layout is not None:
+            count = len(layout.places)
+            parts = [widened(np.stack(part) if isinstance(part, list) else part) for part in self.kept]
+            stacked, inputs = parts[0][:count], [parts[0][count:]] if layout.is_joint else parts[1:]
+            found.update(stream(stacked, layout))
+            for i, (rows, grams) in enumerate(zip(inputs, self.grams, strict=True)):
                 found[f"heads{i}"] = head_squares(rows, grams)
         return found
+
+
+def widened(numbers: Array) -> Array:
+    """As float32; int16 are the bits of a bfloat16, which are the upper half of a float32's."""
+    if numbers.dtype != np.int16:
+        return numbers.astype(np.float32, copy=False)
+    found: Array = np.left_shift(numbers, 16, dtype=np.int32).view(np.float32)
+    return found
 
 
 def uncertainty(logits: Array, tokens: Array, *, full: bool) -> dict[str, Array]:

@@ -284,12 +284,10 @@ def _heads(token: _Token, top: int) -> Arcs:
     found = []
     for low, high in itertools.pairwise((token.edges * width).tolist()):
         group = values[low:high]
-        some = (
-            np.argpartition(-group, min(top, len(group)) - 1)[:top]
-            if top < len(group)
-            else np.arange(len(group))
-        )
-        found.append(low + some[np.lexsort((some, -group[some]))])
+        some = np.arange(len(group))
+        if top < len(group):  # of equals those of the lowest number: argpartition's choice is the machine's
+            some = np.flatnonzero(group >= np.partition(group, -top)[-top])
+        found.append(low + some[np.argsort(-group[some], kind="stable")][:top])
     flat = np.concatenate(found)
     flat = flat[values[flat] >= DIMMEST]
     layer, head = np.divmod(flat, width)
