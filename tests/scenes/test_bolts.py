@@ -53,6 +53,15 @@ def test_the_brightest_heads_of_each_layer_strike_with_their_own_value(seed: int
     assert _of(arcs, Kind.FFN) == pytest.approx({(layer, 0): value for layer, value in shown.items()})
 
 
+def test_of_equal_heads_those_of_the_lowest_number_strike() -> None:
+    heads = np.full((4, 128), 0.25, np.float32)
+    heads[:, 1::3] = 1.0  # as where a display saturates
+    arcs = chain(Layout.for_topology(topology(4, 128)), heads, np.full(4, 0.5, np.float32), top=7)
+    struck = _of(arcs, Kind.HEAD)
+    for layer in {layer for layer, _ in struck}:
+        assert {head for at, head in struck if at == layer} == {1, 4, 7, 10, 13, 16, 19}
+
+
 def test_the_trunk_carries_the_largest_value_of_the_layers_that_it_passes() -> None:
     heads, ffn = _values(1)
     trunk = _of(chain(LAYOUT, heads, ffn, top=2), Kind.TRUNK)
