@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -199,6 +200,18 @@ def sharded(binary: str, folder: Path, **options: object) -> Iterator[Sharded]:
 def _linked(cluster: Sharded) -> int:
     """Replicas whose link to their primary is up."""
     return sum("master_link_status:up" in cli(node.port, "info", "replication") for node in cluster.nodes)
+
+
+def offset(primary: Server) -> int:
+    """Bytes of its replication stream so far."""
+    found = re.search(r"master_repl_offset:(\d+)", cli(primary.port, "info", "replication"))
+    return int(found[1]) if found else 0
+
+
+def heard(primary: Server) -> int:
+    """Bytes of it that its replicas confirmed; -1 where it has none."""
+    confirmed = re.findall(r"state=online,offset=(\d+)", cli(primary.port, "info", "replication"))
+    return min(map(int, confirmed), default=-1)
 
 
 def _serves(ranges: Sequence[str], slot: int) -> bool:

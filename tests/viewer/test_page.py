@@ -503,6 +503,8 @@ def test_a_cache_stays_full_in_a_pause_though_its_request_ends_meanwhile(
 ) -> None:
     one, site = watched
     sequences = f"app.replicas.get('{KEY}').lights.carpet.sequences.size"
+    site.send(block(SHAPES["spheres"], position=52, deep=True))  # a request that is silent is over too
+    until(lambda: one.ask(sequences) == 1, "it is under way")
     one.press("m")
     assert one.ask(sequences) == 1
     ended = RequestEvent(request_id="request-1", kind="finished", time_ns=time.time_ns())
