@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -273,6 +274,16 @@ class StoreServer:
         answer = await reader.readline()
         writer.close()
         return answer.startswith(b"+PONG")
+
+    def stop(self) -> None:
+        """Let it do nothing, with all its connections open."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it go on where it was stopped."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     async def kill(self) -> None:
         """End it as a crash does."""

@@ -70,3 +70,20 @@ async def test_one_reader_serves_all_and_goes_with_the_last() -> None:
     again = fanout.join(KEY, first)
     assert again is not channel
     await fanout.close()
+
+
+@asynchronous
+async def test_a_reader_ends_with_its_last_viewer_also_where_an_entry_comes_at_that_moment() -> None:
+    """A cancellation that meets the answer must not be lost: the reader would go on for ever, for nobody."""
+    for turns in range(8):
+        store, wake = MemoryStore(), asyncio.Event()
+        fanout = Fanout(store, max_bytes=1 << 20, outage=Outage())
+        channel = fanout.join(KEY, wake)
+        reader = fanout._readers[KEY]
+        await until(lambda channel=channel: channel.is_ready)
+        await asyncio.sleep(0)
+        await store.append(KEY, [frames(1)])
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        fanout.leave(channel, wake)
+        await until(reader.done)

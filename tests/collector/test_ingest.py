@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Any
 
+import grpc
 import pytest
 from tests.collector.stage import (
     TOPOLOGY,
@@ -412,6 +413,64 @@ async def test_while_the_store_is_away_nothing_is_acknowledged_and_then_everythi
         assert len([line for line in caplog.messages if "the store is away" in line]) == 1
         await agent.hang_up()
         await newcomer.hang_up()
+
+
+@asynchronous
+async def test_a_collector_that_ends_does_not_take_its_own_end_for_an_outage(
+    store_server: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the store has not taken by the end is cut off before the store is let go of, and comes again."""
+    from fulgurite.collector.stores.redis import RedisStore
+
+    caplog.set_level(logging.WARNING, "fulgurite")
+    async with store_server() as server, AsyncExitStack() as stack:
+        store = RedisStore(server.url)
+        await store.open()
+        collector = await stack.enter_async_context(collecting(store, drain_s=0.05))
+        agent = await Agent(collector.address).hello()
+        await agent.send(1)
+        await agent.acknowledged(4)
+        server.stop()  # it takes longer than the collector has left
+        for first in range(5, 45, 4):
+            await agent.send(first)
+        (intake,) = collector._agents._running
+        await until(lambda: intake.link._seen > 4)
+        await stack.aclose()
+        assert not collector._agents._running
+        await store.close()
+        await until(
+            lambda: not [task for task in asyncio.all_tasks() if task.get_name().startswith("intake")]
+        )
+        assert [line for line in caplog.messages if "away" in line] == []
+        await agent.hang_up()
+
+
+@asynchronous
+async def test_an_agent_that_was_about_to_be_let_in_is_not_when_the_collector_ends(
+    store_server: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    from fulgurite.collector.stores.redis import RedisStore
+
+    caplog.set_level(logging.WARNING, "fulgurite")
+    async with store_server() as server, AsyncExitStack() as stack:
+        store = RedisStore(server.url)
+        await store.open()
+        collector = await stack.enter_async_context(collecting(store))
+        agent = Agent(collector.address)
+        server.stop()
+        await agent.say(hello=hello_of())
+        await until(lambda: KEY in collector._agents._doors)
+        ending = asyncio.create_task(stack.aclose())
+        await until(lambda: collector._agents._closing)
+        server.go_on()
+        with suppress(grpc.aio.AioRpcError):  # where the store is slower than the collector's last second
+            refusal = await agent.refusal()
+            assert (refusal.reason, refusal.final) == ("this collector is about to end", False)
+        await ending
+        assert not collector._agents._running
+        await store.close()
+        assert [line for line in caplog.messages if "away" in line] == []
+        await agent.hang_up()
 
 
 @asynchronous

@@ -317,6 +317,24 @@ class StoreContract:
 
         asyncio.run(run())
 
+    def test_a_reader_that_is_sent_away_as_an_entry_comes_does_not_stay(self, opened: Opened) -> None:
+        async def run() -> None:
+            key = new_key()
+            async with opened() as store:
+                for turns in range(80):  # of the loop, over all of which the answer is on its way
+                    at = await store.newest(key)
+                    waiting = asyncio.create_task(store.read(key, at, limit=9, wait_s=DEADLINE_S))
+                    await store.newest(key)
+                    coming = asyncio.create_task(store.append(key, [frames(4 * (turns + 1))]))
+                    for _ in range(turns % 20):
+                        await asyncio.sleep(0)
+                    if waiting.cancel():
+                        with pytest.raises(asyncio.CancelledError):
+                            await waiting
+                    await coming
+
+        asyncio.run(run())
+
     # --- epochs
 
     def test_a_new_replica_gets_the_time_as_its_epoch(self, opened: Opened) -> None:

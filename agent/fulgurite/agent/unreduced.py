@@ -9,7 +9,7 @@ Shape letters: n rows, S vectors, L layers, H heads, D width of a head, d residu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from fulgurite.agent.reduce import Plan
 from fulgurite.wire.channels import TOP_K
 
 Array = np.ndarray[Any, Any]
+Part = Array | list[Array]
+"""Rows of several slots: together, or one by one as the model left them."""
 _BLOCK = 64
 _LEAST = -1e4  # log-probability below which a token adds nothing to the entropy: keeps 0 * inf out
 _WIDEST = 64  # of a matrix that a library multiplies a vector with without asking for more threads
@@ -42,7 +44,7 @@ class Unreduced:
     logits: Array
     tokens: Array
     full: bool
-    kept: tuple[Sequence[Array], ...] = ()
+    kept: tuple[Part, ...] = ()
     grams: tuple[Array, ...] = ()
     scores: Array | None = None
 

@@ -6,13 +6,16 @@ are gathered for a moment and folded together: a fold costs by the call more tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 
+from fulgurite.collector.gauges import SILENT_S, Gauges
+from fulgurite.collector.throughput import Throughput
 from fulgurite.collector.windows import SECOND_NS, Window, Windows, quantiles_of
 from fulgurite.v1 import viewer_pb2
-from fulgurite.wire.frame import FrameBatch, FrameBlock
+from fulgurite.wire.frame import FrameBatch, FrameBlock, RequestRef
 from fulgurite.wire.sketch import (
     ACTIVITY,
     FIRST_TOKEN,
@@ -28,9 +31,6 @@ from fulgurite.wire.sketch import (
 )
 
 WINDOWS: Final = 5
-SILENT_S: Final = 5.0
-GAUGES_HOLD_S: Final = 2.0
-"""What a sketch said of sequences and caches holds until the next one, or so long."""
 GATHER_TOKENS: Final = 512
 GATHER_S: Final = 0.2
 
@@ -46,17 +46,27 @@ class Aggregate:
         Tokens that were counted before, by another collector or an earlier one.
     experts : int
         Of the model.
+    is_kept_whole : callable, optional
+        Whether the history rule keeps the frames of a request whole; without: of none.
     """
 
-    def __init__(self, tokens_total: int = 0, *, frames_total: int = 0, experts: int = 0) -> None:
+    def __init__(
+        self,
+        tokens_total: int = 0,
+        *,
+        frames_total: int = 0,
+        experts: int = 0,
+        is_kept_whole: Callable[[RequestRef], bool] = lambda _: False,
+    ) -> None:
         self.windows = Windows(experts, seconds=WINDOWS + 1)
         self.tokens_total, self.frames_total = tokens_total, frames_total
         self.newest_ended_ns = 0
         self._pace = Pace(silent_s=SILENT_S)
+        self._gauges = Gauges(is_kept_whole)
+        self._throughput = Throughput()
         self._gathered: list[FrameBlock] = []
         self._gathered_tokens = 0
         self._gathered_ns = 0
-        self._sketched: tuple[int, int, int, int] = (0, 0, 0, 0)  # when, sequences, kv tokens, kv bytes
 
     def fold(self, batch: FrameBatch, now_ns: int) -> None:
         """Take a batch that was ingested at `now_ns`."""
@@ -82,6 +92,7 @@ class Aggregate:
             self._gathered_tokens += len(block)
             self.tokens_total += len(block)
             self.frames_total += len(block)
+            self._throughput.frames(len(block), now_ns)
             self.newest_ended_ns = int(block.columns["ended_ns"][-1])
 
     def _fold_words(self, batch: FrameBatch, now_ns: int) -> None:
@@ -91,12 +102,13 @@ class Aggregate:
             if event.kind in ("finished", "aborted"):
                 self.settle()
                 self._pace.ended(event.request_id)
+                self._gauges.ended(event.request_id)
         for sketch in batch.sketches:
             if sketch.request is None:  # those of requests are of the same tokens
                 self.tokens_total += sketch.tokens
                 window.take_sketch(sketch)
-                self._sketched = (now_ns, sketch.sequences, sketch.kv_tokens, sketch.kv_bytes)
-                self._pace.forget(now_ns, GAUGES_HOLD_S)
+                self._gauges.take(sketch, now_ns)
+                self._throughput.sketch(sketch.tokens, sketch.end_ns - sketch.start_ns, now_ns)
 
     def settle(self) -> None:
         """Fold what was gathered."""
@@ -107,24 +119,22 @@ class Aggregate:
         for block in joined(blocks):
             window.take(block, self._pace.see(block, self._gathered_ns))
         self._pace.forget(self._gathered_ns)
+        self._gauges.see(blocks, self._gathered_ns)
 
     def closed(self, now_ns: int) -> list[viewer_pb2.Window]:
         """The windows that closed by `now_ns` since this was last asked."""
         self.settle()
         self.windows.close(now_ns)
-        gauges = self._gauges(now_ns)
+        gauges = self._gauges_at(now_ns)
         return [window.message(**gauges) for window in self.windows.closed()]
 
-    def _gauges(self, now_ns: int) -> dict[str, int]:
+    def _gauges_at(self, now_ns: int) -> dict[str, int]:
         self._pace.forget(now_ns)
-        at_ns, sequences, kv_tokens, kv_bytes = self._sketched
-        if not 0 <= now_ns - at_ns < GAUGES_HOLD_S * SECOND_NS:
-            sequences = kv_tokens = kv_bytes = 0
-        most = (1 << 64) - 1
+        held, most = self._gauges.now(now_ns), (1 << 64) - 1
         return {
-            "sequences": self._pace.sequences + sequences,
-            "kv_tokens": min(self._pace.kv_tokens + kv_tokens, most),
-            "kv_bytes": min(self._pace.kv_bytes + kv_bytes, most),
+            "sequences": held.sequences,
+            "kv_tokens": min(held.kv_tokens, most),
+            "kv_bytes": min(held.kv_bytes, most),
         }
 
     def status(self, now_ns: int) -> viewer_pb2.ReplicaStatus:
@@ -132,10 +142,10 @@ class Aggregate:
         self.settle()
         oldest_ns = now_ns - WINDOWS * SECOND_NS
         windows = [w for w in self.windows.last if w.end_ns > oldest_ns]
-        gauges = self._gauges(now_ns)
+        gauges = self._gauges_at(now_ns)
         span_s = (now_ns - windows[0].start_ns) / 1e9 if windows else 0.0
         status = viewer_pb2.ReplicaStatus(
-            tokens_per_s=sum(w.tokens for w in windows) / max(span_s, 1.0),
+            tokens_per_s=self._throughput.per_s(now_ns, is_folding=self._gauges.is_folding(now_ns)),
             inter_token=quantiles_of(windows, INTER_TOKEN, [gaps for w in windows for gaps in w.gaps_s]),
             first_token=quantiles_of(windows, FIRST_TOKEN, [some for w in windows for some in w.firsts_s]),
             kv_tokens=gauges["kv_tokens"],

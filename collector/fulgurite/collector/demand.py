@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -120,10 +121,9 @@ class Demands:
                 pass
             except Exception:  # what is wanted must be told again as soon as it can be
                 log.exception("looking up what is wanted of the replicas failed; it is tried again")
-            try:
-                await asyncio.wait_for(self._hurry.wait(), LOOK_EVERY_S)
-            except TimeoutError:
-                pass
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):  # which loses no cancellation, as `wait_for` may
+                    await self._hurry.wait()
 
     async def look(self, now_s: float) -> None:
         """Do so once."""

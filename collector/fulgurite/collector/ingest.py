@@ -36,6 +36,7 @@ HELLO_TIMEOUT_S: Final = 5.0
 HELD_BYTES: Final = 64 << 20
 LEAST_HELD_BYTES: Final = 1 << 20
 """So much of all agents together waits for the store, but at least a large batch of each."""
+GIVE_UP_S: Final = 1.0
 ORPHAN_S: Final = 10.0
 """How long what a vanished agent had sent waits for a store that is away."""
 DAY_MS: Final = 86_400_000
@@ -106,7 +107,13 @@ class AgentService:
         for intake in self._running:
             intake.give_up()
         if self._running:
-            await asyncio.wait(list(self._running.values()), timeout=1.0)
+            await asyncio.wait(list(self._running.values()), timeout=GIVE_UP_S)
+        # The store is let go of next: who still writes would take that for an outage. What is cut off here
+        # was not acknowledged, and comes again.
+        while left := list(self._running.values()):
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left)
 
     # --- in
 
@@ -114,8 +121,7 @@ class AgentService:
         door = self._doors.setdefault(introduced.key, asyncio.Lock())
         check_replica(introduced.key)
         async with door:  # one at a time: two streams of one replica must not both be its writer
-            if self._closing:
-                raise Refused("this collector is about to end", final=False)
+            self._check_is_open()
             await self._make_room(introduced)
             now_ms = time.time_ns() // 1_000_000
             try:
@@ -131,6 +137,7 @@ class AgentService:
             except StoreError as error:
                 self._outage.failed("write", error)
                 raise Refused(f"{AWAY}{error}", final=False) from error
+            self._check_is_open()  # nobody would wait for what it sends
             room = self._room()
             link = Link(
                 introduced.codec,
@@ -146,6 +153,10 @@ class AgentService:
             self._start(intake)
             replica.connect(link, inbox, self._collector_id)
         return intake
+
+    def _check_is_open(self) -> None:
+        if self._closing:
+            raise Refused("this collector is about to end", final=False)
 
     def _room(self) -> int:
         """Bytes of one more agent that may wait: its share of all, as long as that is enough."""

@@ -12,13 +12,14 @@ from google.protobuf.message import DecodeError
 
 from fulgurite.collector.aggregate import Aggregate
 from fulgurite.collector.fleet import Fleet
+from fulgurite.collector.gauges import is_kept_whole
 from fulgurite.collector.hello import Introduction
 from fulgurite.collector.inbox import Inbox
 from fulgurite.collector.link import Link
 from fulgurite.collector.store import EntryId, Registration, Store
 from fulgurite.v1 import agent_pb2, viewer_pb2
 from fulgurite.wire.codec import scale_to_pb
-from fulgurite.wire.frame import FrameBatch
+from fulgurite.wire.frame import FrameBatch, RequestRef
 from fulgurite.wire.replica import ReplicaKey
 
 IDLE_S: Final = 3.0
@@ -77,6 +78,7 @@ class Replica:
             before.tokens_total if before else 0,
             frames_total=before.frames_total if before else 0,
             experts=introduction.announcement.topology.experts,
+            is_kept_whole=self._is_kept_whole,
         )
         self.started_ns = (before.started_ns if before else 0) or time.time_ns()
         self.agent = agent_pb2.AgentStats()
@@ -123,6 +125,9 @@ class Replica:
         if batch.scales:
             self.announcement.scale.CopyFrom(scale_to_pb(batch.scales[-1]))
             self.unannounced = True
+
+    def _is_kept_whole(self, request: RequestRef) -> bool:
+        return self._line is not None and is_kept_whole(request, self._line.link.wanted.demand.one_in)
 
     def hear(self, stats: agent_pb2.AgentStats) -> None:
         """The agent's own account."""

@@ -256,7 +256,8 @@ class Store(Protocol):
 
         Frames come in the order of their ids, events in theirs, both merged by the time at which they were
         ingested. An empty page says that there was nothing behind `after`; with `wait_s` it comes only after
-        so long. A waiting reader MUST NOT delay any other call.
+        so long. A waiting reader MUST NOT delay any other call, and MUST end when it is cancelled, also where
+        an entry comes at that moment.
         """
 
     async def newest(self, key: ReplicaKey) -> Position:

@@ -145,7 +145,8 @@ class MemoryStore:
             if page.entries or left_s <= 0:
                 return page
             try:
-                await asyncio.wait_for(arrival.wait(), left_s)
+                async with asyncio.timeout(left_s):  # which loses no cancellation, as `wait_for` may
+                    await arrival.wait()
             except TimeoutError:
                 return page
 

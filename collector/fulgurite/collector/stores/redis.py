@@ -359,8 +359,10 @@ class RedisStore:
         options = ["COUNT", limit] + (["BLOCK", max(1, int(wait_s * 1000))] if wait_s > 0 else [])
         command = ("XREAD", *options, "STREAMS", *keys, after.frames.text, after.events.text)
         if wait_s > 0:
-            read = (await self._servers.blocking_of(keys[0])).execute_command(*command)
-            reply = await asyncio.wait_for(read, wait_s + ANSWER_TIMEOUT_S)
+            client = await self._servers.blocking_of(keys[0])
+            # No `wait_for`: it loses a cancellation that meets an answer, and a reader would go on for ever.
+            async with asyncio.timeout(wait_s + ANSWER_TIMEOUT_S):
+                reply = await client.execute_command(*command)
         else:
             reply = await (await self._of(key)).execute_command(*command)
         streams = _streams(reply)
