@@ -27,7 +27,10 @@ CASES = (
     ("sharded", "deep", "all"),
     ("auto", "heads", "joined"),
     ("whole ends", "deep", "joined"),
+    ("auto", "deep", "joined"),
+    ("routed", "deep", "joined"),
     ("auto", "heads", "leaving"),
+    ("auto", "deep", "leaving"),
     ("auto", "heads", "alone"),
 )
 Case = tuple[str, str, str]
@@ -35,15 +38,17 @@ WHOLE_ENDS = {"lm_head": "replicate", "model.embed_tokens": "replicate"}
 
 
 def load(folder: Path, way: str) -> Any:
-    """The saved model: split as its own plan says, with whole embeddings, or by torch's own hand."""
+    """The saved model: split as its own plan says, with whole embeddings, or by torch's own hand. `routed` is
+    the one of experts, split as its own plan says."""
     import transformers
     from transformers.distributed import DistributedConfig
 
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
     if way != "sharded":
-        plan: Any = "auto" if way == "auto" else WHOLE_ENDS
+        plan: Any = WHOLE_ENDS if way == "whole ends" else "auto"
         options["distributed_config"] = DistributedConfig(tp_size=dist.get_world_size(), tp_plan=plan)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", **options).eval()
+    saved = folder / ("routed" if way == "routed" else "model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(saved, **options).eval()
     if way == "sharded":
         _split_outputs(model)
     return model

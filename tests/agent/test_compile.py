@@ -6,6 +6,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -369,17 +370,89 @@ def test_sampled_deep_steps_of_a_graph_look_at_one_layer_in_turn() -> None:
     assert all(b == (a + 1) % layers for a, b in itertools.pairwise(looked))
 
 
-def test_routing_to_experts_is_said_to_be_missing_where_it_is_compiled() -> None:
+def assert_routed(found: list[Any], wanted: list[Any]) -> None:
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.sequence, one.position, one.token_id) == (other.sequence, other.position, other.token_id)
+        assert one.expert_ids is not None, f"position {one.position}"
+        np.testing.assert_array_equal(one.expert_ids, other.expert_ids)
+        np.testing.assert_allclose(one.expert_weights, other.expert_weights, rtol=0, atol=1e-5)
+
+
+def routed_in_eager(model: Any, ids: Any) -> tuple[list[Any], Any]:
+    exporter: Any = InMemoryExporter()
+    with instrument(model, exporter=exporter):
+        output = model.generate(ids, do_sample=False, max_new_tokens=NEW)
+    return exporter.frames, output
+
+
+def of_layers(name: str, layers: int | None) -> Any:
+    """A family, with fewer layers where a compiler takes its time."""
+    family = BY_NAME[name]
+    fewer = {} if layers is None else {"num_hidden_layers": layers}
+    return replace(family, options={**family.options, **fewer})
+
+
+ROUTED_WAYS = [
+    *(
+        pytest.param(family, None, WAYS[1].values[0], id=f"{family}-{WAYS[1].id}")
+        for family in ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")
+    ),
+    *(pytest.param("mixtral", 1, way.values[0], id=f"mixtral-{way.id}") for way in WAYS[3:]),
+]
+
+
+@pytest.mark.parametrize(("name", "layers", "way"), ROUTED_WAYS)
+def test_experts_of_a_graph_are_those_of_a_run_without_one(
+    name: str, layers: int | None, way: dict[str, Any]
+) -> None:
+    ids, family = prompts(2, 6), of_layers(name, layers)
+    frames, alone = routed_in_eager(family.build(), ids)
+    model = family.build()
+    exporter: Any = InMemoryExporter()
+    with instrument(model, exporter=exporter) as agent:
+        output = static(model, ids, way)
+        settled = graphs()
+        assert torch.equal(static(model, ids, way), output)
+        assert graphs() == settled
+        assert breaks() == {}
+        assert agent.stats().errors == {}
+        assert dict(agent.stats().unavailable) == {}
+    assert torch.equal(output, alone)
+    assert len({frame.expert_ids.tobytes() for frame in frames}) > 2
+    assert_routed(exporter.frames, 2 * frames)
+
+
+@pytest.mark.parametrize("width", [6, 20], ids=["few rows", "more rows than a shelf holds"])
+def test_experts_of_a_compiled_prefill_are_those_of_the_last_position(width: int) -> None:
+    ids = prompts(2, width)
+    frames, alone = routed_in_eager(BY_NAME["mixtral"].build(), ids)
     model = BY_NAME["mixtral"].build()
     exporter: Any = InMemoryExporter()
     with instrument(model, exporter=exporter) as agent:
-        static(model, prompts(2, 6), {"backend": "eager"})
-        assert "compiled passes" in agent.stats().unavailable["expert_ids"]
+        model.forward = torch.compile(model.forward, backend="eager", fullgraph=True)
+        options = {"do_sample": False, "max_new_tokens": NEW, "cache_implementation": "static"}
+        for _ in range(2):
+            assert torch.equal(model.generate(ids, **options), alone)
         assert agent.stats().errors == {}
-    first, last = exporter.frames[0], exporter.frames[-1]
-    assert first.expert_ids is not None
-    assert last.expert_ids is None
-    assert last.head_write is not None
+        assert dict(agent.stats().unavailable) == {}
+    assert_routed(exporter.frames, 2 * frames)
+
+
+def test_experts_that_a_graph_does_not_leave_are_absent_and_that_is_said() -> None:
+    model = BY_NAME["mixtral"].build()
+    model.config.num_experts_per_tok = 3  # declared, and not so: each token is sent to two
+    exporter: Any = InMemoryExporter()
+    with instrument(model, exporter=exporter) as agent:
+        model.forward = torch.compile(model.forward, backend="eager", fullgraph=True)
+        model.generate(prompts(2, 6), max_new_tokens=NEW, cache_implementation="static", do_sample=False)
+        assert "did not leave" in agent.stats().unavailable["expert_ids"]
+        assert agent.stats().errors == {}
+    assert len(exporter.frames) == 2 * NEW
+    for frame in exporter.frames:
+        assert frame.expert_ids is None
+        assert frame.expert_weights is None
+        assert frame.head_write is not None
 
 
 def test_a_model_that_compiles_itself_is_measured_by_what_its_graphs_leave() -> None:

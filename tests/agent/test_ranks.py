@@ -31,7 +31,17 @@ ROOT = Path(__file__).resolve().parents[2]
 RANKS = 2
 Ranks = dict[tuple[str, str, str], list[dict[str, Any]]]
 CLOSE = 1e-4
-EXACT = ("position", "token_id", "sequence", "step", "rank", "top_ids", "kv_tokens", "neuron_ids")
+EXACT = (
+    "position",
+    "token_id",
+    "sequence",
+    "step",
+    "rank",
+    "top_ids",
+    "kv_tokens",
+    "neuron_ids",
+    "expert_ids",
+)
 OF_THE_UNEMBEDDING = {
     "head_contribution", "ffn_contribution", "embedding_contribution", "other_contribution", "residue",
     "logit_centered", "lens_rank", "lens_prob",
@@ -49,7 +59,9 @@ def free_port() -> int:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """What each rank left, by case."""
     folder = tmp_path_factory.mktemp("ranks")
-    build("llama", dtype=torch.float32, attn_implementation="eager", seed=0).save_pretrained(folder / "model")
+    for name, family in (("model", "llama"), ("routed", "mixtral")):
+        model: Any = build(family, dtype=torch.float32, attn_implementation="eager", seed=0)
+        model.save_pretrained(folder / name)
     shared = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
@@ -82,8 +94,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     return {case: [one[case] for one in left] for case in left[0]}
 
 
-def in_one_process(level: str) -> tuple[list[Frame], Any]:
-    model: Any = build("llama", dtype=torch.float32, attn_implementation="eager", seed=0)
+def in_one_process(level: str, family: str = "llama") -> tuple[list[Frame], Any]:
+    model: Any = build(family, dtype=torch.float32, attn_implementation="eager", seed=0)
     ids, mask = gate.prompts()
     exporter: Any = InMemoryExporter()
     settings = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": gate.NEW_TOKENS}
@@ -171,7 +183,7 @@ def test_a_projection_that_is_split_in_another_way_has_no_heads_and_says_so(rank
             assert np.isfinite(block.columns["ffn_write"]).all()
 
 
-@pytest.mark.parametrize(("way", "level"), [("auto", "heads"), ("whole ends", "deep")])
+@pytest.mark.parametrize(("way", "level"), [("auto", "heads"), ("whole ends", "deep"), ("auto", "deep")])
 def test_ranks_join_through_the_first_one_by_themselves(ranks: Ranks, way: str, level: str) -> None:
     first, second = ranks[way, level, "joined"]
     wanted, out = in_one_process(level)
@@ -189,6 +201,19 @@ def test_ranks_join_through_the_first_one_by_themselves(ranks: Ranks, way: str, 
         assert (stats.captured, stats.acknowledged, stats.pending) == (16, 16, 0)
 
 
+def test_experts_of_a_split_model_are_those_of_one_process(ranks: Ranks) -> None:
+    first, second = ranks["routed", "deep", "joined"]
+    wanted, out = in_one_process("deep", "mixtral")
+    assert first["observed"] == second["observed"] == [out, out]
+    frames = [frame for block in first["blocks"] for frame in block.frames()]
+    names = channels_of(wanted) - {"step"}
+    assert {"expert_ids", "expert_weights", "head_contribution", "lens_prob"} <= names
+    assert_same(frames[:8], wanted, names)
+    assert_same(frames[8:], wanted, names)
+    assert set(dict(first["topology"].unavailable)) == {"neuron_ids", "neuron_values"}
+    assert first["stats"].errors == second["stats"].errors == {}
+
+
 def test_heads_of_a_rank_that_left_are_missing_and_that_is_said(ranks: Ranks) -> None:
     first, second = ranks["auto", "heads", "leaving"]
     assert first["observed"] == second["observed"] == [first["alone"]] * 2
@@ -199,6 +224,18 @@ def test_heads_of_a_rank_that_left_are_missing_and_that_is_said(ranks: Ranks) ->
         assert np.isfinite(frame.head_write[:, 2:]).all() == (number < 8)
         assert (frame.kv_bytes is None) == (number >= 8)
         assert np.isfinite(frame.ffn_write).all()
+    assert first["stats"].errors == {"ranks:lost": 1}
+
+
+def test_contributions_end_with_the_rows_of_a_rank_that_left(ranks: Ranks) -> None:
+    first, second = ranks["auto", "deep", "leaving"]
+    assert first["observed"] == second["observed"] == [first["alone"]] * 2
+    frames = [frame for block in first["blocks"] for frame in block.frames()]
+    wanted, _ = in_one_process("deep")
+    assert_same(frames[:8], wanted, OF_THE_UNEMBEDDING)
+    for frame in frames[8:]:
+        assert all(getattr(frame, name) is None for name in OF_THE_UNEMBEDDING)
+        assert np.isfinite(frame.head_write[:, :2]).all()
     assert first["stats"].errors == {"ranks:lost": 1}
 
 

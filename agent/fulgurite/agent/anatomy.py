@@ -132,12 +132,18 @@ def linears(module: nn.Module, out: int) -> list[nn.Module]:
 
 
 def accepts(module: nn.Module, *words: str) -> bool:
-    """Whether the forward pass of `module` has a parameter whose name contains one of `words`."""
+    """Whether the forward pass of `module` has a parameter whose name contains one of `words`.
+
+    A wrapper that hands on whatever it is given (tensor parallelism puts one around a forward pass) says
+    nothing of it: then the class does.
+    """
     try:
-        names = inspect.signature(module.forward).parameters
+        named = inspect.signature(module.forward).parameters.values()
+        if all(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in named):
+            named = inspect.signature(type(module).forward).parameters.values()
     except (TypeError, ValueError):
         return False
-    return any(word in name for name in names for word in words)
+    return any(word in one.name for one in named for word in words)
 
 
 def declared(block: nn.Module) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fulgurite.agent import reduce
+from fulgurite.agent.awaited import Awaited
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
 from fulgurite.agent.deep import DeepRows
 from fulgurite.agent.identity import Committed, Request
@@ -40,6 +41,7 @@ class Step:
     cached : what the cache held, None where it is not known.
     deep : what level `deep` showed, None where it did not look.
     unreduced : rows whose results are not among `host` yet.
+    awaited : what rests on what other processes hold.
     """
 
     host: Mapping[str, Array]
@@ -55,6 +57,7 @@ class Step:
     cached: CacheReading | None
     deep: DeepRows | None = None
     unreduced: Unreduced | None = None
+    awaited: Awaited | None = None
 
     @property
     def nbytes(self) -> int:
@@ -66,6 +69,8 @@ class Step:
             held += self.deep.nbytes
         if self.unreduced is not None:
             held += self.unreduced.nbytes
+        if self.awaited is not None:
+            held += self.awaited.nbytes
         return held if self.cached is None else held + 4 * len(self.cached.resident) * self.ids.size
 
     def columns(self) -> dict[str, Array]:
@@ -110,6 +115,8 @@ class Step:
             columns["expert_weights"] = host["expert_weights"].transpose(1, 0, 2).astype(np.float32)
         if self.deep is not None:
             columns.update(self.deep.columns())
+        if self.awaited is not None:
+            columns.update(self.awaited.columns())
         columns.update(self._memory())
         return columns
 

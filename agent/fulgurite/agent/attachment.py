@@ -72,7 +72,8 @@ class Agent:
         does not."""
         if not isinstance(exporter, InMemoryExporter):
             with self._shield.at("ranks"):
-                found = joined(exporter, group_of(anatomy), self._shield)
+                tells_tokens = self.settings.tokens != "off"
+                found = joined(exporter, group_of(anatomy), self._shield, tells_tokens=tells_tokens)
                 if isinstance(found, LeadExporter | MemberExporter):
                     weakref.finalize(self._model(), found.leave).atexit = False
                 return found

@@ -50,7 +50,7 @@ from fulgurite.wire.frame import RequestEvent
 Array = np.ndarray[Any, Any]
 _OF_DEEP = ("attention", "neurons", "lens_")
 _OF_LAYERS = ("head_write", "ffn_write", "ffn_cosine", "residual_norm")
-_UNROUTED = "not measured in compiled passes, where no Python sees what the experts are handed"
+_UNROUTED = "not told in compiled passes: their graph did not leave what the experts are handed"
 _UNSEEN = "not seen in compiled passes: the model has to be instrumented before it is compiled"
 
 
@@ -123,6 +123,8 @@ class Capture:
             watched=self._watched,
             shield=self.shield,
         )
+        if getattr(self.exporter, "exchanges", False):  # of a model that is split over processes
+            self._measures.exchange = getattr(self.exporter, "exchange", None)
 
     def prepare(self) -> None:
         """What is computed before the first pass: the Gram matrices, and what a probe costs."""
@@ -263,7 +265,7 @@ class Capture:
         self._in_flight.pop(threading.get_ident(), None)
         passing.cache = cache
         rows = logits if logits.shape[1] == 1 else _last_logits(passing, logits)
-        passing.logits = rows.clone() if copies and rows.data_ptr() == logits.data_ptr() else rows
+        passing.logits = rows.clone() if copies and _shares(rows, logits) else rows
         raw = passing.deep.get(("unembedded", 0)) if passing.deep else None
         if raw is not None:
             passing.deep["unembedded", 0] = _last_logits(passing, raw)
@@ -311,12 +313,23 @@ class Capture:
         passing.alive = self.shelf.alive(places or (), passing.batch, passing.width)
         if self._layout is not None or bool(passing.alive):
             passing.kept = list(found)
+            self._fetch_experts(passing)
             if passing.level == "deep" or (self._is_deep and self._layout is None):
                 self._deep.fetch(passing, now=self._layout is None)
 
+    def _fetch_experts(self, passing: Pass) -> None:
+        """How the tokens were routed: of all layers of experts, or of none."""
+        places = self._probes.fetch_experts(passing)
+        if places:
+            passing.alive_experts = self.shelf.alive(places, passing.batch, passing.width)
+            if self._layout is None and not passing.alive_experts:
+                places = None  # nothing is learned from it
+        if places is None:
+            passing.extra, passing.alive_experts = {}, None
+
     def _went_unseen(self, passing: Pass) -> None:
         """Nothing of this pass's layers is there: that is not zero, it is nothing."""
-        passing.level = "pulse"
+        passing.level, passing.awaited = "pulse", None
         self.shield.note("compiled:unseen")
         if self.shield.say_once(
             "unseen",
@@ -401,7 +414,7 @@ class Capture:
                 layout=self._layout,
                 cached=None,
             )
-            step.unreduced = passing.unreduced
+            step.unreduced, step.awaited = passing.unreduced, passing.awaited
             self._add_deep(step, host, passing, committed)
             self.hand_over(step)
         passing.own_ns += time.perf_counter_ns() - entered
@@ -453,7 +466,7 @@ class Capture:
             self._layout,
             cached,
         )
-        step.unreduced = passing.unreduced
+        step.unreduced, step.awaited = passing.unreduced, passing.awaited
         self._add_deep(step, host, passing, committed)
         return step
 
@@ -553,6 +566,7 @@ class Capture:
         self._layout = layout
         self._probes.remove()
         self._unsettled = True
+        self._posts.routed(passing)
         self._posts.watch_plan(layout)
         self._posts.watch_experts()
         self.shelf.retain(self._probes.keys | self._deep.keys | self.kept_places)
@@ -597,6 +611,7 @@ class Capture:
             unembedded=passing.deep.get(("unembedded", 0)),
             constants=self.anatomy.constants,
             tolerance=max(1e-4, 4 * self._posts.epsilon(passing)),
+            is_shared=self._measures.exchange is not None,
         )
 
     def _say_what_is_missing(self, unread: dict[str, str], undeep: Reasons) -> None:
@@ -667,7 +682,8 @@ class Capture:
 
     def _alive(self, passing: Pass, host: dict[str, Array]) -> dict[str, Array]:
         """What was measured, without what a compiled graph did not leave in this pass."""
-        logits, layers, deep = (host.pop(name, None) for name in ("alive_logits", "alive", "alive_deep"))
+        alive = ("alive_logits", "alive", "alive_deep", "alive_experts")
+        logits, layers, deep, experts = (host.pop(name, None) for name in alive)
         if (logits is not None or layers is not None) and self.shelf.stamp != passing.stamp:
             logits, layers = (None if found is None else np.zeros(1) for found in (logits, layers))
         if logits is not None and not logits.all():
@@ -678,6 +694,9 @@ class Capture:
             return {name: host[name] for name in ("tokens", "logprob")}  # what `pulse` tells
         if logits is not None or layers is not None:
             self.shelf.is_used = True
+        if experts is not None and not experts.all():
+            host = {name: found for name, found in host.items() if not name.startswith("expert_")}
+        if layers is not None and "expert_ids" not in host:
             self._say_routing_is_missing()
         if deep is not None:
             quiet = [
@@ -760,6 +779,11 @@ def _last_logits(passing: Pass, logits: torch.Tensor) -> torch.Tensor:
         return logits[torch.arange(passing.batch, device=logits.device), passing.last.to(logits.device)]
     rows = logits.select(1, -1)
     return rows.clone() if logits.shape[1] > 1 else rows
+
+
+def _shares(rows: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Whether who writes into `whole` may write into `rows`."""
+    return rows.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
 
 
 def _joints(anatomy: Anatomy) -> list[tuple[nn.Module, str, nn.Module]]:

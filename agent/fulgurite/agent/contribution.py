@@ -14,6 +14,7 @@ Shape letters: n rows, L layers, H heads, D width of a head, d residual width, V
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import nn
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.readout import Readout
 from fulgurite.agent.reduce import Plan
-from fulgurite.agent.weights import effective_bias, effective_weight
+from fulgurite.agent.weights import Unreadable, effective_bias, effective_weight, is_quantised, tensor_of
 from fulgurite.agent.wiring import LayerWiring
 
 Array = np.ndarray[Any, Any]
@@ -62,6 +63,7 @@ class Attribution:
         self.epsilon = epsilon
         self._bias = self._biases()
         self._held: dict[int, torch.Tensor] = {}
+        self._given: Mapping[int, torch.Tensor] | None = None
 
     def _biases(self) -> torch.Tensor:
         """What each projection's bias adds, but for the scale of a norm behind it, float32 (L, d)."""
@@ -94,7 +96,67 @@ class Attribution:
         logits, tokens : shapes (n, V) and (n,)
         unembedded : what the unembedding gave, (n, V), where a soft-cap follows
         """
-        readout, layout = self.readout, self.layout
+        return self.told(stacked, heads, tokens, *self.measured(logits, tokens, unembedded))
+
+    def measured(
+        self, logits: torch.Tensor, tokens: torch.Tensor, unembedded: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The logit of each token, the mean of all logits, and their standard deviation, before a soft-cap:
+        (n,) each. Parameters as for `of`."""
+        if unembedded is not None and unembedded.shape != logits.shape:
+            unembedded = None  # a part of it
+        values = self.readout.uncapped(logits, unembedded)
+        chosen = values.gather(-1, tokens[:, None])[:, 0]
+        return chosen, values.mean(-1), values.std(-1, correction=0)
+
+    def through(self, readout: Readout, matrices: Mapping[int, torch.Tensor]) -> Attribution:
+        """The same through rows of the unembedding that were put together, for another thread: it touches no
+        module, whose weights may be exchanged for the time of a forward pass.
+
+        Parameters
+        ----------
+        matrices : as `matrices` gave them.
+        """
+        found = copy.copy(self)
+        found.readout, found._given = readout, matrices
+        return found
+
+    def matrices(self) -> dict[int, torch.Tensor] | None:
+        """By layer, what its projection applies, in the model's own memory; None where that cannot be had
+        (adapters, quantised or offloaded weights). Asked between two passes."""
+        found = {}
+        for layer in self.layers:
+            projection = layer.projection
+            if projection is None:
+                continue
+            if list(projection.children()) or hasattr(projection, "_hf_hook") or is_quantised(projection):
+                return None
+            try:
+                weight = tensor_of(projection, "weight")
+            except Unreadable:
+                return None
+            if weight is None or weight.dim() != 2:
+                return None
+            found[layer.index] = weight.T if isinstance(getattr(projection, "nf", None), int) else weight
+        return found
+
+    @torch.no_grad()
+    def told(
+        self,
+        stacked: torch.Tensor,
+        heads: Mapping[int, torch.Tensor],
+        tokens: torch.Tensor,
+        chosen: torch.Tensor,
+        mean: torch.Tensor,
+        spread: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """As `of`, from what `measured` gave.
+
+        Parameters
+        ----------
+        tokens : of the readout's rows, shape (n,)
+        """
+        layout = self.layout
         end = stacked[layout.after_ffn[-1]]
         aim, push = self._direction(end, tokens)
         dots = torch.linalg.vecdot(stacked, push)  # (slots, n)
@@ -106,9 +168,7 @@ class Attribution:
         other = other + self._rounding(dots, stacked, push)
         head = self._heads(heads, push, scales)
         embedding = dots[layout.embedding]
-        values = readout.uncapped(logits, unembedded)
-        chosen = values.gather(-1, tokens[:, None])[:, 0]
-        left = chosen - values.mean(-1)
+        left = chosen - mean
         other = other + self._read_rounding(left - constant, chosen, end * push)
         total = head.nansum((-1, -2)) + ffn.nansum(-1) + embedding + other
         return {
@@ -116,13 +176,15 @@ class Attribution:
             "ffn_contribution": ffn,
             "embedding_contribution": embedding,
             "other_contribution": other,
-            "residue": (left - total) / values.std(-1, correction=0),
+            "residue": (left - total) / spread,
             "logit_centered": left,
         }
 
     def _weight(self, index: int, projection: nn.Module) -> torch.Tensor:
         """As `effective_weight`; asked once where the weights are read in place. Exchanged weights bring
         another `Attribution`."""
+        if self._given is not None:
+            return self._given[index].float()  # one at a time
         weight = self._held.get(index)
         if weight is None:
             weight = effective_weight(projection)

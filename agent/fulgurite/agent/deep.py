@@ -166,11 +166,18 @@ class Deep:
         }
         kept = {i: t for (kind, i), t in passing.deep.items() if kind == "neurons" and i not in self._refused}
         found.update(self._neurons.largest(kept, dict(enumerate(self.layers))))
-        ends = layout.after_ffn
-        if self.readout is not None and candidates is not None and (ends >= 0).all():
-            streams = stacked.index_select(0, torch.as_tensor(ends, device=stacked.device))
+        streams = self.streams(layout, stacked) if candidates is not None else None
+        if self.readout is not None and not self.readout.is_split and streams is not None:
+            assert candidates is not None
             found.update(lens.look(self.readout, streams, candidates.to(stacked.device)))
         return found
+
+    def streams(self, layout: Plan, stacked: torch.Tensor) -> torch.Tensor | None:
+        """What each layer left, (L, n, d); None where there is nothing to read it with."""
+        ends = layout.after_ffn
+        if self.readout is None or not (ends >= 0).all():
+            return None
+        return stacked.index_select(0, torch.as_tensor(ends, device=stacked.device))
 
     def told(
         self, host: Mapping[str, Array], positions: Array, fetched: Sequence[tuple[str, int]] = ()

@@ -81,6 +81,13 @@ class Joint:
             self.notes.append(("lost", place))
         member.is_absent = True
 
+    def late(self, place: int) -> None:
+        """A rank was waited for in vain."""
+        member = self._members[place]
+        if not member.is_absent:
+            self.notes.append(("late", place))
+        member.is_absent = True
+
     def take(self, now_s: float) -> list[FrameBlock | RequestEvent]:
         """What is complete by now, in order."""
         found: list[FrameBlock | RequestEvent] = []
@@ -100,8 +107,7 @@ class Joint:
         if missing and now_s - came_s < self._wait_s:
             return None
         for place in missing:
-            self._members[place].is_absent = True
-            self.notes.append(("late", place))
+            self.late(place)
         for place, part in tuple(parts.items()):
             if part is None:
                 continue

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Sequence
 from functools import partial
 from operator import is_
 from typing import Any
@@ -25,12 +24,13 @@ from fulgurite.agent.deep import Deep
 from fulgurite.agent.headweights import HeadWeights
 from fulgurite.agent.probes import Pass
 from fulgurite.agent.shield import Shield
-from fulgurite.agent.unreduced import Unreduced
+from fulgurite.agent.unreduced import Part, Unreduced
 from fulgurite.agent.weights import Watched
 
 Array = np.ndarray[Any, Any]
 WITH_LAYERS = ("heads", "deep")
 MOST_LEFT = 8  # steps that wait to be reduced
+MOST_AWAITED = 64  # steps that wait for what other processes hold
 MOST_BYTES = 16 << 20  # of one step that does
 MOST_WAITING_BYTES = 32 << 20  # of all of them
 _LEAST_HELD = 1 << 20  # bytes of layers that are held one by one: fewer are copied together in less time
@@ -59,7 +59,7 @@ class Measure:
         self._watched = watched
         self._shield = shield
         self._waiting: deque[weakref.ref[Unreduced]] = deque(maxlen=MOST_LEFT)
-        self._awaited: deque[weakref.ref[Awaited]] = deque(maxlen=MOST_LEFT)
+        self._awaited: deque[weakref.ref[Awaited]] = deque(maxlen=MOST_AWAITED)
         self.exchange: Exchange | None = None
         self._on_host: reduce.Plan | None = None  # of which all is in host memory
 
@@ -162,7 +162,7 @@ class Measure:
         grams = tuple(gram.numpy() for gram in self._weights.stacked)
         parts = [kept] if layout.is_joint else [kept[part] for part in layout.parts]
         if kept[0].nbytes * len(kept) >= _LEAST_HELD:
-            held: list[Sequence[Array]] = [[_held(tensor) for tensor in part] for part in parts]
+            held: list[Part] = [[_held(tensor) for tensor in part] for part in parts]
         else:
             held = [_numbers(reduce.together(part)) for part in parts]
         unreduced.kept, unreduced.grams = tuple(held), grams
@@ -220,8 +220,9 @@ class Measure:
         readout, logits = self._deep.readout, passing.logits
         if readout is None or logits is None or self.exchange is None:
             return
-        if len(self._awaited) == MOST_LEFT and self._awaited[0]() is not None:
-            self._shield.note("ranks:waiting")  # the oldest is not read yet: what waits is bounded
+        waiting, most = self._awaited, min(MOST_AWAITED, MOST_WAITING_BYTES // (2 * stacked.nbytes))
+        if len(waiting) >= most and (most == 0 or waiting[-most]() is not None):
+            self._shield.note("ranks:waiting")  # not read yet, and what waits is bounded
             return
         ids = tokens if candidates is None else torch.cat([tokens, candidates.to(tokens.device)], -1)
         unembedded = passing.deep.get(("unembedded", 0))

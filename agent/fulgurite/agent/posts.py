@@ -25,6 +25,7 @@ class Posts:
     inputs : by layer, the slot of what its projection is handed; after the candidates.
     final : slots of what the final norm is handed and gives, where they are watched.
     candidate_plan : number of the plan that watches the candidates.
+    chosen : by layer, how many experts a token is sent to, as a pass showed it; empty until then.
     """
 
     def __init__(self, anatomy: Anatomy, probes: Probes, *, is_deep: bool) -> None:
@@ -32,6 +33,7 @@ class Posts:
         self.inputs: dict[int, int] = {}
         self.final: tuple[int, int] | None = None
         self.candidate_plan = -1
+        self.chosen: dict[int, int] = {}
         self._anatomy = anatomy
         self._probes = probes
         self._is_deep = is_deep
@@ -71,10 +73,19 @@ class Posts:
                 self._watch_heads(layers[index], slot)
 
     def watch_experts(self) -> None:
-        """Watch how tokens are routed."""
+        """Watch how tokens are routed; after the posts that stand in front of the experts."""
+        beside, declared = None, self._anatomy.topology.experts_per_token
         for layer in self._anatomy.layers:
+            beside = beside if layer.projection is None else layer.projection
+            chosen = self.chosen.get(layer.index, 0) if self.chosen else declared
             for module in layer.experts:
-                self._probes.watch_experts(module, layer.index)
+                self._probes.watch_experts(
+                    module, layer.index, chosen=chosen, device=device_of(module), beside=beside
+                )
+
+    def routed(self, passing: Pass) -> None:
+        """Learn from a pass how many experts its tokens were sent to."""
+        self.chosen = {layer: ids.shape[-1] for layer, (ids, _) in passing.extra.items()}
 
     def handed(self, passing: Pass) -> Mapping[int, torch.Tensor]:
         """By layer, what its projection was handed in a pass that kept the candidates."""

@@ -19,6 +19,7 @@ from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.shelf import Place, Shelf, leave
+from fulgurite.agent.shelf_experts import leave_routing, read_routing, width_of
 from fulgurite.agent.shield import STRIKES, Shield
 from fulgurite.agent.unreduced import Unreduced
 from fulgurite.wire.channels import Level
@@ -31,7 +32,8 @@ class Pass:
     ----------
     batch, width : rows and positions of the pass.
     plan : which set of probes it was opened for.
-    alive, alive_logits : of a compiled pass: whether its graph left what is read, one float32 each.
+    alive, alive_logits, alive_experts : of a compiled pass: whether its graph left what is read, one float32
+        each.
     fetched, alive_deep : what of `deep` was read from the shelf, and whether a graph left it there, bool
         each.
     stamp, crowded : number of the pass on the shelf; whether another thread's pass ran at the same time.
@@ -48,13 +50,14 @@ class Pass:
     scores : (batch, vocabulary), what was sampled from, where processors changed the logits.
     references : what probes that are not trusted yet made a copy of.
     unreduced : rows that are not reduced on the host's thread.
+    awaited : what rests on what other processes hold, an `Awaited`.
     """
 
     __slots__ = (
-        "__weakref__", "alive", "alive_deep", "alive_logits", "arrivals", "batch", "cache", "call", "crowded",
-        "deep", "extra", "fetched", "keep", "kept", "last", "level", "logits", "looks", "mask", "measured",
-        "own_ns", "picked", "plan", "position_ids", "references", "scores", "stamp", "started_ns", "step",
-        "unreduced", "width",
+        "__weakref__", "alive", "alive_deep", "alive_experts", "alive_logits", "arrivals", "awaited", "batch",
+        "cache", "call", "crowded", "deep", "extra", "fetched", "keep", "kept", "last", "level", "logits",
+        "looks", "mask", "measured", "own_ns", "picked", "plan", "position_ids", "references", "scores",
+        "stamp", "started_ns", "step", "unreduced", "width",
     )  # fmt: skip
 
     def __init__(self, batch: int, width: int, slots: int, *, plan: int = 0) -> None:
@@ -66,6 +69,7 @@ class Pass:
         self.alive: torch.Tensor | None = None
         self.alive_logits: torch.Tensor | None = None
         self.alive_deep: torch.Tensor | None = None
+        self.alive_experts: torch.Tensor | None = None
         self.fetched: tuple[tuple[str, int], ...] = ()
         self.crowded = False
         self.arrivals = 0
@@ -79,6 +83,7 @@ class Pass:
         self.logits: torch.Tensor | None = None
         self.scores: torch.Tensor | None = None
         self.unreduced: Unreduced | None = None
+        self.awaited: Any = None
         self.cache: Any = None
         self.call: Any = None
         self.mask: torch.Tensor | None = None
@@ -233,12 +238,30 @@ class OutputProbe(_Probe):
 
 
 class ExpertProbe(_Probe):
-    """Keeps the expert ids and weights that a module of experts is handed. `index` is the layer."""
+    """Keeps the expert ids and weights that a module of experts is handed. `index` is the layer, `chosen` how
+    many experts a token is sent to, `beside` what is left earlier in each pass."""
 
-    __slots__ = ()
+    __slots__ = ("beside", "chosen")
+
+    def __init__(
+        self,
+        current: Current,
+        shield: Shield,
+        index: int,
+        plan: int,
+        place: Place | None = None,
+        *,
+        chosen: int = 0,
+        beside: Place | None = None,
+    ) -> None:
+        super().__init__(current, shield, index, plan, place)
+        self.chosen = chosen
+        self.beside = beside
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if is_compiling():
+            if self.place is not None:
+                leave_routing(_routing((*args, *kwargs.values())), self.place, self.chosen, self.beside)
             return
         passing = self.current.passing
         if passing is None or passing.plan != self.plan:
@@ -266,9 +289,11 @@ def _first_tensor(kwargs: Mapping[str, Any] | None) -> torch.Tensor:
     raise TypeError("a probed module was handed no tensor")
 
 
-def _routing(values: tuple[Any, ...], rows: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _routing(values: tuple[Any, ...], rows: int | None = None) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The integer tensor (rows, k) among `values` and the floating one of the same shape."""
-    tensors = [v for v in values if isinstance(v, torch.Tensor) and v.dim() == 2 and v.shape[0] == rows]
+    tensors = [v for v in values if isinstance(v, torch.Tensor) and v.dim() == 2]
+    if rows is not None:
+        tensors = [v for v in tensors if v.shape[0] == rows]
     for ids in tensors:
         if not ids.is_floating_point():
             for weights in tensors:
@@ -292,6 +317,7 @@ class Probes:
         self.plan = 0
         self._handles: list[RemovableHandle] = []
         self._by_slot: dict[int, _Probe] = {}
+        self._experts: dict[int, ExpertProbe] = {}
         self.keys: set[tuple[int, str]] = set()
 
     def __len__(self) -> int:
@@ -324,11 +350,44 @@ class Probes:
         probe = OutputProbe(self.current, self.shield, index, self.plan, place)
         self._hold(probe, module.register_forward_hook(probe))
 
-    def watch_experts(self, module: nn.Module, layer: int) -> None:
-        """Keep how tokens are routed to the experts of `layer`."""
-        probe = ExpertProbe(self.current, self.shield, layer, self.plan)
+    def watch_experts(
+        self,
+        module: nn.Module,
+        layer: int,
+        *,
+        chosen: int = 0,
+        device: torch.device | None = None,
+        beside: nn.Module | None = None,
+    ) -> None:
+        """Keep how tokens are routed to the experts of `layer`.
+
+        Parameters
+        ----------
+        chosen, device : experts per token, and where they are, for a place on the shelf.
+        beside : a module whose input is watched, and which runs before the experts in each pass.
+        """
+        place = self._place((id(module), "experts"), width_of(chosen), device) if chosen else None
+        other = self.shelf.find((id(beside), "in")) if self.shelf is not None else None
+        if other is not None and (place is None or other.clock is not place.clock):
+            other = None  # on another device
+        probe = ExpertProbe(self.current, self.shield, layer, self.plan, place, chosen=chosen, beside=other)
         probe.handle = module.register_forward_pre_hook(probe, with_kwargs=True)
+        self._experts[layer] = probe
         self._handles.append(probe.handle)
+
+    def fetch_experts(self, passing: Pass) -> list[Place] | None:
+        """Take what a compiled graph may have left of how its tokens were routed; the places that it is from.
+        None where some layer has none: routing is told of all layers or of none."""
+        places = []
+        for layer, probe in self._experts.items():
+            if layer in passing.extra:
+                continue  # the graph was left for it
+            found = read_routing(probe.place, probe.chosen, passing.batch, passing.width, passing.keep)
+            if found is None or probe.place is None:
+                return None
+            passing.extra[layer] = found
+            places.append(probe.place)
+        return places
 
     def trust(self) -> None:
         """Keep references from now on, as after the first pass of one position."""
@@ -354,6 +413,6 @@ class Probes:
     def remove(self) -> None:
         """Take every hook out. What is put in from now on belongs to the next plan."""
         self.plan += 1
-        self._by_slot, self.keys = {}, set()
+        self._by_slot, self._experts, self.keys = {}, {}, set()
         while self._handles:
             self._handles.pop().remove()

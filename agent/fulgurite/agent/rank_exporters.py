@@ -24,7 +24,8 @@ from fulgurite.agent import rank_wire
 from fulgurite.agent.exporter import Exporter, ExporterStats
 from fulgurite.agent.figures import Figures
 from fulgurite.agent.joint import Joint
-from fulgurite.agent.rank_group import RankGroup, find_door, open_door
+from fulgurite.agent.rank_group import RankGroup, find_door, is_on_one_machine, open_door
+from fulgurite.agent.rank_rows import RowShare, RowTable
 from fulgurite.agent.ranks import merge_topologies, share
 from fulgurite.agent.shield import Shield
 from fulgurite.wire.frame import FrameBlock, RequestEvent
@@ -45,9 +46,16 @@ _SAID = {
 
 
 class _Rank:
-    """What both sides share: the queue from the host, a thread that empties it, an end."""
+    """What both sides share: the queue from the host, a thread that empties it, an end.
 
-    def __init__(self, group: RankGroup, shield: Shield) -> None:
+    Attributes
+    ----------
+    exchanges : whether ranks tell each other rows of the unembedding, which say which tokens were emitted:
+        where these stay on one machine, or are told anyway.
+    """
+
+    def __init__(self, group: RankGroup, shield: Shield, *, tells_tokens: bool = False) -> None:
+        self.exchanges = tells_tokens or is_on_one_machine()
         self.group = group
         self.shield = shield
         self.queue: deque[FrameBlock | RequestEvent] = deque()
@@ -87,10 +95,21 @@ class LeadExporter(_Rank):
     wait_s : how long a block waits for the others.
     """
 
-    def __init__(self, inner: Exporter, group: RankGroup, shield: Shield, wait_s: float = WAIT_S) -> None:
-        super().__init__(group, shield)
+    def __init__(
+        self,
+        inner: Exporter,
+        group: RankGroup,
+        shield: Shield,
+        wait_s: float = WAIT_S,
+        *,
+        tells_tokens: bool = False,
+    ) -> None:
+        super().__init__(group, shield, tells_tokens=tells_tokens)
         self.inner = inner
-        self._joint = Joint(tuple(p for p in group.places if p != group.place), wait_s)
+        others = tuple(p for p in group.places if p != group.place)
+        self._joint = Joint(others, wait_s)
+        self._rows = RowTable(others)
+        self._wait_s = wait_s
         self._lock = threading.Lock()  # among our own threads: the host's never takes it
         self._lines: dict[int, socket.socket] = {}
         self._sending = threading.Lock()  # likewise: two of them write to a line
@@ -205,10 +224,51 @@ class LeadExporter(_Rank):
                 self._hand_over(time.monotonic())
                 self._tell_level()
 
+    def exchange(self, step: int, own: RowShare, vocabulary: int) -> RowShare | None:
+        """All rows of the unembedding that a step needs, for this rank's; None where a rank does not tell its
+        own. Waits for the others: called by whoever reads a block, and never under our lock.
+        """
+        if self.is_foreign or self.over.is_set():
+            return None
+        whole, waiting, late = self._rows.gather(
+            step, own, vocabulary, wait_s=self._wait_s, is_over=self.over.is_set
+        )
+        for place in waiting:
+            self._answer(place, step, whole)
+        if late:
+            with self._lock:
+                for place in late:
+                    self._joint.late(place)
+        return whole
+
+    def _answer(self, place: int, step: int, whole: RowShare | None) -> None:
+        line = self._lines.get(place)
+        if line is not None:
+            try:
+                self._say(line, {"rows": step}, {} if whole is None else whole.first_ids().arrays())
+            except OSError:
+                pass  # the thread that reads it sees the end
+
+    def _first(self) -> FrameBlock | RequestEvent | None:
+        try:
+            return self.queue[0]
+        except IndexError:
+            return None
+
+    def _read_own(self, item: FrameBlock | RequestEvent) -> None:
+        """Put a block's columns together while our lock is free: other ranks may be asked for them."""
+        if isinstance(item, FrameBlock):
+            for place, step in self._rows.finish(int(item.columns["step"][0])):
+                self._answer(place, step, None)
+
     def _hand_over(self, now_s: float) -> None:
+        while (item := self._first()) is not None:
+            self._read_own(item)
+            with self._lock:
+                if self._first() is item:  # else the thread that closes took it meanwhile
+                    self._joint.put_own(item, now_s)
+                    self.queue.popleft()  # not before, since `flush` looks there
         with self._lock:
-            while self.queue:
-                self._joint.put_own(self.queue.popleft(), now_s)
             for item in self._joint.take(now_s):
                 if isinstance(item, FrameBlock):
                     self._ledger.acknowledge(len(item))
@@ -216,6 +276,8 @@ class LeadExporter(_Rank):
                 else:
                     self.inner.event(item)
             notes, self._joint.notes = self._joint.notes, []
+        for _, place in notes:
+            self._rows.left(place)  # waited for once, not once for each
         if now_s != float("inf"):
             for kind, place in notes:
                 self.shield.note(f"ranks:{kind}")
@@ -233,9 +295,11 @@ class LeadExporter(_Rank):
                 except OSError:
                     pass  # the thread that reads it sees the end
 
-    def _say(self, line: socket.socket, head: Mapping[str, object]) -> None:
+    def _say(
+        self, line: socket.socket, head: Mapping[str, object], arrays: Mapping[str, Array] | None = None
+    ) -> None:
         with self._sending:
-            rank_wire.send(line, head)
+            rank_wire.send(line, head, arrays)
 
     # --- the others
 
@@ -277,14 +341,20 @@ class LeadExporter(_Rank):
             _shut(line)
             if place is not None:
                 self._lines.pop(place, None)
+                self._rows.left(place)
                 if not self.over.is_set():
                     with self._lock:
                         self._joint.left(place)
                     self.wake.set()
 
     def _hear(
-        self, line: socket.socket, place: int, _: Mapping[str, Any], columns: Mapping[str, Array]
+        self, line: socket.socket, place: int, head: Mapping[str, Any], columns: Mapping[str, Array]
     ) -> None:
+        if "rows" in head:
+            if not self._rows.put(place, int(head["rows"]), RowShare.of(columns)):
+                self._answer(place, int(head["rows"]), None)
+            return
+        self._rows.passed(place, int(columns["step"][0]))
         with self._lock:
             self._joint.put_part(place, FrameBlock((), columns))
         self.wake.set()
@@ -294,13 +364,14 @@ class LeadExporter(_Rank):
 class MemberExporter(_Rank):
     """Another rank's: tells the first one its share. Request events are the first one's to tell."""
 
-    def __init__(self, group: RankGroup, shield: Shield) -> None:
-        super().__init__(group, shield)
+    def __init__(self, group: RankGroup, shield: Shield, *, tells_tokens: bool = False) -> None:
+        super().__init__(group, shield, tells_tokens=tells_tokens)
         self._ledger = Ledger()
         self._wanted: str | None = None
         self._deep_ratio: float | None = None
         self._sent: deque[int] = deque()
         self._line: socket.socket | None = None
+        self._answers = _Answers()
         self._is_started = False
 
     def attach(
@@ -338,6 +409,19 @@ class MemberExporter(_Rank):
     def wanted_deep_ratio(self) -> float | None:
         """The share of steps that the first rank is asked to capture at ``deep``; None: nothing asked."""
         return self._deep_ratio
+
+    def exchange(self, step: int, own: RowShare, vocabulary: int) -> RowShare | None:  # noqa: ARG002
+        """The rows of the emitted tokens, for this rank's rows; None where they cannot be had. Waits for the
+        first rank: called by our own thread, as it reads a block.
+        """
+        line = self._line
+        if line is None or self.is_foreign or self.over.is_set():
+            return None
+        try:
+            rank_wire.send(line, {"rows": step}, own.arrays())
+        except OSError:
+            return None  # the thread that reads the line sees the end
+        return self._answers.of(step, WAIT_S, self.over.is_set)
 
     def flush(self, timeout_s: float) -> bool:
         """See `Exporter.flush`: until the first rank has all shares."""
@@ -433,6 +517,9 @@ class MemberExporter(_Rank):
                 head = message[0]
                 if "level" in head:
                     self._wanted, self._deep_ratio = head["level"], head.get("deep_ratio")
+                elif "rows" in head:
+                    whole = RowShare.of(message[1]) if message[1] else None
+                    self._answers.put(int(head["rows"]), whole)
                 elif head.get("took") and self._sent:
                     self._ledger.acknowledge(self._sent.popleft())
         except (OSError, ValueError):
@@ -451,14 +538,41 @@ class MemberExporter(_Rank):
         self.wake.set()
 
 
-def joined(exporter: Exporter, group: RankGroup | None, shield: Shield) -> Exporter:
-    """The exporter with which this rank takes part: `exporter` itself where the model is in one process."""
+class _Answers:
+    """What the first rank answered last."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._last: tuple[int, RowShare | None] = (-1, None)
+
+    def put(self, step: int, whole: RowShare | None) -> None:
+        with self._changed:
+            self._last = (step, whole)
+            self._changed.notify_all()
+
+    def of(self, step: int, wait_s: float, is_over: Callable[[], bool]) -> RowShare | None:
+        until = time.monotonic() + wait_s
+        with self._changed:
+            while self._last[0] < step and not is_over() and (left_s := until - time.monotonic()) > 0:
+                self._changed.wait(min(left_s, _TICK_S))
+            return self._last[1] if self._last[0] == step else None
+
+
+def joined(
+    exporter: Exporter, group: RankGroup | None, shield: Shield, *, tells_tokens: bool = False
+) -> Exporter:
+    """The exporter with which this rank takes part: `exporter` itself where the model is in one process.
+
+    Parameters
+    ----------
+    tells_tokens : token ids or texts were switched on by name.
+    """
     if group is None:
         return exporter
     if group.leads:
-        return LeadExporter(exporter, group, shield)
+        return LeadExporter(exporter, group, shield, tells_tokens=tells_tokens)
     exporter.close(0.0)  # what this rank sees reaches a collector through the first one
-    return MemberExporter(group, shield)
+    return MemberExporter(group, shield, tells_tokens=tells_tokens)
 
 
 def _shut(line: socket.socket) -> None:

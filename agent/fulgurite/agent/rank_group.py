@@ -104,11 +104,17 @@ def find_door(group: RankGroup, pause: Callable[[float], bool]) -> Door | None:
     return None
 
 
+def is_on_one_machine() -> bool:
+    """Whether all processes are on this machine, so that what they tell each other does not leave it."""
+    is_all = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE", "unset")
+    return os.environ.get("MASTER_ADDR", "") in _LOOPBACK or is_all
+
+
 def _own_address() -> str:
     """The address under which the other ranks reach this machine: loopback where they are all on it."""
-    first = os.environ.get("MASTER_ADDR", "")
-    if first in _LOOPBACK or os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE", "unset"):
+    if is_on_one_machine():
         return "127.0.0.1"
+    first = os.environ["MASTER_ADDR"]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((first, 9))  # sends nothing: it says by which way it would go
         return str(probe.getsockname()[0])

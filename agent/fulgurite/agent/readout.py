@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,15 @@ from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.norms import NormSpec, fit_norm
 from fulgurite.agent.probes import Current
-from fulgurite.agent.weights import Unreadable, effective_bias, effective_weight, is_quantised, tensor_of
+from fulgurite.agent.rank_rows import RowShare
+from fulgurite.agent.weights import (
+    Unreadable,
+    effective_bias,
+    effective_weight,
+    is_quantised,
+    rows_of,
+    tensor_of,
+)
 
 Array = np.ndarray[Any, Any]
 _MOST_BYTES = 64 << 20  # of an unembedding that is quantised, as numbers
@@ -39,6 +47,8 @@ class Readout:
     mean_row, mean_bias : their means over the vocabulary.
     scale : multiplier behind the unembedding.
     cap : soft-cap behind that, or None.
+    first, vocabulary : the first token whose row is here, and how many tokens there are, where other
+        processes hold rows too: weight, bias, their means are then of the rows that are here. Else 0 and 0.
     """
 
     norm: NormSpec
@@ -48,6 +58,50 @@ class Readout:
     mean_bias: float
     scale: float
     cap: float | None
+    first: int = 0
+    vocabulary: int = 0
+
+    @property
+    def is_split(self) -> bool:
+        """Whether other processes hold rows too."""
+        return self.vocabulary > 0
+
+    @property
+    def total(self) -> Array:
+        """Sum of the rows that are here, float64 (d,)."""
+        found: Array = self.mean_row.double().cpu().numpy() * self.weight.shape[0]
+        return found
+
+    @property
+    def bias_total(self) -> float:
+        """Sum of the biases that are here."""
+        return self.mean_bias * self.weight.shape[0]
+
+    def part_of(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of tokens (n, m): which rows are here, bool; rows (n, m, d) and biases (n, m), float32 and 0
+        elsewhere."""
+        places = ids.to(self.weight.device) - self.first
+        held = (places >= 0) & (places < self.weight.shape[0])
+        places = places.clamp(0, self.weight.shape[0] - 1)
+        rows = self.weight[places].float() * held[..., None]
+        biases = torch.zeros_like(rows[..., 0]) if self.bias is None else self.bias[places].float() * held
+        return held, rows, biases
+
+    def of_rows(self, whole: RowShare, device: torch.device) -> Readout:
+        """The readout of a vocabulary of these rows alone, one behind the other, with the means of all."""
+        rows, biases, mean = (
+            torch.tensor(found, dtype=torch.float32, device=device)
+            for found in (whole.rows, whole.biases, whole.total / whole.count)
+        )
+        return replace(
+            self,
+            weight=rows.flatten(0, 1),
+            bias=biases.flatten(),
+            mean_row=mean,
+            mean_bias=float(whole.bias_total[0]) / whole.count,
+            first=0,
+            vocabulary=0,
+        )
 
     def uncapped(self, logits: torch.Tensor, unembedded: torch.Tensor | None) -> torch.Tensor:
         """Logits before the soft-cap, float32: from what the unembedding gave, where the cap cannot be
@@ -69,6 +123,7 @@ def find_readout(
     unembedded: torch.Tensor | None = None,
     constants: Sequence[float],
     tolerance: float,
+    is_shared: bool = False,
 ) -> Readout | str:
     """The readout as the values of a forward pass confirm it, or why there is none.
 
@@ -78,11 +133,13 @@ def find_readout(
     logits : Tensor, shape (n, V)
     unembedded : what the unembedding gave, (n, V), where it was seen; else it is computed.
     constants : multipliers and caps that the model declares.
+    is_shared : the processes that hold the rest of the rows can be asked for them.
     """
     if final_norm is None or unembedding is None:
         return "the model's final norm and unembedding were not found"
+    part = rows_of(unembedding) if is_shared else None
     try:
-        weight, bias = _held_weights(unembedding)
+        weight, bias = _held_weights(unembedding) if part is None else _part_of(unembedding, part)
     except Unreadable as reason:
         return f"the weights of the model's unembedding are not known: {reason}"
     if set(seen) != {"into", "out", "end"} or not np.array_equal(seen["into"], seen["end"]):
@@ -90,6 +147,11 @@ def find_readout(
     norm = fit_norm(final_norm, seen["into"], seen["out"], tolerance)
     if norm is None:
         return "what the final norm computes was not recognised"
+    if part is not None:
+        own = slice(part[0], part[0] + part[1])
+        is_whole = unembedded is not None and unembedded.shape == logits.shape
+        unembedded = unembedded[..., own] if unembedded is not None and is_whole else None
+        vocabulary, logits = logits.shape[-1], logits[..., own]
     if unembedded is None:
         out = torch.as_tensor(seen["out"][:2], dtype=weight.dtype, device=weight.device)
         unembedded = functional.linear(out, weight, bias)
@@ -101,7 +163,8 @@ def find_readout(
         return "what stands between the unembedding and the logits was not confirmed by its values"
     scale, cap = behind
     mean_bias = 0.0 if bias is None else float(bias.double().mean())
-    return Readout(norm, weight.detach(), bias, _mean_row(weight), mean_bias, scale, cap)
+    found = Readout(norm, weight.detach(), bias, _mean_row(weight), mean_bias, scale, cap)
+    return found if part is None else replace(found, first=part[0], vocabulary=vocabulary)
 
 
 def _held_weights(unembedding: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -121,6 +184,19 @@ def _held_weights(unembedding: nn.Module) -> tuple[torch.Tensor, torch.Tensor | 
     if weight.shape != getattr(unembedding, "weight", weight).shape and not is_quantised(unembedding):
         raise Unreadable("they are split over several processes")
     return weight, tensor_of(unembedding, "bias")
+
+
+def _part_of(unembedding: nn.Module, part: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As `_held_weights`, of the rows that this process has."""
+    if list(unembedding.children()) or is_quantised(unembedding):
+        raise Unreadable("they are split over several processes")
+    first, count = part
+    weight, bias = tensor_of(unembedding, "weight"), tensor_of(unembedding, "bias")
+    if weight is None or weight.dim() != 2 or weight.shape[0] != count or not count:
+        raise Unreadable("they are split over several processes, and not evenly")
+    if bias is not None and bias.shape[0] != count:
+        bias = bias[first : first + count]
+    return weight, bias
 
 
 def _applies(weight: torch.Tensor, bias: torch.Tensor | None, out: Array, gave: torch.Tensor) -> bool:

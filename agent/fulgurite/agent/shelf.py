@@ -42,11 +42,22 @@ def _leave(x: torch.Tensor, buffer: torch.Tensor, clock: torch.Tensor, gate: int
     put(rows, buffer, clock, (clock[OPEN] * clock[gate]) == _OPEN)
 
 
-def put(rows: torch.Tensor, buffer: torch.Tensor, clock: torch.Tensor, is_open: torch.Tensor) -> None:
+def put(
+    rows: torch.Tensor,
+    buffer: torch.Tensor,
+    clock: torch.Tensor,
+    is_open: torch.Tensor,
+    told: torch.Tensor | None = None,
+) -> None:
     """Write `rows` (n, w) and the stamp. Elsewhere than on the CPU, where `is_open` was asked before, the
-    device decides: to ask it would wait for it, and cannot be captured."""
+    device decides: to ask it would wait for it, and cannot be captured.
+
+    Parameters
+    ----------
+    told : how many of the rows count, where only the device knows it.
+    """
     count = rows.shape[0]
-    tail = torch.stack([clock[STAMP], torch.full_like(clock[STAMP], count)])
+    tail = torch.stack([clock[STAMP], torch.full_like(clock[STAMP], count) if told is None else told])
     if buffer.device.type == "cpu":
         buffer[:count].copy_(rows)
         buffer[-1, :2].copy_(tail)
@@ -125,7 +136,7 @@ class Shelf:
             return None
         with self._lock:
             found = self._places.get(key)
-            if found is None or found.buffer.device != device:
+            if found is None or found.buffer.device != device or found.buffer.shape[1] != width:
                 found = self._places[key] = self._made(width, device)
             return found
 
@@ -136,6 +147,10 @@ class Shelf:
             buffer = _fixed(torch.zeros(ROWS + 1, width, device=device))
             buffer[-1, 0] = -1.0
         return Place(buffer, self._clocks[device])
+
+    def find(self, key: tuple[int, str]) -> Place | None:
+        """The place named `key`, None where there is none."""
+        return self._places.get(key)
 
     def retain(self, keys: Iterable[tuple[int, str]]) -> None:
         """Forget every other place."""

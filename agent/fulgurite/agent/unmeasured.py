@@ -38,7 +38,7 @@ def unmeasured(
 
 
 def _layer_names(found: list[tuple[int, str]]) -> str:
-    numbers = [str(index) for index, _ in found]
+    numbers = [str(index) for index in dict.fromkeys(index for index, _ in found)]
     if len(numbers) == 1:
         return f"layer {numbers[0]}"
     return f"{len(numbers)} layers ({', '.join(numbers[:2])}{', …' if len(numbers) > 2 else ''})"

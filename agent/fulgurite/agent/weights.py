@@ -243,6 +243,24 @@ def columns_of(projection: nn.Module) -> tuple[int, int] | None:
     return first, min(width, first + share) - first
 
 
+def rows_of(projection: nn.Module) -> tuple[int, int] | None:
+    """(first, count) of the outputs whose rows this process holds, where others hold the rest; else None."""
+    weight: Any = getattr(projection, "weight", None)
+    if not isinstance(weight, torch.Tensor) or not is_distributed(weight):
+        return None
+    placed: Any = weight.placements  # type: ignore[attr-defined]
+    split = [axis for axis, one in enumerate(placed) if one.is_shard()]
+    if len(split) != 1 or placed[split[0]].dim % 2 != 0:
+        return None
+    if not all(one.is_shard() or one.is_replicate() for one in placed):
+        return None
+    mesh: Any = weight.device_mesh  # type: ignore[attr-defined]
+    height = int(weight.shape[0])
+    share = -(-height // mesh.size(split[0]))
+    first = min(height, share * mesh.get_local_rank(split[0]))
+    return first, min(height, first + share) - first
+
+
 def identity_of(projection: nn.Module) -> tuple[object, ...]:
     """Changes when the weights were written to or exchanged, or adapters switched: what was computed from
     them is stale then. Writes past the version counter (``weight.data``) are seen in host memory, in a

@@ -7,9 +7,10 @@ same when the graph runs. All taps write into one buffer of fixed address, one p
 reduction of a step needs no stacking. Each plane is stamped with the number of the step: what was not
 written in this step is told from what is quiet.
 
-Costs one `index_select` per tap and step, and `rows` rows of the model's number format per tap. On the CPU
-the operator reads plain Python state. Elsewhere it copies every row of the plane, so that a captured graph
-holds the same kernels in each step.
+Costs one small copy per tap and step, and `rows` rows of the model's number format per tap. What costs on
+the CPU is the call more than the copy, so a tap that is handed two tensors may leave each of them in a plane
+of its own (`beside`). On the CPU the operator reads plain Python state. Elsewhere it copies every row of the
+plane, so that a captured graph holds the same kernels in each step.
 
 Shape letters: t taps, r rows, w width of a tap.
 """
@@ -33,17 +34,26 @@ class Plane:
     ----------
     number : what the operator knows it by.
     buffer : Tensor, shape (r, w), a part of its desk's.
+    beside : where the second of two tensors is left; None: it is added to the first.
     stamp : of the step in which it was written last, -1 before the first.
     """
 
-    __slots__ = ("buffer", "desk", "number", "stamp")
+    __slots__ = ("_into", "beside", "buffer", "desk", "number", "stamp")
 
     def __init__(self, desk: Desk, buffer: torch.Tensor) -> None:
         self.desk = desk
         self.buffer = buffer
+        self.beside: Plane | None = None
         self.stamp = -1
+        self._into = buffer[:0]
         self.number = len(_planes)
         _planes.append(self)
+
+    def first(self, count: int) -> torch.Tensor:
+        """Its first rows; the view of the step before, where there were as many."""
+        if self._into.shape[0] != count:
+            self._into = self.buffer[:count]
+        return self._into
 
 
 _planes: list[Plane] = []
@@ -77,7 +87,9 @@ class Desk:
             self.anchor = torch.zeros(1, device=device)
             self._all = torch.zeros(most, dtype=torch.int64, device=device)
             self._clock = torch.zeros(1, dtype=torch.int64, device=device)
+            self._counted = torch.arange(most)
         self._chosen = self._all[:0]
+        self._is_every = False  # the rows that matter are the first ones, in order
         self._is_open = False
         self._marks: torch.Tensor | None = None
         self._blocks: list[torch.Tensor] = []
@@ -104,6 +116,8 @@ class Desk:
         if self._is_fixed:
             self._all[: self.count].copy_(self._chosen)
             self._clock.fill_(self.stamp)
+        else:
+            self._is_every = torch.equal(self._chosen, self._counted[: self.count])
         self._is_open = self.count > 0
         return self.count
 
@@ -112,21 +126,33 @@ class Desk:
         self._is_open = False
 
     def keep(self, plane: Plane, x: torch.Tensor, y: torch.Tensor | None) -> None:
-        """Copy the rows of `x` that matter, with those of `y` added."""
+        """Copy the rows of `x` that matter; those of `y` are added, or left beside them."""
         if not self._is_open:
             return
         started = time.perf_counter_ns()
+        copy = self._keep_all if self._is_fixed else self._keep_some
         try:
-            if self._is_fixed:
-                self._keep_all(plane, x, y)
+            if y is None or plane.beside is None:
+                copy(plane, x, y)
             else:
-                self._keep_some(plane, x, y)
+                copy(plane, x, None)
+                copy(plane.beside, y, None)
         except Exception as error:  # in the middle of somebody else's forward pass
             self.errors[f"tap:{type(error).__name__}"] += 1
         self.own_ns += time.perf_counter_ns() - started
 
     def _keep_some(self, plane: Plane, x: torch.Tensor, y: torch.Tensor | None) -> None:
-        into = plane.buffer[: self.count]
+        into = plane.first(self.count)
+        if self._is_every and x.shape == into.shape:
+            if y is None:
+                into.copy_(x)
+            else:
+                torch.add(x, y, out=into)
+        else:
+            self._select(into, x, y)
+        plane.stamp = self.stamp
+
+    def _select(self, into: torch.Tensor, x: torch.Tensor, y: torch.Tensor | None) -> None:
         if x.shape[-1] != into.shape[-1]:  # `out=` would let it grow
             raise ValueError(f"a tap of width {into.shape[-1]} was handed {x.shape[-1]}")
         if x.dtype == into.dtype:
@@ -135,7 +161,6 @@ class Desk:
             into.copy_(x.index_select(0, self._chosen))
         if y is not None:
             into += y.index_select(0, self._chosen)
-        plane.stamp = self.stamp
 
     def _keep_all(self, plane: Plane, x: torch.Tensor, y: torch.Tensor | None) -> None:
         rows = self._all.clamp(max=x.shape[0] - 1)

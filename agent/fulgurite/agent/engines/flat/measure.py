@@ -5,7 +5,10 @@ Shape letters: n measured rows, V vocabulary; the others are those of `fulgurite
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +21,12 @@ from fulgurite.agent.contribution import Attribution
 from fulgurite.agent.engines.flat.desk import Desk, Plane
 from fulgurite.agent.engines.flat.taps import hook
 from fulgurite.agent.readout import Readout
+from fulgurite.agent.unreduced import Unreduced
 from fulgurite.agent.wiring import Tap, part_of
 
 Array = np.ndarray[Any, Any]
+MOST_WAITING = 64  # steps that are left to be reduced by whoever reads them
+MOST_WAITING_BYTES = 8 << 20  # of all of them
 Where = Callable[[int, Tap], "tuple[nn.Module | None, Tap]"]
 
 
@@ -31,6 +37,67 @@ class Router(Protocol):
         """The channels of these rows."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Slots of a layer that hands on both parts of its stream."""
+
+    ffn: int
+    before: int
+    after: int
+
+    @classmethod
+    def of(cls, layout: reduce.Plan, layer: int) -> _Pair:
+        return cls(int(layout.ffn[layer]), int(layout.after_mixer[layer]), int(layout.after_ffn[layer]))
+
+    @property
+    def slots(self) -> tuple[int, int, int]:
+        return self.ffn, self.before, self.after
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sums:
+    """Which slots are the sums of which."""
+
+    ffn: slice | list[int]
+    before: slice | list[int]
+    after: slice | list[int]
+
+    @classmethod
+    def of(cls, pairs: Sequence[_Pair]) -> _Sums | None:
+        if not pairs:
+            return None
+        return cls(*(_run([pair.slots[i] for pair in pairs]) for i in range(3)))
+
+    def add(self, kept: torch.Tensor) -> None:
+        kept[self.after] = kept[self.ffn] + kept[self.before]
+
+
+def _planned(
+    layout: reduce.Plan, desk: Desk
+) -> tuple[list[torch.Tensor], torch.Tensor, list[Plane], list[tuple[torch.Tensor, list[Plane]]]]:
+    """The buffers as `Unreduced` takes them, and the stream's and the heads' parts of them with their
+    planes."""
+    count = len(layout.places)
+    if layout.is_joint:
+        whole, planes = desk.planes(layout.slots, layout.width)
+        return [whole], whole[:count], planes[:count], [(whole[count:], planes[count:])]
+    stream, planes = desk.planes(count, layout.width)
+    heads = [desk.planes(len(group.slots), group.heads * group.head_dim) for group in layout.groups]
+    return [stream, *(buffer for buffer, _ in heads)], stream, planes, heads
+
+
+def _numbers(tensor: torch.Tensor) -> Array:
+    """In the same memory; numpy knows no bfloat16, whose bits are told as int16 (`unreduced.widened`)."""
+    found: Array = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return found
+
+
+def _run(slots: list[int]) -> slice | list[int]:
+    """As a slice, where they follow on one another."""
+    is_run = slots == list(range(slots[0], slots[0] + len(slots)))
+    return slice(slots[0], slots[0] + len(slots)) if is_run else slots
+
+
 class Measure:
     """Of one model whose wiring is known.
 
@@ -38,6 +105,8 @@ class Measure:
     ----------
     grams : of each group of heads of the plan.
     routing : of a mixture of experts.
+    paired : layers whose two outputs are what the feed-forward part adds and the stream before it. One tap
+        leaves both, and their sum, which is the stream behind, is made for all these layers at once.
     attribution, readout : for level `deep`, None where they are not known.
     """
 
@@ -50,6 +119,7 @@ class Measure:
         attribution: Attribution | None = None,
         readout: Readout | None = None,
         routing: Router | None = None,
+        paired: Collection[int] = (),
     ) -> None:
         self.layout = layout
         self.desk = desk
@@ -57,10 +127,14 @@ class Measure:
         self._attribution = attribution
         self._readout = readout
         self.routing = routing
-        self._stream, self._planes = desk.planes(len(layout.places), layout.width)
-        self._heads: list[tuple[torch.Tensor, list[Plane]]] = [
-            desk.planes(len(group.slots), group.heads * group.head_dim) for group in layout.groups
-        ]
+        self._buffers, self._stream, self._planes, self._heads = _planned(layout, desk)
+        self._pairs = {int(i): _Pair.of(layout, int(i)) for i in sorted(paired)}
+        self._sums = _Sums.of(list(self._pairs.values()))
+        self._host_grams = tuple(gram.numpy() for gram in grams) if desk.device.type == "cpu" else ()
+        self._waiting: deque[weakref.ref[Unreduced]] = deque()
+        made = {pair.after for pair in self._pairs.values()}
+        self._written = [plane for slot, plane in enumerate(self._planes) if slot not in made]
+        self._written += [plane for _, planes in self._heads for plane in planes]
 
     def install(self, layers: tuple[LayerParts, ...], where: Where | None = None) -> list[Any]:
         """Put the taps in; their handles.
@@ -70,7 +144,16 @@ class Measure:
         where : where a tap of a layer is to be read, for engines whose layers do not hand the stream on.
         """
         handles = []
-        for plane, (index, tap) in zip(self._planes, self.layout.places, strict=True):
+        joint = {slot for pair in self._pairs.values() for slot in pair.slots}
+        for index, pair in self._pairs.items():
+            plane = self._planes[pair.ffn]
+            plane.beside = self._planes[pair.before]
+            block = layers[index].block
+            end = Tap("block", "out")
+            handles.append(hook(block, end, self.layout.width, desk=self.desk, plane=plane))
+        for slot, (plane, (index, tap)) in enumerate(zip(self._planes, self.layout.places, strict=True)):
+            if slot in joint:
+                continue
             module, read = (part_of(layers[index], tap.part), tap) if where is None else where(index, tap)
             assert module is not None
             handles.append(hook(module, read, self.layout.width, desk=self.desk, plane=plane))
@@ -83,14 +166,47 @@ class Measure:
                 handles.append(hook(projection, tap, width, desk=self.desk, plane=plane))
         return handles
 
-    @property
-    def planes(self) -> list[Plane]:
-        """All of them."""
-        return [*self._planes, *(plane for _, planes in self._heads for plane in planes)]
-
     def is_written(self) -> bool:
         """Whether every tap was there in this step."""
-        return self.desk.is_written(self.planes)
+        return self.desk.is_written(self._written)
+
+    def left(
+        self, rows: torch.Tensor | slice, logits: torch.Tensor, tokens: Array, *, deep: bool
+    ) -> Unreduced | None:
+        """The rows of the step as they are, for whoever reads the block to reduce them; None where `layers`
+        is to do it at once: on other devices, for level `deep`, and where too much waits already.
+
+        Parameters
+        ----------
+        logits : shape (n, V), of these rows; nobody writes into them any more
+        """
+        if deep or logits.device.type != "cpu" or self.desk.device.type != "cpu":
+            return None
+        waiting = self._waiting
+        while waiting and waiting[0]() is None:
+            waiting.popleft()
+        size = logits.nbytes + sum(b[:, :1].nbytes for b in self._buffers) * logits.shape[0]
+        if (len(waiting) + 1) * size > MOST_WAITING_BYTES or len(waiting) >= MOST_WAITING:
+            return None
+        kept = [buffer[:, rows].clone() for buffer in self._buffers]  # the next step writes into them
+        self._sum(kept[0])
+        parts: tuple[Any, ...] = tuple(map(_numbers, kept))
+        found = Unreduced(
+            _numbers(logits), tokens.astype(np.int32), full=True, kept=parts, grams=self._host_grams
+        )
+        waiting.append(weakref.ref(found))
+        return found
+
+    def _sum(self, kept: torch.Tensor) -> None:
+        """Add what no tap left: in the model's number format, as its next norm rounds the sum."""
+        if self._sums is not None:
+            self._sums.add(kept)
+
+    def _stacked(self, rows: torch.Tensor | slice) -> torch.Tensor:
+        """Every vector slot, float32 (slots, n, d)."""
+        kept = self._stream[:, rows].clone()
+        self._sum(kept)
+        return kept.float()
 
     def layers(
         self,
@@ -108,7 +224,7 @@ class Measure:
         logits, tokens : shapes (n, V) and (n,), of these rows
         candidates : the most probable tokens, int64 (n, K)
         """
-        stacked = self._stream[:, rows].contiguous().float()
+        stacked = self._stacked(rows)
         found = reduce.stream(stacked, self.layout)
         for i, (buffer, _) in enumerate(self._heads):
             found[f"heads{i}"] = reduce.squares(buffer[:, rows].contiguous().float(), self._grams[i])

@@ -29,6 +29,8 @@ class Trial:
     final : ``into``, ``out`` of the final norm and ``end``, the last layer's output, float64 (n, d).
     logits : float tensor (n, V), None where this process has none.
     epsilon : spacing of the number format at 1.
+    paired : layers that hand on two tensors which are, bit for bit, what the feed-forward part adds and the
+        stream after the mixer.
     """
 
     wiring: tuple[LayerWiring, ...]
@@ -37,3 +39,4 @@ class Trial:
     final: Mapping[str, Array]
     logits: torch.Tensor | None
     epsilon: float
+    paired: frozenset[int] = frozenset()

@@ -16,6 +16,7 @@ import numpy as np
 from fulgurite.agent import lens, reduce
 from fulgurite.agent.assemble import _uncertainty
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
+from fulgurite.agent.unreduced import Unreduced
 from fulgurite.wire.channels import LEVELS, Level
 
 Array = np.ndarray[Any, Any]
@@ -40,6 +41,7 @@ class Step:
     experts : finished columns of routing.
     adapted : ndarray of bool, shape (n,), rows whose output projections have an adapter on top: what rests on
         the base's weights does not hold for them.
+    unreduced : rows whose results are not among `host` yet.
     """
 
     host: Mapping[str, Array]
@@ -58,15 +60,21 @@ class Step:
     ended_ns: int
     experts: Mapping[str, Array] = field(default_factory=dict)
     adapted: Array | None = None
+    unreduced: Unreduced | None = None
 
     @property
     def nbytes(self) -> int:
         """What the step holds, and what its columns will hold, whichever is more; at most about."""
         held = (_OWN_BYTES + 4 * self.windows.size) * self.token.size
-        return held + sum(2 * found.nbytes for found in (*self.host.values(), *self.experts.values()))
+        held += sum(2 * found.nbytes for found in (*self.host.values(), *self.experts.values()))
+        return held if self.unreduced is None else held + self.unreduced.nbytes
 
     def columns(self) -> dict[str, Array]:
         """Every channel that was measured."""
+        unreduced = self.unreduced
+        if unreduced is not None:  # two threads that read at the same time both put the same there
+            self.host = {**self.host, **unreduced.reduced(self.layout)}
+            self.unreduced = None
         rows = self.token.size
         columns: dict[str, Array] = {
             "request_index": self.request.astype(np.uint16),

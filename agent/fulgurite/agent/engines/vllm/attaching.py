@@ -23,6 +23,7 @@ from fulgurite.agent.engines.vllm.parts import dissect, without_layers
 from fulgurite.agent.engines.vllm.routing import Routing
 from fulgurite.agent.engines.vllm.versions import installed_version
 from fulgurite.agent.exporter import Exporter, GrpcExporter
+from fulgurite.agent.ranks import merge_topologies
 from fulgurite.agent.sampling import Budget, Demand
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
@@ -31,6 +32,7 @@ from fulgurite.wire.channels import LEVELS
 
 _MOST_BYTES = 64 << 20  # of what the layers leave in one step
 _FEWEST_ROWS = 16
+_GATHER_S = 0.02
 
 
 def observe(worker: Any, shield: Shield) -> Observer | None:
@@ -53,6 +55,8 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
     if found is None:
         found = _shape(runner, name)
     exporter = _exporter(settings, worker, name, shield)
+    _gather(exporter)
+    places, place = _ranks(worker)
     exporter.attach(
         found.topology,
         level=settings.level,
@@ -65,8 +69,9 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
         },
     )
     atexit.register(exporter.close)
-    for channel, reason in found.topology.unavailable:
-        shield.say_once(f"{reason}", "%s is not measured: %s", channel, reason)
+    if place == places[0]:  # what the other ranks tell is not missing from the whole
+        for channel, reason in merge_topologies([found.topology]).unavailable:
+            shield.say_once(f"{reason}", "%s is not measured: %s", channel, reason)
     return Observer(
         found,
         exporter=exporter,
@@ -77,6 +82,7 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
         desk=desk,
         measure=measure,
         texts=_texts(settings, runner),
+        ranks=len(places),
     )
 
 
@@ -107,16 +113,31 @@ def _exporter(settings: config.Settings, worker: Any, name: str, shield: Shield)
     exporter = GrpcExporter(
         settings.endpoint, access=settings.access, spool=settings.spool, spool_bytes=settings.spool_bytes
     )
-    if int(worker.vllm_config.parallel_config.tensor_parallel_size) == 1:
+    places, place = _ranks(worker)
+    if len(places) == 1:
         return exporter
-    from vllm.distributed.parallel_state import get_tp_group
-
     from fulgurite.agent.rank_exporters import joined
     from fulgurite.agent.rank_group import RankGroup, _store
 
-    ranks, place = tuple(get_tp_group().ranks), int(get_tp_group().rank)
-    key = f"fulgurite/vllm/{'-'.join(map(str, ranks))}/{name}"
-    return joined(exporter, RankGroup(ranks, place, key, _store()), shield)
+    key = f"fulgurite/vllm/{'-'.join(map(str, places))}/{name}"
+    return joined(exporter, RankGroup(places, place, key, _store()), shield)
+
+
+def _gather(exporter: Exporter) -> None:
+    """Let several steps share a message: the engine's thread runs Python between them, and waits for the
+    sending one."""
+    sender = getattr(exporter, "inner", exporter)
+    if isinstance(sender, GrpcExporter):
+        sender.gather_s = _GATHER_S
+
+
+def _ranks(worker: Any) -> tuple[tuple[int, ...], int]:
+    """Places of the processes that the model is split over by tensor parallelism, and that of this one."""
+    if int(worker.vllm_config.parallel_config.tensor_parallel_size) == 1:
+        return (0,), 0
+    from vllm.distributed.parallel_state import get_tp_group
+
+    return tuple(get_tp_group().ranks), int(get_tp_group().rank)
 
 
 def _rows(runner: Any) -> int:
@@ -163,6 +184,7 @@ def _measured(
         attribution=attribution,
         readout=readout,
         routing=Routing(anatomy.layers, desk, routed) if routed else None,
+        paired=seen.paired,
     )
     measure.install(anatomy.layers)
     return anatomy.without(reasons), measure

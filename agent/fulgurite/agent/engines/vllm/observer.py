@@ -27,6 +27,7 @@ from fulgurite.agent.late import LateBlock
 from fulgurite.agent.sampling import Budget, Demand, level_of_step
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
+from fulgurite.agent.unreduced import Unreduced
 from fulgurite.wire.channels import Level
 from fulgurite.wire.frame import RequestEvent
 
@@ -59,6 +60,7 @@ class Observer:
     measure : None where the layers cannot be measured: then there are pulses alone.
     block_bytes : bytes of one block of each group of key-value caches.
     texts : token texts, None where they are not switched on.
+    ranks : processes that the model is split over, each with a cache of its own and as large.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Observer:
         desk: Desk,
         measure: Measure | None,
         texts: TokenTexts | None = None,
+        ranks: int = 1,
     ) -> None:
         self.anatomy = anatomy
         self.exporter = exporter
@@ -83,6 +86,7 @@ class Observer:
         self.desk = desk
         self.measure = measure
         self.texts = texts
+        self.ranks = ranks
         self.known: dict[str, Known] = {}
         self.figures = Figures()
         self.overhead_ratio = float("nan")
@@ -177,7 +181,8 @@ class Observer:
         self, step: _Open, found: Sampled, blocks: Mapping[str, Sequence[int]], level: Level, requests: int
     ) -> None:
         with torch.inference_mode():
-            host = self._measured(step, found, level)
+            unreduced = self._left(step, found, level)
+            host = self._measured(step, found, level) if unreduced is None else {}
         names = [found.requests[i] for i in found.owner.tolist()]
         known = [self.known[name] for name in names]
         refs = tuple(dict.fromkeys(one.ref for one in known))
@@ -199,6 +204,7 @@ class Observer:
             ended_ns=time.perf_counter_ns() + self._epoch_ns,
             experts=self._experts(found) if level != "pulse" else {},
             adapted=step.rows.adapted[found.owner],
+            unreduced=unreduced,
         )
         texts = self.texts.of(found.token) if self.texts is not None else None
         self.exporter.export(
@@ -218,12 +224,20 @@ class Observer:
             return -1
         return sum(held * size for held, size in zip(blocks, self.block_bytes, strict=True))
 
+    def _left(self, step: _Open, found: Sampled, level: Level) -> Unreduced | None:
+        """The rows as they are, for the sending thread to reduce; None where that is to be done here."""
+        if level == "pulse" or self.measure is None:
+            return None
+        if self.shield.is_out("logits") or self.shield.is_out("reduce") or self.shield.is_out("leave"):
+            return None
+        with self.shield.at("leave"):
+            rows, picked = _picked(step, found)
+            return self.measure.left(rows, picked, found.token, deep=level == "deep")
+        return None
+
     def _measured(self, step: _Open, found: Sampled, level: Level) -> dict[str, Array]:
-        logits = step.logits
-        assert logits is not None
-        rows = _run(found.row)
-        picked = logits[rows] if isinstance(rows, slice) else logits.index_select(0, rows.to(logits.device))
-        tokens = torch.from_numpy(found.token).to(logits.device)
+        rows, picked = _picked(step, found)
+        tokens = torch.from_numpy(found.token).to(picked.device)
         results: dict[str, torch.Tensor] = {}
         if not self.shield.is_out("logits"):
             with self.shield.at("logits"):
@@ -259,7 +273,7 @@ class Observer:
 
     def report(self) -> None:
         """How the engine and we are."""
-        block, told = max(self.block_bytes, default=0), self.figures
+        block, told = self.ranks * max(self.block_bytes, default=0), self.figures
         self.exporter.report(
             overhead_ratio=self.overhead_ratio,
             level=self.demand.level,
@@ -279,6 +293,14 @@ class Observer:
                 100 * (self.budget.limit or 0.0),
                 level,
             )
+
+
+def _picked(step: _Open, found: Sampled) -> tuple[torch.Tensor | slice, torch.Tensor]:
+    """The rows that tokens followed from, and their logits."""
+    logits = step.logits
+    assert logits is not None
+    rows = _run(found.row)
+    return rows, logits[rows] if isinstance(rows, slice) else logits.index_select(0, rows.to(logits.device))
 
 
 def _run(rows: Array) -> torch.Tensor | slice:

@@ -21,10 +21,11 @@ from fulgurite.agent.anatomy import declared
 from fulgurite.agent.engines.flat.seen import Trial
 from fulgurite.agent.engines.flat.taps import candidates, hook
 from fulgurite.agent.engines.vllm.parts import Model
-from fulgurite.agent.wiring import Tap, part_of, wire
+from fulgurite.agent.wiring import LayerWiring, Tap, part_of, wire
 
 Array = np.ndarray[Any, Any]
 _TOKENS = 8
+_END = Tap("block", "out")
 
 
 @torch.inference_mode()
@@ -35,6 +36,7 @@ def run(runner: Any, found: Model) -> Trial:
     seen: list[dict[Tap, Array]] = [{} for _ in anatomy.layers]
     handed: dict[int, Array] = {}
     final: dict[str, Array] = {}
+    ends: dict[int, tuple[Array, Array]] = {}
     handles = []
     try:
         for layer in anatomy.layers:
@@ -42,6 +44,7 @@ def run(runner: Any, found: Model) -> Trial:
                 module = part_of(layer, tap.part)
                 if module is not None:
                     handles.append(hook(module, tap, width, seen=_into(seen[layer.index], tap)))
+            handles.append(hook(layer.block, _END, width, seen=_both(ends, layer.index)))
             if layer.projection is not None:
                 inputs = layer.held_heads * layer.head_dim
                 keep = _into(handed, layer.index)
@@ -60,20 +63,40 @@ def run(runner: Any, found: Model) -> Trial:
         wire(layer, taps, epsilon=epsilon, constants=anatomy.constants + declared(layer.block))
         for layer, taps in zip(anatomy.layers, seen, strict=True)
     )
-    end = seen[-1].get(Tap("block", "out")) if seen else None
+    end = seen[-1].get(_END) if seen else None
     if end is not None:
         final["end"] = end
     out = Tap("projection", "out")
     gave = {i: taps[out] for i, taps in enumerate(seen) if out in taps}
-    return Trial(wiring, handed, gave, final, logits, epsilon)
+    paired = frozenset(i for i, taps in enumerate(seen) if _is_pair(wiring[i], taps, ends.get(i)))
+    return Trial(wiring, handed, gave, final, logits, epsilon, paired)
 
 
 def _into(book: dict[Any, Array], key: Any) -> Any:
     def keep(x: torch.Tensor, y: torch.Tensor | None) -> None:
-        total = x if y is None else x + y
-        book[key] = total.detach().to("cpu", torch.float64).numpy().copy()
+        book[key] = _copied(x if y is None else x + y)
 
     return keep
+
+
+def _both(book: dict[int, tuple[Array, Array]], key: int) -> Any:
+    def keep(x: torch.Tensor, y: torch.Tensor | None) -> None:
+        if y is not None:
+            book[key] = _copied(x), _copied(y)
+
+    return keep
+
+
+def _copied(values: torch.Tensor) -> Array:
+    return values.detach().to("cpu", torch.float64).numpy().copy()
+
+
+def _is_pair(wires: LayerWiring, taps: Mapping[Tap, Array], end: tuple[Array, Array] | None) -> bool:
+    """See `Trial.paired`."""
+    if end is None or wires.order != "sequential" or wires.ffn is None or wires.after_mixer is None:
+        return False
+    wanted = taps[wires.ffn.tap], taps[wires.after_mixer]
+    return all(np.array_equal(a, b) for a, b in zip(end, wanted, strict=True))
 
 
 @contextmanager
