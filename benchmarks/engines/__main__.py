@@ -1,11 +1,14 @@
 """What observing vLLM costs its users, over HTTP: with and without us, interleaved.
 
-Three servers of the same model are up side by side and asked in turn, in changing order: without us, without
-us again (the control: what differs there is noise), and observed at `heads` with a collector that somebody
-watches. Streamed completions of 48 tokens, so many at once.
+Four servers of the same model are up side by side and asked in turn, in changing order: without us, without
+us again (the control: what differs there is noise), without us but with the model runner and the scheduling
+that our plugin chooses, and observed at `heads` with a collector that somebody watches. So what the
+scheduling costs and what the agent costs are told apart. Streamed completions of 48 tokens, so many at once.
+Collector and viewer are processes of their own on the same machine; vLLM's processes wait for one another
+busily.
 
-``python -m benchmarks engines`` runs it in the environment that `make test-engines` builds: about ten
-minutes, on a machine that does nothing else.
+``python -m benchmarks engines`` runs it in the environment that `make test-engines` builds: about a quarter
+of an hour, on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import json
 import statistics
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,8 +32,12 @@ sys.path.insert(0, str(ROOT / "tests" / "engines"))
 from benchmarks.conditions import conditions  # noqa: E402
 from benchmarks.engines import load  # noqa: E402
 from benchmarks.page import table  # noqa: E402
+from fulgurite.cli.address import Address  # noqa: E402
+from fulgurite.cli.client import Collector  # noqa: E402
 
 TOKENS = 48
+ALIKE = "without, scheduled as we need it"
+AS_WE_NEED_IT = ({"VLLM_USE_V2_MODEL_RUNNER": "0"}, ("--no-async-scheduling",))  # as `choosing` sets them
 ABOUT = (__doc__ or "").partition("\n\n``")[0].strip()
 SHAPE = {
     "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 8,
@@ -60,10 +68,11 @@ def quantile(values: list[float], share: float) -> float:
     return round(1e3 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
 
 
-def row(name: str, at_once: int, loads: list[load.Load], base: list[load.Load]) -> dict[str, Any]:
+def row(name: str, at_once: int, found: dict[str, dict[int, list[load.Load]]]) -> dict[str, Any]:
     """Of one variant at one concurrency: the median round, quantiles over all, and how much longer its rounds
-    took than those of `base` beside them.
+    took than those without us beside them, and than those scheduled alike.
     """
+    loads, base, alike = (found[one][at_once] for one in (name, "without", ALIKE))
     first = [v for one in loads for v in one.first_s]
     between = [v for one in loads for v in one.between_s]
     rate = statistics.median(one.requests / one.wall_s for one in loads)
@@ -76,6 +85,7 @@ def row(name: str, at_once: int, loads: list[load.Load], base: list[load.Load]) 
         "between tokens p50 ms": quantile(between, 0.5),
         "between tokens p99 ms": quantile(between, 0.99),
         "rounds longer, median [quartiles]": None if loads is base else longer(base, loads),
+        "than scheduled alike": longer(alike, loads) if name == "heads" else None,
     }
 
 
@@ -94,27 +104,49 @@ def measure(plan: Plan, log: Any) -> dict[str, Any]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fulgurite-engines-")))
         model = tiny_model.make(folder / "model", **plan.shape)
         shared = ("--dtype", "bfloat16", *plan.arguments)
+        collector, port = stack.enter_context(serving.collector(folder))
+        viewer = stack.enter_context(_viewer(serving, folder, port))
+        ours = {"FULGURITE_LEVEL": "heads", "FULGURITE_TOKENS": "off", "FULGURITE_BUDGET": "none",
+                "FULGURITE_ENDPOINT": f"127.0.0.1:{port}"}  # fmt: skip
         urls = {}
-        for name in ("without", "without again"):
-            place = folder / name.replace(" ", "-")
+        for name, (env, more) in {
+            "without": ({}, ()), "without again": ({}, ()), ALIKE: AS_WE_NEED_IT, "heads": (ours, ()),
+        }.items():  # fmt: skip
+            place = folder / name.replace(" ", "-").replace(",", "")
             place.mkdir()
-            urls[name] = stack.enter_context(serving.vllm(place, model, *shared, env={})).url
+            urls[name] = stack.enter_context(serving.vllm(place, model, *shared, *more, env=env)).url
             log(f"the server {name!r} is up")
-        observed = stack.enter_context(
-            serving.stage(folder / "heads", model, *shared, FULGURITE_LEVEL="heads", FULGURITE_TOKENS="off")
-        )
-        urls["heads"] = observed.server.url
-        log("the observed server is up")
+        beside = {"collector": collector, "viewer": viewer}
+        before = {name: _cpu_s(process) for name, process in beside.items()}
         found = rounds(plan, urls, log)
-        account = observed.account()
-    rows = [
-        row(name, at_once, loads, found["without"][at_once])
-        for at_once in plan.at_once
-        for name, loads in ((name, by_level[at_once]) for name, by_level in found.items())
-    ]
+        assert viewer.is_alive, viewer.said
+        spent = {name: _cpu_s(process) - before[name] for name, process in beside.items()}
+        with Collector(Address("127.0.0.1", port)) as line:
+            (replica,) = line.replicas().replicas
+            account = replica.agent
+    rows = [row(name, at_once, found) for at_once in plan.at_once for name in found]
     agent = {"captured": account.captured, "acknowledged": account.acknowledged,
-             "dropped": dict(account.dropped), "share of step time": account.overhead_ratio}  # fmt: skip
+             "dropped": dict(account.dropped), "folded": account.folded,
+             "share of step time": account.overhead_ratio,
+             **{f"{name}: CPU ms per token": round(1e3 * s / max(1, account.captured), 3)
+                for name, s in spent.items()}}  # fmt: skip
     return {"arguments": list(shared), "tokens": TOKENS, "rounds": plan.rounds, "rows": rows, "agent": agent}
+
+
+@contextmanager
+def _viewer(serving: Any, folder: Path, port: int) -> Iterator[Any]:
+    """A process that watches and decodes: in the one that asks it would slow down what is timed there."""
+    command = (sys.executable, "-m", "benchmarks.engines.viewer", str(port))
+    process = serving.Process(folder / "viewer.log", *command, env=serving.surroundings(PYTHONPATH=str(ROOT)))
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+def _cpu_s(process: Any) -> float:
+    """What it and all that it started have used."""
+    return sum(sum(one.cpu_times()[:2]) for one in process.family())
 
 
 def rounds(plan: Plan, urls: dict[str, str], log: Any) -> dict[str, dict[int, list[load.Load]]]:

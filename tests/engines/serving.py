@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -354,3 +354,27 @@ def stage(folder: Path, model: Path, *arguments: str, by_run: bool = False, **en
                 assert "was left out" not in server.process.said, server.process.said
             finally:
                 watcher.stop()
+
+
+@contextmanager
+def stage_or_skip(folder: Path, model: Path, *arguments: str, **env: str) -> Iterator[Stage]:
+    """As `stage`; where the server ends before it is up, and does so without us too, the test is skipped."""
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(stage(folder, model, *arguments, **env))
+        except AssertionError as error:
+            if "it ended" in str(error):
+                _skip_where_it_cannot(folder / "without-us", model, *arguments)
+            raise
+        yield found
+
+
+def _skip_where_it_cannot(folder: Path, model: Path, *arguments: str) -> None:
+    import pytest  # the benchmark uses this module without it
+
+    folder.mkdir()
+    try:
+        with vllm(folder, model, *arguments, env={}):
+            pass
+    except AssertionError as error:
+        pytest.skip(f"vLLM without us does not run with {' '.join(arguments)} here: {str(error)[-300:]}")

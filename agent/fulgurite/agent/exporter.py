@@ -302,19 +302,11 @@ class GrpcExporter:
     spool_bytes : int
         How much may wait there.
 
-    Attributes
-    ----------
-    gather_s : float or None
-        How long the first frame of a batch waits for more, seconds; set it before `attach`. None: the usual
-        4 ms.
-
     Raises
     ------
     ValueError
         For an encoding or a budget that cannot be.
     """
-
-    gather_s: float | None = None
 
     def __init__(
         self,
@@ -509,7 +501,7 @@ class GrpcExporter:
             self._starting.release()
 
     def _make_pump(self, attachment: _Attachment) -> Pump:
-        from fulgurite.agent.pump import GATHER_S, Pump
+        from fulgurite.agent.pump import Pump
 
         return Pump(
             self._endpoint,
@@ -524,7 +516,6 @@ class GrpcExporter:
             limits=self._limits,
             experts=attachment.topology.experts,
             spool=self._make_spool(),
-            gather_s=GATHER_S if self.gather_s is None else self.gather_s,
         )
 
     def _make_spool(self) -> Spool | None:

@@ -53,9 +53,8 @@ logger = logging.getLogger("fulgurite.agent")
 BATCH_FRAMES: Final = 256
 BATCH_BYTES: Final = 1 << 20  # as captured; encoded it is about half
 GATHER_S: Final = 0.004
-FLOWS: Final = 2
-"""Frames that come within so many times of gathering after a batch flow: the sender looks for more by itself,
-for as long."""
+FLOWS_S: Final = 2 * GATHER_S
+"""Frames that come so soon after a batch flow: the sender looks for more by itself, for as long."""
 EVENTS_ALONE_S: Final = 1.0
 EVENTS_ASIDE: Final = 512
 UNCERTAIN: Final = "unacknowledged"
@@ -81,9 +80,6 @@ class Pump:
         Of the attached model.
     spool : Spool, optional
         Where frames wait that memory has no room for.
-    gather_s : float
-        How long the first frame of a batch waits for more. A batch costs by the message more than by the
-        token, here and at the collector.
     """
 
     def __init__(
@@ -101,7 +97,6 @@ class Pump:
         limits: LinkLimits | None = None,
         experts: int = 0,
         spool: Spool | None = None,
-        gather_s: float = GATHER_S,
     ) -> None:
         self.link = Link(ledger, jitter=random, limits=limits)
         self._endpoint, self._access = endpoint, access
@@ -109,7 +104,6 @@ class Pump:
         self._hello, self._account, self._shield = hello, account, shield
         self._outage = Outage(endpoint)
         self.spool = spool
-        self._gather_s = gather_s
         self.folding = Folding(experts)
         self._gauge = ScaleGauge()
         self._scale_due = False
@@ -290,8 +284,8 @@ class Pump:
             return
         if self._ripe_s is None:
             came_s = self._outbox.oldest_s(now_s)
-            self._ripe_s = came_s + self._gather_s
-            self._flows = came_s < self._packed_s + FLOWS * self._gather_s
+            self._ripe_s = came_s + GATHER_S
+            self._flows = came_s < self._packed_s + FLOWS_S
         if waiting < BATCH_FRAMES and now_s < self._ripe_s and not self._hurry:
             self._outbox.wait(self._ripe_s - now_s, frames=BATCH_FRAMES)
             return
@@ -316,8 +310,8 @@ class Pump:
 
     def _await_frames(self, until_s: float, now_s: float) -> None:
         """Sleep until there is something. While frames flow no host's thread pays for waking this one."""
-        if self._flows and now_s < self._packed_s + FLOWS * self._gather_s:
-            self._outbox.wait(min(until_s - now_s, self._gather_s), frames=BATCH_FRAMES)
+        if self._flows and now_s < self._packed_s + FLOWS_S:
+            self._outbox.wait(min(until_s - now_s, GATHER_S), frames=BATCH_FRAMES)
         else:
             self._outbox.wait(until_s - now_s)
 

@@ -32,7 +32,6 @@ from fulgurite.wire.channels import LEVELS
 
 _MOST_BYTES = 64 << 20  # of what the layers leave in one step
 _FEWEST_ROWS = 16
-_GATHER_S = 0.02
 
 
 def observe(worker: Any, shield: Shield) -> Observer | None:
@@ -55,7 +54,6 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
     if found is None:
         found = _shape(runner, name)
     exporter = _exporter(settings, worker, name, shield)
-    _gather(exporter)
     places, place = _ranks(worker)
     exporter.attach(
         found.topology,
@@ -121,14 +119,6 @@ def _exporter(settings: config.Settings, worker: Any, name: str, shield: Shield)
 
     key = f"fulgurite/vllm/{'-'.join(map(str, places))}/{name}"
     return joined(exporter, RankGroup(places, place, key, _store()), shield)
-
-
-def _gather(exporter: Exporter) -> None:
-    """Let several steps share a message: the engine's thread runs Python between them, and waits for the
-    sending one."""
-    sender = getattr(exporter, "inner", exporter)
-    if isinstance(sender, GrpcExporter):
-        sender.gather_s = _GATHER_S
 
 
 def _ranks(worker: Any) -> tuple[tuple[int, ...], int]:
