@@ -94,7 +94,9 @@ def test_everything_that_was_due_is_stored_once_and_in_order() -> None:
 def test_a_stream_lasts_while_pings_are_answered_between_batches() -> None:
     async def go() -> None:
         settings = Settings(listen=LOOPBACK)
-        account, _ = await _loaded(settings, replicas=1, seconds=PING_EVERY_S + 1.0, batch_tokens=2)
+        account, _ = await _loaded(
+            settings, replicas=1, seconds=PING_EVERY_S + 1.0, batch_tokens=2, tokens_per_s=100.0
+        )
         assert account.acknowledged == account.offered
         assert account.reconnects == 0
 

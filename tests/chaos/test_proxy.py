@@ -112,7 +112,7 @@ def test_nobody_behind_it_is_told_as_it_would_be_without_it() -> None:
         port = listener.getsockname()[1]
     with (
         Proxy(port) as proxy,
+        pytest.raises(ConnectionResetError),  # of the connection, or already of connecting
         socket.create_connection(("127.0.0.1", proxy.port), timeout=10.0) as client,
-        pytest.raises(ConnectionResetError),
     ):
         client.recv(1)

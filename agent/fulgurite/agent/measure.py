@@ -164,7 +164,7 @@ class Measure:
         if kept[0].nbytes * len(kept) >= _LEAST_HELD:
             held: list[Part] = [[_held(tensor) for tensor in part] for part in parts]
         else:
-            held = [_numbers(reduce.together(part)) for part in parts]
+            held = [reduce.numbers(reduce.together(part)) for part in parts]
         unreduced.kept, unreduced.grams = tuple(held), grams
 
     def _layers(
@@ -262,16 +262,8 @@ class Measure:
 
 def _held(rows: torch.Tensor) -> Array:
     """As numbers (n, V) in the same memory."""
-    found = _numbers(rows)
+    found = reduce.numbers(rows)
     return found if found.ndim == 2 else found.reshape(-1, found.shape[-1])
-
-
-def _numbers(tensor: torch.Tensor) -> Array:
-    """In the same memory; numpy knows no bfloat16, whose bits are told as int16 (`unreduced.widened`)."""
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    found: Array = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return found
 
 
 def _by_layer(kept: list[torch.Tensor], layout: reduce.Plan) -> dict[int, torch.Tensor]:

@@ -354,6 +354,15 @@ def together(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return stacked.flatten(1, -2)
 
 
+def numbers(tensor: torch.Tensor) -> Array:
+    """Those of a tensor in host memory, in the same memory; numpy knows no bfloat16, whose bits are told as
+    int16 (`unreduced.widened`)."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    found: Array = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return found
+
+
 def _pick(stacked: torch.Tensor, slots: slice | Array) -> torch.Tensor:
     if isinstance(slots, slice):
         return stacked[slots]

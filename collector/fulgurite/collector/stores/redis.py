@@ -359,10 +359,14 @@ class RedisStore:
         options = ["COUNT", limit] + (["BLOCK", max(1, int(wait_s * 1000))] if wait_s > 0 else [])
         command = ("XREAD", *options, "STREAMS", *keys, after.frames.text, after.events.text)
         if wait_s > 0:
+            task = asyncio.current_task()
+            before = 0 if task is None else task.cancelling()
             client = await self._servers.blocking_of(keys[0])
             # No `wait_for`: it loses a cancellation that meets an answer, and a reader would go on for ever.
             async with asyncio.timeout(wait_s + ANSWER_TIMEOUT_S):
                 reply = await client.execute_command(*command)
+            if task is not None and task.cancelling() > before:  # redis-py uses it where it asks sentinels
+                raise asyncio.CancelledError
         else:
             reply = await (await self._of(key)).execute_command(*command)
         streams = _streams(reply)

@@ -86,12 +86,6 @@ def _planned(
     return [stream, *(buffer for buffer, _ in heads)], stream, planes, heads
 
 
-def _numbers(tensor: torch.Tensor) -> Array:
-    """In the same memory; numpy knows no bfloat16, whose bits are told as int16 (`unreduced.widened`)."""
-    found: Array = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return found
-
-
 def _run(slots: list[int]) -> slice | list[int]:
     """As a slice, where they follow on one another."""
     is_run = slots == list(range(slots[0], slots[0] + len(slots)))
@@ -190,9 +184,9 @@ class Measure:
             return None
         kept = [buffer[:, rows].clone() for buffer in self._buffers]  # the next step writes into them
         self._sum(kept[0])
-        parts: tuple[Any, ...] = tuple(map(_numbers, kept))
+        parts: tuple[Any, ...] = tuple(map(reduce.numbers, kept))
         found = Unreduced(
-            _numbers(logits), tokens.astype(np.int32), full=True, kept=parts, grams=self._host_grams
+            reduce.numbers(logits), tokens.astype(np.int32), full=True, kept=parts, grams=self._host_grams
         )
         waiting.append(weakref.ref(found))
         return found
