@@ -29,8 +29,8 @@ measures the agent on a Llama of more than 100 M parameters beside its peers, an
 (planned for less than half an hour on a machine that does nothing else). `make bench-pipeline` measures
 the way from an agent to a viewer (a quarter of an hour, on a machine that does nothing else);
 `ARGS="--only latency"` measures one part of it again. `make bench ARGS=engines` measures vLLM over HTTP
-with and without us (a quarter of an hour, in the environment of `make test-engines`). `--quick` makes any of them
-short; such figures go to `benchmarks/out/` and are not kept.
+with and without us (a quarter of an hour, in the environment of `make test-engines`). `--quick` makes any
+of them short; such figures go to `benchmarks/out/` and are not kept.
 """
 
 
