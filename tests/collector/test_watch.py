@@ -123,9 +123,9 @@ async def test_the_past_is_told_before_caught_up_and_only_as_far_back_as_asked()
         agent = await Agent(collector.address).hello()
         await writes(agent, 2)
         await until(lambda: _marked(store, 8))
-        await until(lambda: _marked(store, 8, seconds=0.6))
+        await until(lambda: _marked(store, 8, seconds=3.1))
         await writes(agent, 2, first=9)
-        viewer = Viewer(collector.address, history_s=0.5)
+        viewer = Viewer(collector.address, history_s=3.0)
         await viewer.caught_up()
         assert viewer.spans == [(9, 12), (13, 16)]
         assert viewer.of("gap") == []
@@ -153,8 +153,9 @@ async def test_behind_an_entry_is_what_comes_after_it() -> None:
 @asynchronous
 async def test_events_come_with_the_stream_and_exactly_once() -> None:
     async with collecting() as collector:
-        live = Viewer(collector.address)
         agent = await Agent(collector.address).hello()
+        live = Viewer(collector.address)
+        await live.caught_up()
         await writes(agent, 1)
         await agent.send(5, 0, events=(RequestEvent(request_id="r", kind="finished", time_ns=1),))
         await writes(agent, 1, first=5)
@@ -226,8 +227,9 @@ async def test_selectors_say_which(selectors: tuple[str, ...], expected: set[str
 @asynchronous
 async def test_what_the_agent_dropped_is_a_gap_live_and_in_the_past() -> None:
     async with collecting() as collector:
-        live = Viewer(collector.address)
         agent = await Agent(collector.address).hello()
+        live = Viewer(collector.address)
+        await live.caught_up()
         await agent.send(11)  # ten frames were dropped before there was a collector
         await agent.send(21)
         await agent.acknowledged(24)

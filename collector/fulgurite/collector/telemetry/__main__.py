@@ -9,9 +9,12 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 log = logging.getLogger("fulgurite.telemetry")
+
+NICENESS: Final = 10
+"""Where a machine is short of cores, agents, collectors and viewers come before pipelines that can wait."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,6 +71,7 @@ async def _run(url: str, settings: object) -> int:
     from fulgurite.collector.telemetry.service import Telemetry
 
     assert isinstance(settings, TelemetrySettings)
+    os.nice(NICENESS)
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
