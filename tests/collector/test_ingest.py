@@ -381,17 +381,23 @@ async def test_the_same_process_that_comes_again_replaces_its_old_stream_quietly
             await agent.hang_up()
 
 
+async def _opened(stack: AsyncExitStack, server: Any, **settings: Any) -> Any:
+    """A store on a server, closed by `stack`."""
+    from fulgurite.collector.stores.redis import RedisStore
+
+    store = RedisStore(server.url, **settings)
+    stack.push_async_callback(store.close)
+    await store.open()
+    return store
+
+
 @asynchronous
 async def test_while_the_store_is_away_nothing_is_acknowledged_and_then_everything_is(
     store_server: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from fulgurite.collector.stores.redis import RedisStore
-
     caplog.set_level(logging.WARNING, "fulgurite")
     async with store_server() as server, AsyncExitStack() as stack:
-        store = RedisStore(server.url, durability="always", label="the server of the test")
-        stack.push_async_callback(store.close)
-        await store.open()
+        store = await _opened(stack, server, durability="always", label="the server of the test")
         collector = await stack.enter_async_context(collecting(store))
         agent = await Agent(collector.address).hello()
         await agent.send(1)
@@ -420,12 +426,9 @@ async def test_a_collector_that_ends_does_not_take_its_own_end_for_an_outage(
     store_server: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What the store has not taken by the end is cut off before the store is let go of, and comes again."""
-    from fulgurite.collector.stores.redis import RedisStore
-
     caplog.set_level(logging.WARNING, "fulgurite")
     async with store_server() as server, AsyncExitStack() as stack:
-        store = RedisStore(server.url)
-        await store.open()
+        store = await _opened(stack, server)
         collector = await stack.enter_async_context(collecting(store, drain_s=0.05))
         agent = await Agent(collector.address).hello()
         await agent.send(1)
@@ -437,7 +440,6 @@ async def test_a_collector_that_ends_does_not_take_its_own_end_for_an_outage(
         await until(lambda: intake.link._seen > 4)
         await stack.aclose()
         assert not collector._agents._running
-        await store.close()
         await until(
             lambda: not [task for task in asyncio.all_tasks() if task.get_name().startswith("intake")]
         )
@@ -449,12 +451,9 @@ async def test_a_collector_that_ends_does_not_take_its_own_end_for_an_outage(
 async def test_an_agent_that_was_about_to_be_let_in_is_not_when_the_collector_ends(
     store_server: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from fulgurite.collector.stores.redis import RedisStore
-
     caplog.set_level(logging.WARNING, "fulgurite")
     async with store_server() as server, AsyncExitStack() as stack:
-        store = RedisStore(server.url)
-        await store.open()
+        store = await _opened(stack, server)
         collector = await stack.enter_async_context(collecting(store))
         agent = Agent(collector.address)
         server.stop()
@@ -468,20 +467,15 @@ async def test_an_agent_that_was_about_to_be_let_in_is_not_when_the_collector_en
             assert (refusal.reason, refusal.final) == ("this collector is about to end", False)
         await ending
         assert not collector._agents._running
-        await store.close()
         assert [line for line in caplog.messages if "away" in line] == []
         await agent.hang_up()
 
 
 @asynchronous
 async def test_while_the_store_is_away_no_more_than_the_bound_is_held(store_server: Serve) -> None:
-    from fulgurite.collector.stores.redis import RedisStore
-
     padding, batches = 30_000, 200
     async with store_server() as server, AsyncExitStack() as stack:
-        store = RedisStore(server.url, durability="always")
-        stack.push_async_callback(store.close)
-        await store.open()
+        store = await _opened(stack, server, durability="always")
         collector = await stack.enter_async_context(collecting(store, held_bytes=1 << 20))
         agent = await Agent(collector.address).hello()
         await agent.send(1, 1)

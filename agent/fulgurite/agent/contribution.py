@@ -25,7 +25,14 @@ from torch import nn
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.readout import Readout
 from fulgurite.agent.reduce import Plan
-from fulgurite.agent.weights import Unreadable, effective_bias, effective_weight, is_quantised, tensor_of
+from fulgurite.agent.weights import (
+    Unreadable,
+    effective_bias,
+    effective_weight,
+    is_quantised,
+    is_transposed,
+    tensor_of,
+)
 from fulgurite.agent.wiring import LayerWiring
 
 Array = np.ndarray[Any, Any]
@@ -137,7 +144,7 @@ class Attribution:
                 return None
             if weight is None or weight.dim() != 2:
                 return None
-            found[layer.index] = weight.T if isinstance(getattr(projection, "nf", None), int) else weight
+            found[layer.index] = weight.T if is_transposed(projection) else weight
         return found
 
     @torch.no_grad()

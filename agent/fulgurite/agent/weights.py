@@ -125,7 +125,7 @@ def _of_leaf(projection: nn.Module) -> torch.Tensor:
         return _by_function(projection)
     if weight.dim() != 2 or weight.untyped_storage().size() == 0:
         raise Unreadable("its weights are not in this process between passes")
-    matrix = weight.T if isinstance(getattr(projection, "nf", None), int) else weight
+    matrix = weight.T if is_transposed(projection) else weight
     declared = getattr(projection, "in_features", None)
     if held is None and isinstance(declared, int) and matrix.shape[1] != declared:
         raise Unreadable("its weights are not of the size that it declares: they may be split")
@@ -141,8 +141,7 @@ def _of_adapter(projection: nn.Module) -> torch.Tensor:
         found = effective_weight(base)
         for name in _added_adapters(projection):
             delta = projection.get_delta_weight(name).detach().float()  # type: ignore[operator]
-            is_transposed = isinstance(getattr(_innermost(base), "nf", None), int)
-            found = found + (delta.T if is_transposed else delta).to(found.device)
+            found = found + (delta.T if is_transposed(_innermost(base)) else delta).to(found.device)
         if _is_confirmed(projection, found):
             return found
     return _by_function(projection)
@@ -226,39 +225,47 @@ def columns_of(projection: nn.Module) -> tuple[int, int] | None:
     Unreadable
         Where the weights are split in another way.
     """
-    weight: Any = getattr(projection, "weight", None)
-    if not isinstance(weight, torch.Tensor) or not is_distributed(weight):
+    split = _splits(projection)
+    if split == ():
         return None
-    split = [(axis, p.dim) for axis, p in enumerate(weight.placements) if hasattr(p, "dim")]  # type: ignore[attr-defined]
-    whole = all(p.is_shard() or p.is_replicate() for p in weight.placements)  # type: ignore[attr-defined]
-    if not split and whole:
-        return None
-    inputs = 0 if isinstance(getattr(projection, "nf", None), int) else 1
-    if not whole or len(split) != 1 or split[0][1] % 2 != inputs:
+    inputs = 0 if is_transposed(projection) else 1
+    if split is None or len(split) != 1 or split[0][1] != inputs:
         raise Unreadable("its weights are split over several processes, and not by heads")
-    mesh: Any = weight.device_mesh  # type: ignore[attr-defined]
-    axis, width = split[0][0], int(weight.shape[inputs])
-    share = -(-width // mesh.size(axis))
-    first = min(width, share * mesh.get_local_rank(axis))
-    return first, min(width, first + share) - first
+    return _share(projection.weight, *split[0])
 
 
 def rows_of(projection: nn.Module) -> tuple[int, int] | None:
     """(first, count) of the outputs whose rows this process holds, where others hold the rest; else None."""
+    split = _splits(projection)
+    return (
+        _share(projection.weight, *split[0]) if split is not None and [d for _, d in split] == [0] else None
+    )
+
+
+def is_transposed(projection: nn.Module) -> bool:
+    """Whether its weights have inputs first, as transformers' `Conv1D` has them."""
+    return isinstance(getattr(projection, "nf", None), int)
+
+
+def _splits(projection: nn.Module) -> tuple[tuple[int, int], ...] | None:
+    """(axis of the mesh, axis of the weights) of each way in which they are split over processes; None where
+    they are in parts that no process can read alone.
+    """
     weight: Any = getattr(projection, "weight", None)
     if not isinstance(weight, torch.Tensor) or not is_distributed(weight):
+        return ()
+    placements: Any = weight.placements  # type: ignore[attr-defined]
+    if not all(one.is_shard() or one.is_replicate() for one in placements):
         return None
-    placed: Any = weight.placements  # type: ignore[attr-defined]
-    split = [axis for axis, one in enumerate(placed) if one.is_shard()]
-    if len(split) != 1 or placed[split[0]].dim % 2 != 0:
-        return None
-    if not all(one.is_shard() or one.is_replicate() for one in placed):
-        return None
-    mesh: Any = weight.device_mesh  # type: ignore[attr-defined]
-    height = int(weight.shape[0])
-    share = -(-height // mesh.size(split[0]))
-    first = min(height, share * mesh.get_local_rank(split[0]))
-    return first, min(height, first + share) - first
+    return tuple((axis, one.dim % weight.dim()) for axis, one in enumerate(placements) if one.is_shard())
+
+
+def _share(weight: Any, axis: int, dim: int) -> tuple[int, int]:
+    """(first, count) of the slices along `dim` that are here: as torch shares them out."""
+    size = int(weight.shape[dim])
+    share = -(-size // weight.device_mesh.size(axis))
+    first = min(size, share * weight.device_mesh.get_local_rank(axis))
+    return first, min(size, first + share) - first
 
 
 def identity_of(projection: nn.Module) -> tuple[object, ...]:
