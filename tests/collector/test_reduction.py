@@ -69,6 +69,20 @@ def test_other_channels_are_left_out_and_other_layers_are_not_measured(schema: f
     np.testing.assert_array_equal(block.columns["position"], whole.columns["position"])
 
 
+def test_what_was_written_once_for_all_frames_is_cut_like_the_rest() -> None:
+    block = block_of(6, kv_tokens=np.full((6, 2), 7, np.int32), ffn_write=np.full((6, 2), 0.5, np.float32))
+    sent = FrameBatch(epoch_ms=5, first_sequence=1, blocks=(block,))
+    data = encode_batch(sent, SCHEMA).SerializeToString()
+    for layers in (frozenset[int](), frozenset({1})):
+        for frames_per_s, left in ((0.0, 6), (50.0, 3)):
+            cut, left_out = Reducer(Wanted(frames_per_s=frames_per_s, layers=layers)).reduce(data, SCHEMA)
+            (kept,) = decode_batch(cut, SCHEMA).blocks
+            assert (len(kept), left_out) == (left, 6 - left)
+            hidden = (-1, np.nan) if layers else (7, 0.5)
+            for name, wanted, first in (("kv_tokens", 7, hidden[0]), ("ffn_write", 0.5, hidden[1])):
+                np.testing.assert_array_equal(kept.columns[name], np.tile([first, wanted], (left, 1)))
+
+
 def test_of_each_interval_the_newest_frame_is_left() -> None:
     reducer = Reducer(Wanted(frames_per_s=50.0))
     data = encode_batch(mixed(SCHEMA), SCHEMA).SerializeToString()

@@ -14,6 +14,7 @@ import numpy as np
 
 from fulgurite.v1 import frame_pb2
 from fulgurite.wire.channels import BY_NAME
+from fulgurite.wire.codec import once_if_same
 
 ALWAYS: Final = frozenset(
     {"request_index", "sequence", "position", "token_id", "phase", "level", "step", "parent_row",
@@ -155,11 +156,17 @@ class Reducer:
 
     def _cut(self, data: bytes, count: int, spec: frame_pb2.ColumnSpec, rows: Bytes | None) -> bytes:
         """Some rows of a column, and what is not wanted of its layers as if it had not been measured."""
-        table: Bytes = np.frombuffer(data, np.uint8).reshape(count, -1)
+        channel = BY_NAME.get(spec.name)
+        masked = self.wanted.layers and channel is not None and channel.dims[:1] == ("L",)
+        is_once = len(data) == len(_FILLS[spec.encoding])  # the same in all frames
+        if is_once and not masked:
+            return data
+        table: Bytes = np.frombuffer(data, np.uint8).reshape(1 if is_once else count, -1)
+        if is_once:
+            table = np.tile(table, (count, 1))
         if rows is not None:
             table = table[rows]
-        channel = BY_NAME.get(spec.name)
-        if self.wanted.layers and channel is not None and channel.dims[:1] == ("L",):
+        if masked:
             table = _masked(table, spec, self.wanted.layers)
         return table.tobytes()
 
@@ -176,7 +183,8 @@ def _masked(table: Bytes, spec: frame_pb2.ColumnSpec, layers: frozenset[int]) ->
 
 
 def _numbers(block: frame_pb2.Block, place: int, dtype: str) -> Bytes:
-    return np.frombuffer(block.column_data[place], dtype)
+    """A column of one number per frame."""
+    return np.broadcast_to(np.frombuffer(block.column_data[place], dtype), block.count)
 
 
 def _renumber(batch: frame_pb2.Batch, blocks: list[frame_pb2.Block], schema: frame_pb2.Schema) -> None:
@@ -186,7 +194,8 @@ def _renumber(batch: frame_pb2.Batch, blocks: list[frame_pb2.Block], schema: fra
     used = np.unique(np.concatenate(columns)) if columns else np.zeros(0, np.int64)
     requests = [batch.requests[i] for i in used.tolist()]
     for block, place, column in zip(blocks, places, columns, strict=True):
-        block.column_data[place] = np.searchsorted(used, column).astype("<u2").tobytes()
+        numbers = np.searchsorted(used, column).astype("<u2")
+        block.column_data[place] = once_if_same(numbers.tobytes(), numbers.itemsize, block.count)
     copies = [frame_pb2.RequestRef.FromString(request.SerializeToString()) for request in requests]
     del batch.requests[:]
     batch.requests.extend(copies)

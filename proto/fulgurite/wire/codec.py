@@ -16,8 +16,10 @@ encodings:
     - 1 = 2.77 % relative; what is below `low` decodes as 0 or `low` and is off by less than 1e-6 * high.
     Infinite and negative values are not norms or masses and are written as NaN.
 
-Two savings: consecutive blocks with the same channels become one, and a column whose items are all equal
-within each frame (the KV length of every layer) is written as one item per frame.
+Three savings: consecutive blocks with the same channels become one; a column whose items are all equal within
+each frame (the KV length of every layer) is written as one item per frame; and one that is the same in every
+frame of the block (phase, level, what is not switched on) as a single item. When and where a frame was is
+always written per frame, so that few bytes cannot stand for very many frames.
 
 Decoding never trusts a peer: every count, index, size and shape is checked against the bytes that came and
 against the caps below *before* anything is built from it, and what is repeated per frame stays a view.
@@ -85,6 +87,7 @@ _REQUIRED: Final = (
     "started_ns",
     "ended_ns",
 )
+_PER_FRAME: Final = frozenset({"position", "step", "started_ns", "ended_ns"})
 _DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "f4": np.dtype("<f4"),
     "f2": np.dtype("<f2"),
@@ -305,7 +308,9 @@ class Codec:
             else:
                 items = _to_dtype(values, column)
             indexes.append(index)
-            data.append(_bytes_of(items, column.items))
+            written = _bytes_of(items, column.items)
+            each = column.name in _PER_FRAME
+            data.append(written if each else once_if_same(written, items.dtype.itemsize, count))
         message.column_index.extend(indexes)
         message.column_data.extend(data)
         message.log8_low.extend(lows)
@@ -362,7 +367,8 @@ class Codec:
 
     def _check_column(self, column: _Column, data: bytes, count: int, requests: int) -> None:
         size = column.dtype.itemsize
-        if len(data) not in (count * column.items * size, count * size):
+        once = count if column.name in _PER_FRAME else 1
+        if len(data) not in (count * column.items * size, count * size, once * size):
             _refuse(
                 f"{column.name[:40]}: {len(data)} bytes for {count} frames of {column.items} x {size} bytes"
             )
@@ -603,6 +609,12 @@ def _bytes_of(items: Array, per_frame: int) -> bytes:
     return items.tobytes()
 
 
+def once_if_same(data: bytes, size: int, count: int) -> bytes:
+    """The bytes of a column, or its single item of `size` bytes where all of `count` frames have the same."""
+    once = data[:size]
+    return once if len(data) == count * size and data == once * count else data
+
+
 def _from_bytes(data: bytes, column: _Column, low: float, high: float) -> Array:
     items = np.frombuffer(data, column.dtype)
     if column.encoding == "log8":
@@ -625,11 +637,11 @@ def log8_table(low: float, high: float) -> NDArray[np.float32]:
 
 
 def _spread(values: Array, count: int, column: _Column) -> Array:
-    """Items in the shape of the channel: (n, *shape). What was written once per frame is a repeating view."""
+    """Items in the shape of the channel: (n, *shape). What was written once, or once per frame, is a view."""
     if values.size == count * column.items:
         shaped = values.reshape(count, *column.shape)
     else:
-        once = values.reshape(count, *(1 for _ in column.shape))
+        once = values.reshape(values.size, *(1 for _ in column.shape))  # of each frame, or of all
         shaped = np.broadcast_to(once, (count, *column.shape))
     shaped.flags.writeable = False
     return shaped
