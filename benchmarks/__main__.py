@@ -13,7 +13,7 @@ from benchmarks import page
 from benchmarks.conditions import conditions
 
 DEFAULT = ("wire", "decode", "latency")
-NAMES = (*DEFAULT, "otlp", "overhead", "sweep", "pipeline", "webpage", "viewer", "engines")
+NAMES = (*DEFAULT, "otlp", "overhead", "sweep", "instructions", "pipeline", "webpage", "viewer", "engines")
 OUT = Path(__file__).parent / "out"
 
 LENGTHS_S = {"wire": (2, 4), "otlp": (2, 5)}  # quick, and to be kept
@@ -31,6 +31,10 @@ def measure(name: str, *, quick: bool, model: str | None, out: Path, only: Seque
         from benchmarks.overhead.run import overhead, sweep
 
         found = sweep(quick=quick, out=out) if name == "sweep" else overhead(quick=quick)
+    elif name == "instructions":
+        from benchmarks.overhead.instructions import instructions
+
+        found = instructions(quick=quick)
     elif name == "pipeline":
         from benchmarks.pipeline.run import pipeline
 

@@ -25,8 +25,9 @@ it.
 - Frames go to a real collector process with its embedded server *on the same machine*, which competes for it.
 
 `make bench` runs `wire`, `decode` and `latency` (some minutes). `make bench ARGS="overhead sweep"`
-measures the agent on a Llama of more than 100 M parameters beside its peers, and its cost along four axes
-(planned for less than half an hour on a machine that does nothing else). `make bench-pipeline` measures
+measures the agent on a Llama of more than 100 M parameters beside its peers, and its cost along five axes
+(planned for less than half an hour on a machine that does nothing else); `ARGS=instructions` counts the
+agent's instructions under valgrind (some minutes, on any machine). `make bench-pipeline` measures
 the way from an agent to a viewer (a quarter of an hour, on a machine that does nothing else);
 `ARGS="--only latency"` measures one part of it again. `make bench ARGS=engines` measures vLLM over HTTP
 with and without us (a quarter of an hour, in the environment of `make test-engines`). `--quick` makes any

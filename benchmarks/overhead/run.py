@@ -1,4 +1,4 @@
-"""The two runs: every variant at batch 1, 8 and 32 in two dtypes; and the agent's cost along four axes."""
+"""The two runs: every variant at batch 1, 8 and 32 in two dtypes; and the agent's cost along five axes."""
 
 from __future__ import annotations
 
@@ -181,6 +181,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "heads": (4, 8, 16, 32),
     "context": (64, 256, 1024),
     "batch": (1, 4, 16, 64),
+    "vocabulary": (8_000, 32_000, 128_256),
 }
 SWEPT = Shape(layers=8, width=512, heads=8, kv_heads=4, ffn=1024, vocabulary=8000)
 SWEPT_VARIANTS = ("off", "off again", *OF_THE_AGENT)
@@ -203,7 +204,7 @@ def sweep(*, quick: bool, out: Path) -> dict[str, Any]:
 
 
 SWEEP_ABOUT = """\
-What the agent adds to a token step along four axes, float32, one torch thread, from the first token to the
+What the agent adds to a token step along five axes, float32, one torch thread, from the first token to the
 last. `own_us`: CPU time of the generating thread in the agent's own code, measured where it runs (the mean of
 32 steps). The others are medians of paired differences to `off`, with 95 % bootstrap intervals, in
 microseconds of wall time and of CPU time of the generating thread.
@@ -219,7 +220,7 @@ def _point(endpoint: str, axis: str, value: int, *, rounds: int) -> list[Row]:
     elif axis == "heads":
         shape = replace(shape, heads=value, kv_heads=value // 2)
     else:
-        shape = replace(shape, layers=value)
+        shape = replace(shape, **{axis: value})
     asked = {"rows": batch, "length": length}
     with TemporaryDirectory() as folder:
         build(shape, Path(folder))

@@ -72,6 +72,36 @@ def own(variant: Variant, *, rows: int, length: int, tokens: int) -> dict[str, A
     return {"own_us": round(fmean(steps_us), 1), "own_us_median": round(median(steps_us), 1)}
 
 
+def instructions(variant: Variant, *, rows: int, length: int, tokens: int) -> dict[str, Any]:
+    """Have valgrind, which runs this process, count from the first token to the last."""
+    import torch
+
+    from benchmarks.overhead.instructions import Callgrind
+
+    callgrind, inputs = Callgrind(), prompt(rows, length)
+    with torch.inference_mode(), variant() as generate:
+        generate(inputs, WARM_TOKENS, StepClock())
+        generate(inputs, tokens, _Counted(callgrind, tokens))
+    return {}
+
+
+class _Counted(StepClock):
+    """Begins to count at the first token and ends at the last."""
+
+    def __init__(self, callgrind: Any, tokens: int) -> None:
+        super().__init__()
+        self._callgrind, self._tokens, self._left = callgrind, tokens, tokens
+
+    def __call__(self, input_ids: Any, _scores: Any, **options: Any) -> Any:
+        if self._left == 1:
+            self._callgrind.end()
+        done = super().__call__(input_ids, _scores, **options)
+        self._left -= 1
+        if self._left == self._tokens - 1:
+            self._callgrind.begin()
+        return done
+
+
 class _Noting(StepClock):
     """Also reads something at each token."""
 
@@ -90,7 +120,9 @@ class _Noting(StepClock):
         return [after - before for before, after in pairwise(self._found)]
 
 
-ACTS: dict[str, Callable[..., dict[str, Any]]] = {"measure": measure, "count": count, "own": own}
+ACTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "measure": measure, "count": count, "own": own, "instructions": instructions,
+}  # fmt: skip
 
 
 def _variants(folder: Path, dtype: str, endpoint: str, peer: str) -> dict[str, Variant]:

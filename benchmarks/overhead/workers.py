@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
@@ -25,12 +26,13 @@ class Worker:
     ----------
     python : the interpreter of its environment.
     arguments : folder, dtype, endpoint, peer; ``-`` for none.
+    under : a program, with its own arguments, that runs it.
     """
 
-    def __init__(self, python: Path, *arguments: str) -> None:
+    def __init__(self, python: Path, *arguments: str, under: Sequence[str] = ()) -> None:
         self._said = TemporaryFile()  # noqa: SIM115 - closed with the worker
         self._process = subprocess.Popen(
-            [str(python), "-m", "benchmarks.overhead.worker", *arguments],
+            [*under, str(python), "-m", "benchmarks.overhead.worker", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -41,7 +43,7 @@ class Worker:
         self.variants: list[str] = self._answer()
 
     def ask(self, act: str, variant: str, **options: int) -> dict[str, Any]:
-        """``measure`` or ``count`` one variant.
+        """``measure``, ``count`` and so on: one of the acts of the worker, with one variant.
 
         Raises
         ------

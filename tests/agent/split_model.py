@@ -29,6 +29,7 @@ CASES = (
     ("whole ends", "deep", "joined"),
     ("auto", "deep", "joined"),
     ("routed", "deep", "joined"),
+    ("hooked", "deep", "joined"),
     ("auto", "heads", "leaving"),
     ("auto", "deep", "leaving"),
     ("auto", "heads", "alone"),
@@ -39,7 +40,8 @@ WHOLE_ENDS = {"lm_head": "replicate", "model.embed_tokens": "replicate"}
 
 def load(folder: Path, way: str) -> Any:
     """The saved model: split as its own plan says, with whole embeddings, or by torch's own hand. `routed` is
-    the one of experts, split as its own plan says."""
+    the one of experts, split as its own plan says; `hooked` has a projection under a hook of accelerate."""
+    import accelerate
     import transformers
     from transformers.distributed import DistributedConfig
 
@@ -51,6 +53,10 @@ def load(folder: Path, way: str) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(saved, **options).eval()
     if way == "sharded":
         _split_outputs(model)
+    if way == "hooked":
+        accelerate.hooks.add_hook_to_module(
+            model.model.layers[1].self_attn.o_proj, accelerate.hooks.ModelHook()
+        )
     return model
 
 

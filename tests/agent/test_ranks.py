@@ -20,6 +20,7 @@ from tests.reference import gate  # noqa: E402
 from tests.reference.families import build  # noqa: E402
 
 from fulgurite.agent import InMemoryExporter, instrument  # noqa: E402
+from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS  # noqa: E402
 from fulgurite.agent.ranks import merge, merge_topologies  # noqa: E402
 from fulgurite.wire.frame import Frame  # noqa: E402
 
@@ -212,6 +213,20 @@ def test_experts_of_a_split_model_are_those_of_one_process(ranks: Ranks) -> None
     assert_same(frames[8:], wanted, names)
     assert set(dict(first["topology"].unavailable)) == {"neuron_ids", "neuron_values"}
     assert first["stats"].errors == second["stats"].errors == {}
+
+
+def test_contributions_that_a_projection_forbids_are_told_to_be_missing_and_the_lens_is_there(
+    ranks: Ranks,
+) -> None:
+    first, second = ranks["hooked", "deep", "joined"]
+    wanted, out = in_one_process("deep")
+    assert first["observed"] == second["observed"] == [out, out]
+    frames = [frame for block in first["blocks"] for frame in block.frames()]
+    assert_same(frames[:8], wanted, channels_of(wanted) - {"step", *CONTRIBUTIONS})
+    assert all(getattr(frame, name) is None for frame in frames for name in CONTRIBUTIONS)
+    reasons = dict(first["topology"].unavailable)
+    assert set(reasons) == set(CONTRIBUTIONS)
+    assert all("the output projection in layer 1 are offloaded" in why for why in reasons.values())
 
 
 def test_heads_of_a_rank_that_left_are_missing_and_that_is_said(ranks: Ranks) -> None:

@@ -20,7 +20,7 @@ from fulgurite.agent.contribution import Attribution
 from fulgurite.agent.rank_rows import RowShare
 from fulgurite.agent.readout import Readout
 from fulgurite.agent.shield import Shield
-from fulgurite.agent.weights import version_of
+from fulgurite.agent.weights import Unreadable, version_of
 
 Array = np.ndarray[Any, Any]
 Exchange = Callable[[int, RowShare, int], RowShare | None]  # step, own rows, vocabulary
@@ -56,7 +56,7 @@ class Awaited:
         exchange: Exchange,
         shield: Shield,
     ) -> None:
-        matrices = attribution.matrices() if attribution is not None else None
+        matrices = _matrices(attribution)
         self._attribution = attribution = attribution if matrices is not None else None
         self._matrices = matrices or {}
         self._versions = self._written()
@@ -122,3 +122,13 @@ class Awaited:
             np.array([readout.bias_total]),
             readout.weight.shape[0],
         )
+
+
+def _matrices(attribution: Attribution | None) -> dict[int, torch.Tensor] | None:
+    """None where contributions are not told, or can no longer be: the wiring is then soon found anew."""
+    if attribution is None:
+        return None
+    try:
+        return attribution.matrices()
+    except Unreadable:
+        return None

@@ -39,10 +39,7 @@ from fulgurite.agent.shelf import EVERY, NOBODY, ROWS, Place, Shelf
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
 from fulgurite.agent.unmeasured import unmeasured
-from fulgurite.agent.weights import (
-    Watched,
-    identity_of,
-)
+from fulgurite.agent.weights import Unreadable, Watched, identity_of
 from fulgurite.agent.wiring import LayerWiring, Tap, wire
 from fulgurite.wire.channels import LEVELS, Level
 from fulgurite.wire.frame import RequestEvent
@@ -592,9 +589,14 @@ class Capture:
             return {**missing, **dict.fromkeys(CONTRIBUTIONS, f"in layer {index}, {why}")}
         if not isinstance(readout, str):
             epsilon = self._posts.epsilon(passing)
-            self._attribution = Attribution(
-                self.anatomy.layers, self._wiring, layout, readout, epsilon=epsilon
-            )
+            attribution = Attribution(self.anatomy.layers, self._wiring, layout, readout, epsilon=epsilon)
+            if readout.is_split:  # it is then done later, and not between two passes
+                try:
+                    attribution.matrices()
+                except Unreadable as reason:
+                    why = f"{reason}, and its vocabulary is split over several processes"
+                    return {**missing, **dict.fromkeys(CONTRIBUTIONS, why)}
+            self._attribution = attribution
         return missing
 
     def _readout(self, passing: Pass) -> Readout | str:

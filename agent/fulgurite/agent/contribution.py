@@ -128,22 +128,31 @@ class Attribution:
         found.readout, found._given = readout, matrices
         return found
 
-    def matrices(self) -> dict[int, torch.Tensor] | None:
-        """By layer, what its projection applies, in the model's own memory; None where that cannot be had
-        (adapters, quantised or offloaded weights). Asked between two passes."""
+    def matrices(self) -> dict[int, torch.Tensor]:
+        """By layer, what its projection applies, in the model's own memory. Asked between two passes.
+
+        Raises
+        ------
+        Unreadable
+            Where that cannot be had: adapters, quantised or offloaded weights.
+        """
         found = {}
         for layer in self.layers:
             projection = layer.projection
             if projection is None:
                 continue
-            if list(projection.children()) or hasattr(projection, "_hf_hook") or is_quantised(projection):
-                return None
-            try:
-                weight = tensor_of(projection, "weight")
-            except Unreadable:
-                return None
+            for name, is_so in (
+                ("under adapters", bool(list(projection.children()))),
+                ("offloaded or under hooks of accelerate", hasattr(projection, "_hf_hook")),
+                ("quantised", is_quantised(projection)),
+            ):
+                if is_so:
+                    raise Unreadable(
+                        f"the weights of the output projection in layer {layer.index} are {name}"
+                    )
+            weight = tensor_of(projection, "weight")
             if weight is None or weight.dim() != 2:
-                return None
+                raise Unreadable(f"the output projection in layer {layer.index} has no weight matrix")
             found[layer.index] = weight.T if is_transposed(projection) else weight
         return found
 

@@ -253,12 +253,8 @@ class RedisStore:
     @_guarded
     async def append(self, key: ReplicaKey, entries: Sequence[Entry]) -> list[Outcome]:
         """See `Store.append`."""
-        # A transaction: a server that is full may refuse one command and take the next, a hole for ever.
         client = await self._of(key)
-        pipe = client.pipeline(transaction=True)
-        for entry in entries:
-            pipe.execute_command("XADD", *_written(key, entry))
-        replies = await pipe.execute(raise_on_error=False)
+        replies = await _added(client, [("XADD", *_written(key, entry)) for entry in entries])
         outcomes = []
         for entry, reply in zip(entries, replies, strict=True):
             if isinstance(reply, Exception):
@@ -557,6 +553,21 @@ def _keys(members: Iterable[bytes | str]) -> list[ReplicaKey]:
 
 def _key(key: ReplicaKey, name: str) -> str:
     return f"fulgurite:{{{key.text}}}:{name}"
+
+
+async def _added(client: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What the server answers to each command, refusals among it."""
+    if len(commands) == 1:  # as most are where tokens come one by one: a third of the words
+        try:
+            return [await client.execute_command(*commands[0])]
+        except ResponseError as error:
+            return [error]
+    # A transaction: a server that is full may refuse one command and take the next, a hole for ever.
+    pipe = client.pipeline(transaction=True)
+    for command in commands:
+        pipe.execute_command(*command)
+    replies: list[Any] = await pipe.execute(raise_on_error=False)
+    return replies
 
 
 def _written(key: ReplicaKey, entry: Entry) -> tuple[Any, ...]:
