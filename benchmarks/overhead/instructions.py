@@ -25,7 +25,7 @@ from benchmarks.overhead.subject import Shape, build
 from benchmarks.overhead.workers import Worker
 
 VARIANTS = ("off", "off again", "pulse", "heads", "deep (1 step in 16)", "deep, every token")
-PROMPT, TOKENS = 64, 33  # 32 steps: two of them deep ones, where 1 in 16 is
+PROMPT, TOKENS = 16, 17  # 16 steps: one of them a deep one, where 1 in 16 is
 HOST_THREAD = 1
 ABOUT = """\
 Instructions per token step by callgrind, of decoding with a Llama of random weights, float32, batch 1, one

@@ -39,6 +39,16 @@ def test_the_order_in_which_hits_come_does_not_matter(hits: list[tuple[float, fl
     assert float(one.light(4.0)[0]) == pytest.approx(float(other.light(4.0)[0]), rel=1e-4, abs=1e-6)
 
 
+@given(st.lists(st.tuples(st.floats(0.0, 400.0), st.floats(0.0, 1.0, width=32)), min_size=1, max_size=12))
+def test_minutes_between_hits_change_nothing(hits: list[tuple[float, float]]) -> None:
+    glow, hits = Glow((1,)), sorted(hits)
+    for at_s, value in hits:
+        _hit(glow, value, 1.7e9 + at_s)
+    now_s = hits[-1][0]
+    wanted = max(value * math.exp((at_s - now_s) / FADE_S) for at_s, value in hits)
+    assert float(glow.light(1.7e9 + now_s)[0]) == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
 def test_a_hit_lights_its_own_node_only() -> None:
     glow = Glow((3, 4))
     values = np.full((1, 4), np.nan, np.float32)

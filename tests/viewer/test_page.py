@@ -78,6 +78,14 @@ class Open:
         data = base64.b64decode(drawn.partition(",")[2])
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.int16)
 
+    def seen_at(self, scale: float) -> np.ndarray[Any, Any]:
+        """What a person sees of the scene, in a pause, drawn at a share of its fineness, RGB as int16."""
+        draw = "app.picture.draw(app.clock.playhead, 0)"
+        self.ask(f"(app.picture.scale = {scale}, {draw}, app.finedAt = app.drawnAt)")
+        data = self.page.locator(".scene").screenshot()
+        assert self.ask("app.picture.scale") == scale, "it was drawn again"
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.int16)
+
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[list[Open]]:
@@ -308,6 +316,217 @@ def test_every_pixel_is_picked_as_it_is_drawn(browser: Browser, opened: list[Ope
             assert found[0] != "head" or found == ["head", *map(int, nearest)]
             asked += found[0] == "head"
         assert asked > 20
+
+
+# how finely, and how much
+
+
+@pytest.fixture
+def bare(browser: Browser, opened: list[Open]) -> Iterator[Open]:
+    """A page without a replica, for what needs none."""
+    with served() as site:
+        yield _open(browser, opened, site.url)
+
+
+def _in(one: Open, module: str, script: str) -> Any:
+    """What a script says that has a module of the page as `m`."""
+    return one.page.evaluate(f"async () => {{ const m = await import('/page/{module}.js'); {script} }}")
+
+
+# `after` n pictures that take base + fill * scale² + arc * arcs milliseconds
+_AFTER = """const after = (pace, n, [base, fill, arc], isMoving = false) => {
+  const seen = [];
+  if (isMoving) pace.turn();
+  for (let i = 0; i < n; i++) {
+    pace.learn(base + fill * pace.scale(isMoving) ** 2 + arc * pace.arcs, isMoving);
+    seen.push([pace.scale(false), pace.scale(true), pace.arcs]);
+  }
+  return seen;
+};
+"""
+
+
+def test_cheap_pictures_are_whole(bare: Open) -> None:
+    seen = _in(bare, "pace", _AFTER + "return after(new m.Pace(), 400, [2, 8, 0.01]);")
+    assert seen[-1] == [1, 1, 300]
+
+
+def test_fewer_arcs_live_before_a_picture_gets_coarser(bare: Open) -> None:
+    seen = _in(bare, "pace", _AFTER + "return after(new m.Pace(), 600, [20, 80, 0.1]);")
+    coarse = next(i for i, (scale, _, _) in enumerate(seen) if scale < 1)
+    assert [arcs for _, _, arcs in seen[:coarse]] == sorted(
+        (arcs for _, _, arcs in seen[:coarse]), reverse=True
+    )
+    assert seen[coarse][2] == 150
+    scale = seen[-1][0]
+    assert 0.35 <= scale < 1
+    assert 20 + 80 * scale**2 + 0.1 * 150 < 60, "all that a coarser picture can do"
+
+
+def test_pictures_get_no_coarser_than_half_but_where_they_are_very_few(bare: Open) -> None:
+    for load, least in (("[52, 30, 0]", 0.5), ("[500, 100, 0]", 0.35)):
+        seen = _in(bare, "pace", _AFTER + f"return after(new m.Pace(), 900, {load});")
+        assert seen[-1] == [least, least, 150]
+
+
+def test_while_the_model_is_turned_pictures_are_coarser_and_fine_again_after(bare: Open) -> None:
+    load = "[8, 32, 0]"  # 25 pictures a second when whole: enough to look at, too few to turn
+    rest, turned, rested = _in(
+        bare,
+        "pace",
+        f"{_AFTER} const pace = new m.Pace(), last = (turned) => after(pace, 100, {load}, turned).at(-1);"
+        "return [last(false), last(true), last(false)];",
+    )
+    assert rest == [1, 1, 300]
+    assert turned[0] == 1
+    assert turned[1] < 1
+    assert rested == turned
+
+
+def test_fineness_and_arcs_come_back_with_time_and_do_not_swing(bare: Open) -> None:
+    back = _in(
+        bare,
+        "pace",
+        f"{_AFTER} const pace = new m.Pace(); after(pace, 900, [200, 100, 0]);"
+        "return after(pace, 900, [2, 8, 0]);",
+    )
+    assert back[-1][0] == 1
+    for load in ("[10, 10, 0]", "[10, 60, 0]", "[25, 10, 0.05]", "[15, 100, 0]", "[5, 30, 0.02]"):
+        for moving in ("false", "true"):
+            seen = _in(bare, "pace", f"{_AFTER} return after(new m.Pace(), 1200, {load}, {moving});")
+            assert len({tuple(one) for one in seen[-400:]}) == 1, f"it swings at {load}, turned: {moving}"
+
+
+_BOLTS = """const bolts = new m.Bolts(20, { life_s: 0.42 }), born = (n, at) => Array(n).fill(at);
+const strike = (n, at) => {
+  const may = bolts.admits(born(n, at));
+  if (may) bolts.add(new Float32Array(16 * n), born(n, at));
+  return may;
+};
+"""
+
+
+def test_where_fewer_arcs_may_live_whole_chains_are_left_out(bare: Open) -> None:
+    """And those that live go on: nothing is drawn anew for it."""
+    script = """bolts.limit = 12;
+    const said = [strike(8, 1.0), strike(8, 1.0), strike(4, 1.0), strike(8, 1.5), strike(16, 3.0)];
+    bolts.limit = 20; said.push(strike(12, 1.5));
+    bolts.advance(1.1, 0);
+    const before = bolts.live(1.1);
+    bolts.limit = 4;
+    said.push(before === 12 && bolts.live(1.1) === 12);
+    return said;"""
+    first, second, small, later, alone, more, kept = _in(bare, "lights", _BOLTS + script)
+    assert first
+    assert not second, "16 arcs would live at once"
+    assert small
+    assert later, "the first are gone"
+    assert alone, "a chain that is alone has all slots, or a large model would have no lightning"
+    assert more
+    assert kept
+
+
+def test_every_arc_that_lives_is_drawn_and_hardly_any_other(bare: Open) -> None:
+    script = """const told = [];
+    for (let step = 0, at = 1.0; step < 200; step++, at += 0.04) {
+      strike(1 + step % 5, at); bolts.advance(at, 0);
+      const lives = (birth) => birth <= at && at < birth + 0.42;
+      const alive = [...bolts.births].flatMap((birth, slot) => lives(birth) ? [slot] : []);
+      told.push([alive, bolts.runs(at)]);
+    }
+    return told;"""
+    for alive, runs in _in(bare, "lights", _BOLTS + script):
+        drawn = [slot for first, count in runs for slot in range(first, first + count)]
+        assert len(drawn) == len(set(drawn))
+        assert set(alive) <= set(drawn)
+        assert not drawn or (drawn[0] in alive and drawn[-1] in alive)
+    assert _in(bare, "lights", _BOLTS + "return bolts.runs(9);") == []
+
+
+def test_the_outline_of_a_model_says_as_much_as_all_its_points(bare: Open) -> None:
+    layout = Layout.for_topology(SHAPES["a wall of heads"])
+    points = layout.points.astype(float).ravel().tolist()
+    view = CameraRig().view(layout.points, 1.7, Insets(), 0.0)
+    turned = (view.position[0] - 3.0, view.position[1] + 1.0, view.position[2] + 0.5)
+    lines, near, far = bare.page.evaluate(
+        "async ([points, place]) => { const m = await import('/page/camera.js');"
+        "const outline = m.Outline.of(points); return [outline.lines.length / 4, ...outline.reach(place)]; }",
+        [points, list(turned)],
+    )
+    away = np.linalg.norm(layout.points - np.array(turned), axis=1)
+    assert lines < len(layout.points) / 20
+    assert near <= away.min() * (1 + 1e-6)
+    assert near == pytest.approx(away.min(), rel=0.05)  # of a line between two layers, too
+    assert far == pytest.approx(away.max(), rel=1e-6)
+
+
+def test_a_model_that_is_turned_is_drawn_coarser_and_whole_when_the_hand_rests(
+    browser: Browser, opened: list[Open]
+) -> None:
+    shape = SHAPES["spheres"]
+    with served() as site:
+        site.announce(shape)
+        site.tokens(shape, 3)
+        one = _open(browser, opened, f"{site.url}#bare=1&calm=1")
+        _tokens(one, 3)
+        one.press("Space")
+        one.ask(_KEEP_SCALES)
+        until(lambda: one.ask("app.picture.scale") == 1, "the picture stands")
+        size = one.ask("[app.picture.canvas.width, app.picture.canvas.height]")
+        one.page.mouse.move(400, 250)
+        one.page.mouse.down()
+
+        def turned() -> bool:
+            one.page.mouse.move(430, 255, steps=2)
+            one.page.mouse.move(400, 250, steps=2)
+            return 0.5 in one.ask("window.scales")
+
+        until(turned, "it is drawn coarser")
+        one.page.mouse.up()
+        until(lambda: one.ask("app.picture.scale") == 1, "the hand rests, the picture is whole")
+        assert one.ask("[app.picture.canvas.width, app.picture.canvas.height]") == size
+        one.ask("window.scales.length = 0")
+
+        def nearer() -> bool:
+            one.page.mouse.wheel(0, -10)
+            return 0.5 in one.ask("window.scales")
+
+        until(nearer, "the wheel turns it, too")
+        until(lambda: one.ask("app.picture.scale") == 1, "and it comes to rest")
+
+
+# This machine's own pace is not tested: a picture is drawn at half while it is turned, and whole at rest.
+_KEEP_SCALES = """(() => {
+  const { pace, picture } = app, draw = picture.draw.bind(picture);
+  window.scales = [];
+  pace.learn = () => {};
+  pace.moving.scale = 0.5;
+  pace.resting.scale = 1;
+  picture.draw = (...at) => { window.scales.push(picture.scale); draw(...at); };
+})()"""
+
+
+def test_a_coarse_picture_shows_the_same_and_its_words_are_as_sharp(
+    browser: Browser, opened: list[Open]
+) -> None:
+    shape = SHAPES["spheres"]
+    with served() as site:
+        site.announce(shape)
+        site.tokens(shape, 3)
+        one = _open(browser, opened, f"{site.url}#bare=1&detail=full&calm=1")
+        _tokens(one, 3)
+        one.press("Space")
+        until(lambda: one.ask("app.clock.mode") == "paused", "it stands")
+        whole, coarse = one.seen_at(1.0), one.seen_at(0.5)
+        assert coarse.shape == whole.shape
+        assert 0 < np.abs(coarse - whole).mean() < 4.0
+        one.ask("Object.assign(app.picture.parts, { heads: false, ffn: false, cells: false, bolts: false })")
+        one.ask("app.picture.bodies.forEach((body) => { body.drawings = []; })")
+        words, over = one.seen_at(1.0).max(axis=-1), one.seen_at(0.5).max(axis=-1)
+        assert (words > 60).sum() > 200
+        near = [np.roll(words > 25, (down, across), (0, 1)) for down in (-1, 0, 1) for across in (-1, 0, 1)]
+        assert (over > 60).sum() == pytest.approx((words > 60).sum(), rel=0.3)
+        assert ((over > 60) & np.any(near, axis=0)).sum() > 0.97 * (over > 60).sum(), "a word is elsewhere"
 
 
 # what a person can do

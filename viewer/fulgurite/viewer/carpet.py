@@ -86,9 +86,10 @@ class Carpet:
         begin, end = first // self.tokens_per_cell, (kv_tokens - 1) // self.tokens_per_cell
         known = kv_tokens >= 1
         single = known & (begin == end)
-        _, layers = np.nonzero(single)
-        cells = end[single]
-        self.written_s[layers, cells] = np.maximum(self.written_s[layers, cells], at_s)
+        rows, cells = self.written_s.shape
+        new = np.zeros(rows * cells + 1, np.bool_)  # the last one stands for none
+        new[np.where(single, end + cells * np.arange(rows), rows * cells)] = True
+        np.maximum(self.written_s, at_s, out=self.written_s, where=new[:-1].reshape(rows, cells))
         for row in np.flatnonzero((known & ~single).any(axis=1)).tolist():  # a prefill writes many
             cell = np.arange(self.written_s.shape[1])
             new = known[row, :, None] & (cell >= begin[row, :, None]) & (cell <= end[row, :, None])

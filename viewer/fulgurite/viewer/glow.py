@@ -10,7 +10,7 @@ value for it after its light has faded. Pure numpy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FADE_S = 0.28
 FADES_OVER_S = 0.8  # the time after which 6 % is left
 NEVER_S = -1e6  # the stamp of a node that was never hit, in a texture
+_REACH_S = 60.0  # lights are compared as of one time, moved on so often that no exponential overflows
+_LIGHT, _STATE, _PUSH = 1, 2, 4
+_EVERY = _LIGHT | _STATE | _PUSH
 
 
 class Glow:
@@ -46,26 +49,33 @@ class Glow:
         self.push = np.full(shape, np.nan, np.float32)
         self.stamp_s = np.full(shape, -np.inf)
         self.revision = 0
+        self._level = np.zeros(shape)  # the light of each node, reckoned to `_level_s`
+        self._level_s = 0.0
         self._measured_s = np.full(shape, -np.inf)
+        row = (shape[0], *(1,) * (len(shape) - 1))
+        self._whole_s = np.full(row, -np.inf)  # when all of a row had a value
         self._missing_s = np.full(shape, -np.inf)
+        self._has_missing = self._has_push = False  # since it was cleared
         self._hidden = np.zeros(shape, np.bool_)
         self._origin_s = 0.0
         self._texels = np.zeros((*shape, 4), np.float32)
-        self._write(slice(None))
+        self._stale = _EVERY  # channels of the texels that are to be written
 
     def clear(self) -> None:
         """No light, nothing measured; what is hidden stays hidden."""
         self.display[:] = 0.0
         self.push[:] = np.nan
-        for stamps in (self.stamp_s, self._measured_s, self._missing_s):
+        self._level[:], self._level_s = 0.0, 0.0
+        for stamps in (self.stamp_s, self._measured_s, self._whole_s, self._missing_s):
             stamps[:] = -np.inf
-        self._write(slice(None))
+        self._has_missing = self._has_push = False
+        self._stale = _EVERY
         self.revision += 1
 
     def hide(self, hidden: NDArray[np.bool_] | None) -> None:
         """Leave these nodes out of what is looked at: they keep their light, and are drawn as bare glass."""
         self._hidden[:] = False if hidden is None else hidden
-        self._write(slice(None))
+        self._stale |= _STATE
         self.revision += 1
 
     def hit(
@@ -79,25 +89,47 @@ class Glow:
 
         A hit brings its own `push` along, so that light and hue are those of one token.
         """
-        known = np.isfinite(display)
-        with np.errstate(over="ignore", invalid="ignore"):  # of a node that was never hit nothing is left
-            left = self.display[where] * np.exp((self.stamp_s[where] - at_s) / FADE_S)
-            taken = known & (display >= left)
-        self.display[where] = np.where(taken, display, self.display[where])
-        self.stamp_s[where] = np.where(taken, at_s, self.stamp_s[where])
-        self.push[where] = np.where(taken, push, self.push[where])
-        self._measured_s[where] = np.where(
-            known, np.maximum(self._measured_s[where], at_s), self._measured_s[where]
-        )
-        if not known.all():
-            missing_s = np.maximum(self._missing_s[where], at_s)
-            self._missing_s[where] = np.where(known, self._missing_s[where], missing_s)
-        self._write(where)
+        self._move_level(float(np.max(at_s)))
+        level = display * np.exp((at_s - self._level_s) / FADE_S)
+        before = self._level[where]
+        taken = level >= before  # NaN is not
+        self._level[where] = np.fmax(before, level)
+        _put(self.display, where, display, taken)
+        _put(self.stamp_s, where, at_s, taken)
+        if self._has_push or not isinstance(push, float):
+            _put(self.push, where, push, taken)
+            self._has_push = True
+            self._stale |= _PUSH
+        self._note(where, np.isfinite(display), at_s)
+        self._stale |= _LIGHT
         self.revision += 1
+
+    def _move_level(self, at_s: float) -> None:
+        """Compare lights as they were at a time close to `at_s`."""
+        late_s = at_s - self._level_s
+        if late_s > _REACH_S:
+            with np.errstate(under="ignore"):
+                self._level *= np.exp(-late_s / FADE_S)
+            self._level_s = at_s
+
+    def _note(
+        self, where: slice | NDArray[np.intp], known: NDArray[np.bool_], at_s: NDArray[np.float64] | float
+    ) -> None:
+        """Which nodes had a value, and which had none."""
+        before = self._whole_s[where]
+        if known.all():
+            if self._has_missing or not np.isfinite(before).all():
+                self._stale |= _STATE
+            self._whole_s[where] = np.maximum(before, at_s)
+            return
+        _put(self._measured_s, where, np.maximum(self._measured_s[where], at_s), known)
+        _put(self._missing_s, where, np.maximum(self._missing_s[where], at_s), ~known)
+        self._has_missing = True
+        self._stale |= _STATE
 
     def unmeasured(self, where: slice | NDArray[np.intp] = slice(None)) -> NDArray[np.bool_]:
         """Nodes without a value: never measured, or missing in every frame since their light has faded."""
-        measured_s = self._measured_s[where]
+        measured_s = np.maximum(self._measured_s[where], self._whole_s[where])
         with np.errstate(invalid="ignore"):
             gone = self._missing_s[where] > measured_s + FADES_OVER_S
         return np.asarray(gone | (measured_s == -np.inf), np.bool_)
@@ -111,17 +143,21 @@ class Glow:
     def texture(self, origin_s: float) -> Floats:
         """RGBA texels: display, stamp relative to `origin_s`, state, push. Shape (*shape, 4).
 
-        State is 0 for a measured node, 1 for an unmeasured one, 2 for a hidden one. The array is kept up
-        to date in place: copy it to keep it.
+        State is 0 for a measured node, 1 for an unmeasured one, 2 for a hidden one. The array is filled
+        in place: copy it to keep it.
         """
-        if origin_s != self._origin_s:
-            self._origin_s = origin_s
-            self._write(slice(None))
-        return self._texels
+        texels, stale = self._texels, self._stale
+        if stale & _LIGHT or origin_s != self._origin_s:
+            texels[..., 0] = self.display
+            np.maximum(self.stamp_s - origin_s, NEVER_S, out=texels[..., 1], casting="same_kind")
+        if stale & _STATE:
+            texels[..., 2] = np.where(self._hidden, 2.0, self.unmeasured())
+        if stale & _PUSH:
+            texels[..., 3] = texel(self.push)
+        self._origin_s, self._stale = origin_s, 0
+        return texels
 
-    def _write(self, where: slice | NDArray[np.intp]) -> None:
-        texels = self._texels
-        texels[where, ..., 0] = self.display[where]
-        texels[where, ..., 1] = np.maximum(self.stamp_s[where] - self._origin_s, NEVER_S)
-        texels[where, ..., 2] = np.where(self._hidden[where], 2.0, self.unmeasured(where))
-        texels[where, ..., 3] = texel(self.push[where])
+
+def _put(array: NDArray[Any], where: slice | NDArray[np.intp], values: Any, taken: NDArray[np.bool_]) -> None:
+    """New `values` for those of the rows `where` that are `taken`."""
+    array[where] = np.where(taken, values, array[where])  # a masked copy takes four times as long

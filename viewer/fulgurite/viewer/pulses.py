@@ -8,10 +8,9 @@ Shape letters: L layers, H heads, E plates.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,7 +32,6 @@ class Pulse:
     ----------
     heads, plates : ndarray of float32, shape (L, H) and (L, E); NaN: no value.
     head_hues, plate_hues : likewise, hues of the push; None: not captured.
-    reached : first layer of the heads, and of the plates, that it has not lit yet.
     """
 
     at_s: float
@@ -42,16 +40,6 @@ class Pulse:
     plates: Floats
     head_hues: Floats | None = None
     plate_hues: Floats | None = None
-    heads_reached: int = 0
-    plates_reached: int = 0
-
-    def arrived(self, now_s: float, offset: float) -> int:
-        """The first layer that the light has not reached at `now_s`."""
-        layers = len(self.heads)
-        if self.spread_s <= 0.0:
-            return layers if now_s >= self.at_s else 0
-        progress = (now_s - self.at_s) / self.spread_s * layers - offset
-        return min(layers, max(0, math.floor(progress) + 1))
 
 
 class Pulses:
@@ -59,6 +47,10 @@ class Pulses:
 
     def __init__(self) -> None:
         self._under_way: deque[Pulse] = deque()
+        self._times = np.zeros((2, 0))  # when each began, over how long it spreads
+        self._reached = np.zeros(
+            (2, 0), np.intp
+        )  # the first layer of heads, of plates, that each has not lit yet
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -66,10 +58,13 @@ class Pulses:
     def clear(self) -> None:
         """None is under way."""
         self._under_way.clear()
+        self._times, self._reached = self._times[:, :0], self._reached[:, :0]
 
     def add(self, pulse: Pulse) -> None:
         """A pass begins."""
         self._under_way.append(pulse)
+        self._times = np.column_stack([self._times, (pulse.at_s, pulse.spread_s)])
+        self._reached = np.column_stack([self._reached, (0, 0)])
 
     def front(self, now_s: float) -> float | None:
         """How far the pass that is furthest on has come, 0 to 1; None: none is under way."""
@@ -80,73 +75,80 @@ class Pulses:
 
     def advance(self, now_s: float, heads: Glow, plates: Glow) -> None:
         """Light what is reached by `now_s`."""
-        on_heads, on_plates = _Front(heads, HEADS_AT), _Front(plates, PLATES_AT)
-        for pulse in self._under_way:
-            end = max(pulse.heads_reached, pulse.arrived(now_s, HEADS_AT))
-            on_heads.reach(pulse, pulse.heads, pulse.head_hues, pulse.heads_reached, end)
-            pulse.heads_reached = end
-            end = max(pulse.plates_reached, pulse.arrived(now_s, PLATES_AT))
-            on_plates.reach(pulse, pulse.plates, pulse.plate_hues, pulse.plates_reached, end)
-            pulse.plates_reached = end
-        on_heads.strike()
-        on_plates.strike()
-        while self._under_way and self._under_way[0].plates_reached >= len(self._under_way[0].plates):
-            self._under_way.popleft()
-
-
-class _Front:
-    """Gathers the layers that passes have reached, and hits their nodes together.
-
-    A layer that several passes have reached is hit in several rounds; their order does not matter (`glow`).
-    """
-
-    def __init__(self, glow: Glow, offset: float) -> None:
-        self._glow = glow
-        self._offset = offset
-        self._rounds: list[list[_Span]] = []
-
-    def reach(self, pulse: Pulse, values: Floats, hues: Floats | None, begin: int, end: int) -> None:
-        if end <= begin:
+        if not self._under_way:
             return
-        span = _Span(pulse, values, hues, begin, end)
-        for spans in self._rounds:
-            if end <= spans[-1].begin:  # passes come in order: a later one is behind
-                spans.append(span)
-                return
-        self._rounds.append([span])
+        for kind, (glow, offset) in enumerate(((heads, HEADS_AT), (plates, PLATES_AT))):
+            begin = self._reached[kind].copy()
+            self._reached[kind] = np.maximum(begin, self._arrived(now_s, len(glow.display), offset))
+            self._strike(glow, offset, begin, self._reached[kind], plates=kind == 1)
+        done = 0
+        while done < len(self._under_way) and self._reached[1, done] >= len(self._under_way[done].plates):
+            done += 1
+        for _ in range(done):
+            self._under_way.popleft()
+        self._times, self._reached = self._times[:, done:], self._reached[:, done:]
 
-    def strike(self) -> None:
-        for spans in self._rounds:
-            self._hit(spans)
+    def _arrived(self, now_s: float, layers: int, offset: float) -> NDArray[np.intp]:
+        """The first layer of each pass that its light has not reached at `now_s`."""
+        at_s, spread_s = self._times
+        progress = (now_s - at_s) / np.where(spread_s > 0.0, spread_s, 1.0) * layers - offset
+        reached = np.minimum(np.maximum(np.floor(progress) + 1, 0), layers)
+        return np.where(spread_s > 0.0, reached, layers * (now_s >= at_s)).astype(np.intp)
 
-    def _hit(self, spans: list[_Span]) -> None:
-        every = np.arange(len(self._glow.display))
-        layers = np.concatenate([every[s.begin : s.end] for s in spans])
-        long = [s.end - s.begin for s in spans]
-        at_s = np.repeat([s.pulse.at_s for s in spans], long)
-        spread_s = np.repeat([s.pulse.spread_s for s in spans], long)
-        pushes: Floats | float = np.nan
-        if any(s.hues is not None for s in spans):
-            pushes = np.concatenate([s.pushes for s in spans])
-        self._glow.hit(
-            layers,
-            np.concatenate([s.values[s.begin : s.end] for s in spans]),
-            (at_s + spread_s * (layers + self._offset) / len(every))[:, None],
-            pushes,
-        )
+    def _strike(
+        self, glow: Glow, offset: float, begin: NDArray[np.intp], end: NDArray[np.intp], *, plates: bool
+    ) -> None:
+        """Hit the layers `begin` to `end` of each pass.
+
+        A layer that several passes have reached is hit in several rounds; their order is all one (`glow`).
+        """
+        long = end - begin
+        if not long.any():
+            return
+        who = np.repeat(np.arange(len(long)), long)
+        layers = np.arange(len(who)) - np.repeat(np.cumsum(long) - long - begin, long)
+        values, pushes = self._gathered(begin, end, plates=plates)
+        at_s, spread_s = self._times[:, who]
+        due_s = (at_s + spread_s * (layers + offset) / len(glow.display))[:, None]
+        order = np.argsort(layers, kind="stable")
+        for rows in _rounds(order, layers[order]):
+            push = np.nan if pushes is None else pushes[rows]
+            glow.hit(_run(layers[rows]), values[rows], due_s[rows], push)
+
+    def _gathered(
+        self, begin: NDArray[np.intp], end: NDArray[np.intp], *, plates: bool
+    ) -> tuple[Floats, Floats | None]:
+        """Values and hues of the layers that each pass has reached, one under the other."""
+        spans = zip(self._under_way, begin.tolist(), end.tolist(), strict=True)
+        parts = [
+            (pulse.plates[low:high], pulse.plate_hues, low, high)
+            if plates
+            else (pulse.heads[low:high], pulse.head_hues, low, high)
+            for pulse, low, high in spans
+            if high > low
+        ]
+        values = np.concatenate([part[0] for part in parts])
+        if all(hues is None for _, hues, _, _ in parts):
+            return values, None
+        pushes = [
+            np.full_like(of, np.nan) if hues is None else hues[low:high] for of, hues, low, high in parts
+        ]
+        return values, np.concatenate(pushes)
 
 
-class _Span(NamedTuple):
-    """Layers `begin` to `end` of one pass."""
+def _rounds(order: NDArray[np.intp], layers: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """`order`, whose `layers` never fall, in as many parts as it takes for each to have a layer once."""
+    same = layers[1:] == layers[:-1]
+    if not same.any():
+        return [order]
+    place = np.arange(len(order))
+    begins = place.copy()
+    begins[1:][same] = 0
+    turn = place - np.maximum.accumulate(begins)
+    return [order[turn == number] for number in range(int(turn.max()) + 1)]
 
-    pulse: Pulse
-    values: Floats
-    hues: Floats | None
-    begin: int
-    end: int
 
-    @property
-    def pushes(self) -> Floats:
-        if self.hues is not None:
-            return self.hues[self.begin : self.end]
-        return np.full_like(self.values[self.begin : self.end], np.nan)
+def _run(layers: NDArray[np.intp]) -> slice | NDArray[np.intp]:
+    """Rising layers, as a slice where none is left out: it costs no copy."""
+    low, high = int(layers[0]), int(layers[-1]) + 1
+    return slice(low, high) if high - low == len(layers) else layers

@@ -92,12 +92,14 @@ class StepLight:
         if ffn_hues is not None:
             ffn_hues = np.broadcast_to(ffn_hues, plates.shape)
         heads = _shown(self.head_display, self.head_write, low, high, (layers, self.topology.heads))
-        heads[self._absent] = np.nan
+        self._hide_absent(heads)
         return Pulse(at_s, spread_s, heads, plates, head_hues, ffn_hues)
 
-    @property
-    def _absent(self) -> NDArray[np.bool_]:
-        return np.arange(self.topology.heads) >= np.asarray(self.topology.layer_heads)[:, None]
+    def _hide_absent(self, heads: Floats) -> None:
+        """Layers with fewer heads than others have no value beyond theirs."""
+        counts = self.topology.layer_heads
+        if min(counts, default=0) < self.topology.heads:
+            heads[np.arange(self.topology.heads) >= np.asarray(counts)[:, None]] = np.nan
 
     def _gates(self, low: int, high: int) -> Floats:
         """Each expert's largest gate weight (L, E); one that no router chose is dark, NaN: not captured."""
@@ -125,7 +127,7 @@ class StepLight:
         """Display values of one token's heads, shape (L, H); NaN: not measured."""
         shape = (self.topology.layers, self.topology.heads)
         shown = _shown(self.head_display, self.head_write, row, row + 1, shape)
-        shown[self._absent] = np.nan
+        self._hide_absent(shown)
         return shown
 
     def ffn(self, row: int) -> Floats:
@@ -160,10 +162,11 @@ def _largest(rows: Floats) -> Floats:
     """The largest over the rows that is a number; NaN: none is."""
     if len(rows) == 1:
         return np.asarray(rows[0])
-    largest: Floats = rows.max(axis=0)
+    flat = rows.reshape(len(rows), -1)  # two axes are reduced in half the time of three
+    largest: Floats = flat.max(axis=0)
     if np.isnan(largest).any():
-        largest = np.fmax.reduce(rows, axis=0)
-    return largest
+        largest = np.fmax.reduce(flat, axis=0)
+    return largest.reshape(rows.shape[1:])
 
 
 def _of_largest(

@@ -15,21 +15,68 @@ export function basis(azimuth, elevation) {
   return [right, cross(right, forward), forward];
 }
 
-/** The nearest view from a direction that keeps all points in the free area of a viewport. */
-export function fit(points, azimuth, elevation, angle, aspect, insets) {
-  const [right, up, forward] = basis(azimuth, elevation), n = points.length / 3;
+/**
+ * What a camera must keep in view, told by as few points as say the same. Of points on a line along x only the two ends
+ * can be outermost, from wherever one looks, and layers stand one behind the other along x: of the 66,000 points of 126
+ * layers of 128 heads fewer than 800 are left.
+ */
+export class Outline {
+  /** `lines`: (x from, x to, y, z) of each; `middle`: the mean of all `count` points. */
+  constructor(lines, middle, count) { Object.assign(this, { lines, middle, count }); }
+
+  static of(points) {
+    const found = new Map(), middle = [0, 0, 0], count = points.length / 3;
+    for (let i = 0; i < points.length; i += 3) {
+      const x = points[i], y = points[i + 1], z = points[i + 2];
+      for (let k = 0; k < 3; k++) middle[k] += points[i + k] / count;
+      if (!found.has(y)) found.set(y, new Map());
+      const line = found.get(y).get(z);
+      if (!line) found.get(y).set(z, [x, x, y, z]);
+      else if (x < line[0]) line[0] = x;
+      else if (x > line[1]) line[1] = x;
+    }
+    return new Outline(Float64Array.from([...found.values()].flatMap((lines) => [...lines.values()].flat())), middle, count);
+  }
+
+  static join(outlines) {
+    if (outlines.length === 1) return outlines[0];
+    const count = outlines.reduce((sum, one) => sum + one.count, 0), lines = outlines.flatMap((one) => [...one.lines]);
+    return new Outline(Float64Array.from(lines), [0, 1, 2].map((k) => outlines.reduce((sum, one) => sum + one.middle[k] * one.count / count, 0)), count);
+  }
+
+  /** The least and the greatest distance from a place: of the lines, not only of their ends. */
+  reach([x, y, z]) {
+    const { lines } = this;
+    let near = Infinity, far = 0;
+    for (let i = 0; i < lines.length; i += 4) {
+      const before = lines[i] - x, behind = x - lines[i + 1], dy = lines[i + 2] - y, dz = lines[i + 3] - z, across = dy * dy + dz * dz;
+      const short = Math.max(0, before, behind), long = Math.max(Math.abs(before), Math.abs(behind));
+      near = Math.min(near, across + short * short);
+      far = Math.max(far, across + long * long);
+    }
+    return [Math.sqrt(near), Math.sqrt(far)];
+  }
+}
+
+/** The nearest view from a direction that keeps an outline in the free area of a viewport. */
+export function fit({ lines, middle }, azimuth, elevation, angle, aspect, insets) {
+  const [right, up, forward] = basis(azimuth, elevation);
   const low = [-1 + 2 * insets.left, -1 + 2 * insets.bottom], high = [1 - 2 * insets.right, 1 - 2 * insets.top];
   const tangent = Math.tan(angle * RAD / 2);
-  let focal = [0, 0, 0], distance = 30;
-  for (let i = 0; i < n; i++) for (let k = 0; k < 3; k++) focal[k] += points[3 * i + k] / n;
+  let focal = middle, distance = 30;
   for (let turn = 0; turn < 24; turn++) {
     const least = [Infinity, Infinity], most = [-Infinity, -Infinity];
-    for (let i = 0; i < n; i++) {
-      const x = points[3 * i] - focal[0], y = points[3 * i + 1] - focal[1], z = points[3 * i + 2] - focal[2];
-      const depth = Math.max(0.05, distance + x * forward[0] + y * forward[1] + z * forward[2]) * tangent;
-      const u = (x * right[0] + y * right[1] + z * right[2]) / aspect / depth, v = (x * up[0] + y * up[1] + z * up[2]) / depth;
-      least[0] = Math.min(least[0], u); most[0] = Math.max(most[0], u);
-      least[1] = Math.min(least[1], v); most[1] = Math.max(most[1], v);
+    for (let i = 0; i < lines.length; i += 4) {
+      const y = lines[i + 2] - focal[1], z = lines[i + 3] - focal[2];
+      const ahead = distance + y * forward[1] + z * forward[2], aside = y * right[1] + z * right[2], above = y * up[1] + z * up[2];
+      for (let end = 0; end < 2; end++) {
+        const x = lines[i + end] - focal[0], depth = Math.max(0.05, ahead + x * forward[0]) * tangent;
+        const u = (aside + x * right[0]) / aspect / depth, v = (above + x * up[0]) / depth;
+        if (u < least[0]) least[0] = u;
+        if (u > most[0]) most[0] = u;
+        if (v < least[1]) least[1] = v;
+        if (v > most[1]) most[1] = v;
+      }
     }
     const shift = [0, 1].map((k) => (least[k] + most[k] - low[k] - high[k]) / 2 * distance * tangent);
     focal = along(along(focal, right, shift[0] * aspect), up, shift[1]);
@@ -40,7 +87,7 @@ export function fit(points, azimuth, elevation, angle, aspect, insets) {
 
 /** Projects points of a viewport: (x, y, depth) in its pixels, from the upper left; depth NaN behind the camera. */
 export class Lens {
-  constructor(view, width, height, points) {
+  constructor(view, width, height, outline) {
     Object.assign(this, { view, width, height });
     const toward = less(view.focal, view.position), distance = Math.hypot(...toward);
     this.forward = toward.map((part) => part / distance);
@@ -49,12 +96,7 @@ export class Lens {
     this.up = cross(this.right, this.forward);
     this.tangent = Math.tan(view.angle * RAD / 2);
     this.pixels = height / 2 / this.tangent;
-    let near = Infinity, far = 0;
-    for (let i = 0; i < points.length; i += 3) {
-      const reach = Math.hypot(points[i] - view.position[0], points[i + 1] - view.position[1], points[i + 2] - view.position[2]);
-      near = Math.min(near, reach);
-      far = Math.max(far, reach);
-    }
+    const [near, far] = outline.reach(view.position);
     this.near = Math.max(0.05, 0.5 * near);
     this.far = 1.5 * far;
   }
@@ -65,6 +107,13 @@ export class Lens {
     if (!(depth > 1e-6)) return [NaN, NaN, NaN];
     const scale = this.pixels / depth;
     return [this.width / 2 + dot(at, this.right) * scale, this.height / 2 - dot(at, this.up) * scale, depth];
+  }
+
+  /** `project` as three rows of four: pixel across and down, each times the depth, and the depth. */
+  frame() {
+    const { forward, width, height, pixels, view: { position } } = this;
+    const row = (way, far, middle) => { const r = way.map((part, k) => far * part + middle * forward[k]); return [...r, -dot(r, position)]; };
+    return Float64Array.from([...row(this.right, pixels, width / 2), ...row(this.up, -pixels, height / 2), ...row(forward, 1, 0)]);
   }
 
   /** The matrix from places to clip space, columns first. */
@@ -145,12 +194,12 @@ export class Camera {
     return wanted;
   }
 
-  /** The view of a viewport of that aspect, fitted to `points`. */
-  view(points, aspect, insets, clock) {
+  /** The view of a viewport of that aspect, fitted to an outline. */
+  view(outline, aspect, insets, clock) {
     if (this.fixed) return this.fixed;
     const free = aspect * (1 - insets.left - insets.right) / (1 - insets.top - insets.bottom);
-    const how = this.direction(free, clock), key = JSON.stringify([points.length, points[0], how, aspect, insets]);
-    if (this.fitKey !== key) { this.fitKey = key; this.fitted = fit(points, ...how, aspect, insets); }
+    const how = this.direction(free, clock), key = JSON.stringify([how, aspect, insets]);
+    if (this.fitKey !== key || this.outline !== outline) { Object.assign(this, { fitKey: key, outline, fitted: fit(outline, ...how, aspect, insets) }); }
     const fitted = this.fitted, [right, up, forward] = basis(how[0], how[1]);
     const distance = Math.hypot(...less(fitted.focal, fitted.position)) / this.zoom;
     const span = 2 * distance * Math.tan(how[2] * RAD / 2);

@@ -1,6 +1,6 @@
 // Values to CSS colours, from the same tables that the shaders read.
 
-const css = (r, g, b) => `rgb(${Math.round(255 * r)},${Math.round(255 * g)},${Math.round(255 * b)})`;
+const css = ([r, g, b]) => `rgb(${r},${g},${b})`;
 
 export class Colors {
   constructor(hello, arrays) {
@@ -11,12 +11,11 @@ export class Colors {
   use(name) {
     this.palette = this.hello.palettes.find((palette) => palette.name === name) ?? this.hello.palettes[0];
     this.table = this.arrays["palette:" + this.palette.name].data;
-    const push = this.arrays.push_colors.data, count = push.length / 4;
-    this.nodes = Array.from({ length: count }, (_, i) => {
-      const cover = this.table[4 * i + 3];
-      return css(...[0, 1, 2].map((k) => this.table[4 * i + k] * cover + this.glass[k] * (1 - cover)));
-    });
-    this.pushes = Array.from({ length: count }, (_, i) => css(push[4 * i], push[4 * i + 1], push[4 * i + 2]));
+    const push = this.arrays.push_colors.data, count = push.length / 4, { table, glass } = this;
+    const bytes = (of) => Uint8ClampedArray.from({ length: 3 * count }, (_, n) => 255 * of(Math.floor(n / 3), n % 3));
+    this.nodeBytes = bytes((i, k) => table[4 * i + k] * table[4 * i + 3] + glass[k] * (1 - table[4 * i + 3]));
+    this.pushBytes = bytes((i, k) => push[4 * i + k]);
+    [this.nodes, this.pushes] = [this.nodeBytes, this.pushBytes].map((all) => Array.from({ length: count }, (_, i) => css(all.subarray(3 * i, 3 * i + 3))));
   }
 
   /** Of a display value, 0 ... 1. */

@@ -128,8 +128,9 @@ export class Drawing {
     this.buffers.push(buffer);
   }
 
-  /** Draw with these uniforms and textures (by the names that `sketch.textures` gives). */
-  draw(uniforms, textures) {
+  /** Draw with these uniforms and textures (by the names that `sketch.textures` gives); `runs`: only these of `index`. */
+  draw(uniforms, textures, runs = [[0, this.count]]) {
+    if (!runs.length) return;
     const { gl, program } = this;
     gl.useProgram(program.handle);
     program.set(this.uniforms);
@@ -144,7 +145,7 @@ export class Drawing {
     }
     if (this.blend === "opaque") { gl.disable(gl.BLEND); gl.depthMask(true); } else { gl.enable(gl.BLEND); gl.depthMask(false); BLENDS[this.blend](gl); }
     gl.bindVertexArray(this.array);
-    gl.drawElements(this.mode, this.count, gl.UNSIGNED_INT, 0);
+    for (const [first, count] of runs) gl.drawElements(this.mode, count, gl.UNSIGNED_INT, 4 * first);
   }
 
   free() {

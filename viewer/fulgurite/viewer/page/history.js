@@ -48,6 +48,15 @@ export class Chunk {
     return array.data.subarray(row * size, (row + 1) * size);
   }
 
+  /** One value of a channel of token i, or null. */
+  value(name, i, at) {
+    const array = this.arrays["c:" + name], row = this.rows ? this.rows[i] : i;
+    if (!array || row === NO_ROW) return null;
+    const { data, shape } = array, index = at.reduce((before, part, axis) => before * shape[axis + 1] + part, 0), size = data.length / shape[0];
+    const found = index < size ? data.at(row * size + index) : undefined;
+    return found === undefined || Number.isNaN(found) ? null : found;
+  }
+
   shape(name) { return this.arrays["c:" + name].shape.slice(1); }
   has(name) { return this.arrays["c:" + name] !== undefined; }
   request(i) { return this.requests[this.arrays.request_index.data[i]]; }
@@ -69,11 +78,7 @@ export class Token {
   fact(name) { return this.chunk.fact(name, this.i); }
   column(name) { return this.chunk.column(name, this.i); }
   value(name, ...at) {
-    const values = this.column(name);
-    if (!values) return null;
-    const shape = this.chunk.shape(name);
-    const found = values[at.reduce((index, part, axis) => index * shape[axis] + part, 0)];
-    return found === undefined || Number.isNaN(found) ? null : found;
+    return this.chunk.value(name, this.i, at);
   }
   is(other) { return other && other.chunk === this.chunk && other.i === this.i; }
 }

@@ -2,7 +2,7 @@
 // `glow.py`, `carpet.py`, `bolts.Bolts` and `scene.ReplicaScene`: the same rules, the same constants.
 
 export const NOT_CAPTURED = -2, NO_PUSH = -3;
-const HIDDEN = 2, TEXELS = 4, GRID_S = 0.02, REFUSED_FOR_S = 0.03, NEVER = -1e6;
+const HIDDEN = 2, TEXELS = 4, GRID_S = 0.02, REFUSED_FOR_S = 0.03, NEVER = -1e6, RUNS_APART = 12;
 
 /** The display function of a node kind, from the two ends of its scale; null where there is none. */
 export function displayOf(ends) {
@@ -163,12 +163,24 @@ export class Carpet {
     return longer / this.sequences.size;
   }
 
+  /** `fill` of every cell of a layer at once. */
+  fills(layer) {
+    const { cells, perCell, sequences } = this, share = new Float32Array(cells);
+    for (const { tokens } of sequences.values()) {
+      const reached = Math.min(cells, Math.ceil(tokens[layer] / perCell));
+      if (reached > 0) share[reached - 1]++;
+    }
+    for (let cell = cells - 1, longer = 0; cell >= 0; cell--) { longer += share[cell]; share[cell] = sequences.size ? longer / sequences.size : 0; }
+    return share;
+  }
+
   writeTexels(origin) {
     const { layers, cells, texels } = this;
     for (let layer = 0; layer < layers; layer++) {
+      const fills = this.isMeasured ? this.fills(layer) : null;
       for (let cell = 0; cell < cells; cell++) {
         const i = layer * cells + cell, t = (cell * layers + layer) * 4;
-        texels[t] = this.isMeasured ? this.fill(layer, cell) : -1;
+        texels[t] = fills ? fills[cell] : -1;
         texels[t + 1] = this.written[i] === -Infinity ? NEVER : this.written[i] - origin;
         texels[t + 2] = this.read[i] === -Infinity ? NEVER : this.read[i] - origin;
       }
@@ -181,6 +193,7 @@ export class Carpet {
 export class Bolts {
   constructor(slots, constants) {
     this.constants = constants;
+    this.limit = slots;  // of the slots, how many may live at once; a chain alone may have them all
     this.resize(slots);
   }
 
@@ -211,7 +224,8 @@ export class Bolts {
     const wanted = [];
     for (let i = low, sum = 0; i <= high; i++) {
       sum += change.get(i) ?? 0;
-      if ((this.busy.get(i) ?? 0) + sum > this.count) return false;
+      const others = this.busy.get(i) ?? 0;
+      if (others + sum > (others ? Math.min(this.limit, this.count) : this.count)) return false;
       wanted.push([i, sum]);
     }
     for (const [i, sum] of wanted) if (sum) this.busy.set(i, (this.busy.get(i) ?? 0) + sum);
@@ -246,6 +260,17 @@ export class Bolts {
     this.births[slot] = chain.births[index];
     this.next = (slot + 1) % this.count;
     this.isStale = true;
+  }
+
+  /** The slots that live, as [first, count]; a few dead ones between two runs are taken along. */
+  runs(now) {
+    const found = [], { births, constants: { life_s: life } } = this;
+    for (let slot = 0; slot < this.count; slot++) {
+      if (!(births[slot] <= now && now < births[slot] + life)) continue;
+      const last = found[found.length - 1];
+      if (last && slot - last[0] - last[1] < RUNS_APART) last[1] = slot + 1 - last[0]; else found.push([slot, 1]);
+    }
+    return found;
   }
 
   live(now) {
@@ -308,22 +333,22 @@ export class Lights {
 
   /** One forward pass: nodes show the largest value of its rows, with the hue of that row. */
   _pass(chunk, from, to, at) {
-    const { layers, heads, experts } = this.shape, width = Math.max(1, experts);
-    const pulse = {
-      at, nextHeads: 0, nextPlates: 0,
-      heads: new Float32Array(layers * heads).fill(NaN), headHues: new Float32Array(layers * heads).fill(NaN),
-      plates: new Float32Array(layers * width).fill(NaN), plateHues: new Float32Array(layers * width).fill(NaN),
-    };
-    let any = false;
+    const isFolded = Boolean(chunk.fold && !this.filter);  // then the light of these rows is told in one
+    let pulse = null;
     for (let i = from; i < to; i++) {
       const drawn = this.filter === null || this.filter(chunk, i);
-      if (drawn) { this._row(chunk, i, pulse); any = true; }
+      if (drawn && !isFolded) this._row(chunk, i, pulse ??= this._pulse(at));
       this._cache(chunk, i, at, drawn);
       const chain = drawn && this._strike(chunk, i, at);
       this.seen.push({ at, chain, read: chunk.has("attended_positions") && chunk.column("attended_positions", i) !== null,
         push: chunk.has("head_contribution") && this._isVerified(chunk, i) });
     }
-    if (any && !(chunk.fold && !this.filter)) this.pulses.push(pulse);
+    if (pulse) this.pulses.push(this._shown(pulse));
+  }
+
+  _pulse(at) {
+    const { layers, heads, experts } = this.shape, nodes = layers * heads, plates = layers * Math.max(1, experts), none = (n) => new Float32Array(n).fill(NaN);
+    return { at, nextHeads: 0, nextPlates: 0, heads: none(nodes), headHues: none(nodes), plates: none(plates), plateHues: none(plates) };
   }
 
   _isVerified(chunk, i) {
@@ -331,29 +356,38 @@ export class Lights {
     return residue !== null && Math.abs(residue) <= this.shape.residueBound;
   }
 
+  /** A row's values, where they are the largest; as they were captured, with pushes in logits, until `_shown`. */
   _row(chunk, i, pulse) {
-    const verified = this._isVerified(chunk, i);
-    const write = chunk.column("head_write", i), push = verified ? chunk.column("head_contribution", i) : null;
-    if (write && this.display.head) {
-      const { heads, layerHeads } = this.shape;
-      for (let n = 0; n < write.length; n++) {
-        if (n % heads >= layerHeads[Math.floor(n / heads)]) continue;
-        this._larger(pulse.heads, pulse.headHues, n, this.display.head(write[n]), push ? push[n] : NaN);
-      }
-    }
-    const ffnPush = verified ? chunk.column("ffn_contribution", i) : null;
-    if (this.shape.experts) { this._experts(chunk, i, pulse, ffnPush); return; }
-    const ffn = chunk.column("ffn_write", i);
-    if (!ffn || !this.display.ffn) return;
-    for (let n = 0; n < ffn.length; n++) {
-      this._larger(pulse.plates, pulse.plateHues, n, this.display.ffn(ffn[n]), ffnPush ? ffnPush[n] : NaN);
+    const verified = this._isVerified(chunk, i), column = (name, isWanted = true) => (isWanted ? chunk.column(name, i) : null);
+    this._largest(pulse.heads, pulse.headHues, column("head_write"), column("head_contribution", verified));
+    const push = column("ffn_contribution", verified);
+    if (this.shape.experts) this._experts(chunk, i, pulse, push);
+    else this._largest(pulse.plates, pulse.plateHues, column("ffn_write"), push);
+  }
+
+  _largest(values, pushes, row, push) {
+    for (let n = 0; row && n < row.length; n++) {
+      const value = row[n];
+      if (value <= values[n] || value !== value) continue;  // NaN is not measured
+      values[n] = value;
+      pushes[n] = push ? push[n] : NaN;
     }
   }
 
-  _larger(values, hues, n, display, logits) {
+  _larger(values, pushes, n, display, logits) {
     if (!(display >= 0) || display <= values[n]) return;
     values[n] = display;
-    hues[n] = Number.isNaN(logits) ? NaN : hueOf(logits, this.constants);
+    pushes[n] = logits;
+  }
+
+  /** The largest values as light, their pushes as hues: the display function rises, so the largest is taken of what was measured. */
+  _shown(pulse) {
+    const { shape: { heads, layerHeads, experts }, display, constants } = this, show = (values, of) => { for (let n = 0; n < values.length; n++) values[n] = of ? of(values[n]) : NaN; };
+    show(pulse.heads, display.head);
+    for (let n = 0; n < pulse.heads.length; n++) if (n % heads >= layerHeads[Math.floor(n / heads)]) pulse.heads[n] = NaN;
+    if (!experts) show(pulse.plates, display.ffn);
+    for (const hues of [pulse.headHues, pulse.plateHues]) for (let n = 0; n < hues.length; n++) if (!Number.isNaN(hues[n])) hues[n] = hueOf(hues[n], constants);
+    return pulse;
   }
 
   _experts(chunk, i, pulse, push) {
@@ -381,11 +415,7 @@ export class Lights {
       for (let i = 0; data && i < n; i++) if (data[i] !== 255) values[i] = data[i] / 254;
       return values;
     };
-    this.pulses.push({
-      at, nextHeads: 0, nextPlates: 0,
-      heads: read("fold:head", layers * heads), headHues: new Float32Array(layers * heads).fill(NaN),
-      plates: read(experts ? "fold:expert" : "fold:ffn", layers * width), plateHues: new Float32Array(layers * width).fill(NaN),
-    });
+    this.pulses.push({ ...this._pulse(at), heads: read("fold:head", layers * heads), plates: read(experts ? "fold:expert" : "fold:ffn", layers * width) });
   }
 
   _cache(chunk, i, at, drawn) {

@@ -9,22 +9,23 @@ import { Chunk, History, above } from "./history.js";
 import { Lights, hueOf } from "./lights.js";
 import * as link from "./link.js";
 import { Overlay } from "./overlay.js";
+import { ARCS, Pace } from "./pace.js";
 import { panels } from "./panels.js";
 import { Look, Picture } from "./picture.js";
 import { SearchField } from "./search.js";
 import { Strip, TimeBar } from "./strip.js";
 import { duration, figure, named, percent, short, tag } from "./words.js";
 
-const SIDE_BY_SIDE = 4, KEEP_S = 150, REFILL_S = 4, AFTERGLOW_S = 2.5, PANELS_MS = 140, PANELS_HELD_MS = 600, LATENCIES = 256;
-const LIVE_ARCS = 300, FEWEST_ARCS = 72, GAP_SHOWN_S = 5, LINGER_S = 1, ENDS_KEPT = 256, LOOK_BACK = 400;
-const SLOW_FPS = 32, FINE_FPS = 52, SMALLEST_SCALE = 0.5, POOR_FPS = 15, POOREST_SCALE = 0.35, STILL_AFTER_MS = 350;
+const SIDE_BY_SIDE = 4, KEEP_S = 150, REFILL_S = 4, AFTERGLOW_S = 2.5, PANELS_MS = 140, PANELS_HELD_MS = 1500, PANELS_SLICE_MS = 5, LATENCIES = 256;
+const LIVE_ARCS = ARCS.at(-1), FEWEST_ARCS = 72, GAP_SHOWN_S = 5, LINGER_S = 1, ENDS_KEPT = 256, LOOK_BACK = 400;
+const HAND_RESTS_MS = 300, STILL_AFTER_MS = 350;
 const ONE = (selector) => document.querySelector(selector);
 
 class App {
   constructor() {
     Object.assign(this, {
       replicas: new Map(), clock: new Clock(), node: null, hovered: null, token: null, chosen: null, only: { request: null, layer: null, isHidden: false },
-      theme: "dark", hasPanels: true, isBare: false, gaps: [], marks: [], follow: false, fps: 0, dirty: true, stale: true, litUntil: 0, missed: null,
+      theme: "dark", hasPanels: true, isBare: false, gaps: [], marks: [], follow: false, pace: new Pace(), turnedAt: -Infinity, jobs: [], dirty: true, stale: true, litUntil: 0, missed: null,
       prefersCalm: matchMedia("(prefers-reduced-motion: reduce)").matches, pictures: 0,
     });
     this.wanted = link.read(location.hash);
@@ -209,9 +210,9 @@ class App {
   requests() {
     const found = new Map(), now = this.clock.playhead ?? 0;
     for (const key of this.shown) {
-      for (const token of this.replicas.get(key).history.back(now)) {
-        if (token.at < now - this.constants.rate_over_s) break;
-        if (!found.has(token.requestId)) found.set(token.requestId, token.fact("color") ?? 0);
+      for (const [chunk, i0, i1] of this.replicas.get(key).history.between(now - this.constants.rate_over_s, now)) {
+        const seen = new Set(chunk.arrays.request_index.data.subarray(i0, i1));
+        for (const index of seen) found.set(chunk.requests[index][0], chunk.fact("color", chunk.arrays.request_index.data.indexOf(index)) ?? 0);
       }
     }
     return [...found].sort(([a], [b]) => (a < b ? -1 : 1));
@@ -238,6 +239,7 @@ class App {
     picture.arrange(keys, Math.max(64, box.width), Math.max(64, box.height), Math.min(2, window.devicePixelRatio || 1));
     const slots = Math.max(FEWEST_ARCS, Math.floor(LIVE_ARCS / Math.max(1, keys.length)));
     for (const replica of this.replicas.values()) if (replica.lights.bolts.count !== slots) { replica.lights.bolts.resize(slots); this.refillSoon = true; }
+    this.admit();
     this.touch();
   }
 
@@ -245,17 +247,23 @@ class App {
 
   frame(time) {
     requestAnimationFrame((next) => this.frame(next));
-    const { clock, picture } = this;
+    const { clock, picture } = this, followed = this.wasDrawn;
+    this.wasDrawn = false;
     if (this.refillSoon) { this.refillSoon = false; clock.jump = true; }
     const ticked = clock.tick(this.connection.now());
     if (ticked.jumped) this.refill();
     else if (ticked.to > ticked.from) this.play(ticked.from, ticked.to);
     this.travel();
     const isLit = clock.mode !== "paused" && clock.playhead < this.litUntil, isMoving = picture.camera.isMoving(time / 1000) || this.follow;
-    if (this.dirty || ticked.jumped || isLit || isMoving) this.draw(time);
-    else if (picture.scale < 1 && time - this.drawnAt > STILL_AFTER_MS && this.drawnAt !== this.finedAt) this.fine(time);
-    if (time - (this.panelsAt ?? 0) > (this.isHeld ? PANELS_HELD_MS : PANELS_MS) && (this.stale || clock.mode !== "paused")) this.write(time);
+    if (this.dirty || ticked.jumped || isLit || isMoving) {
+      if (followed && !this.isFixedScale) this.learn(time - this.drawnAt);
+      this.draw(time);
+    } else if (picture.scale < 1 && time - this.drawnAt > STILL_AFTER_MS && this.drawnAt !== this.finedAt) this.fine(time);
+    this.write(time);
   }
+
+  /** Whether a hand turns, moves or zooms the model: pictures come first then. */
+  isTurned(time) { return time - this.turnedAt < HAND_RESTS_MS; }
 
   /** Sequences whose request ended before the playhead leave the cache. */
   settle(replica, now) {
@@ -294,11 +302,13 @@ class App {
   }
 
   draw(time) {
-    if (this.finedAt === this.drawnAt && this.picture.scale < 1) this.arrange();
+    this.wasTurned = this.isTurned(time);
+    this.picture.scale = this.isFixedScale ? 1 : this.pace.scale(this.wasTurned);
     this.picture.draw(this.clock.playhead ?? 0, time / 1000);
     this.dirty = false;
+    this.wasDrawn = true;
+    this.drawnAt = time;
     this.pictures++;
-    this.pace(time);
     this.ring();
     const now = this.connection.now();
     for (const replica of this.replicas.values()) {
@@ -312,29 +322,23 @@ class App {
 
   /** A picture that stands is drawn once more at full size. */
   fine(time) {
-    const { scale } = this.picture;
     this.picture.scale = 1;
-    this.arrange();
     this.picture.draw(this.clock.playhead ?? 0, time / 1000);
-    this.picture.scale = scale;  // the canvas keeps its size until something moves
     this.dirty = false;
     this.finedAt = this.drawnAt;
   }
 
-  /** Frames per second over the last pictures; coarser pictures where they are few. */
-  pace(time) {
-    const since = time - (this.drawnAt ?? time);
-    this.drawnAt = time;
-    if (since <= 0 || since > 1000) return;
-    this.fps = this.fps ? this.fps + 0.1 * (1000 / since - this.fps) : 1000 / since;
-    this.settled = (this.settled ?? 0) + 1;
-    if (this.settled < 14 || this.isFixedScale) return;
-    const { scale } = this.picture, smallest = this.fps < POOR_FPS ? POOREST_SCALE : SMALLEST_SCALE;
-    if (this.fps < SLOW_FPS && scale > smallest) this.picture.scale = Math.max(smallest, scale * 0.82);
-    else if (this.fps > FINE_FPS && scale < 1) this.picture.scale = Math.min(1, scale / 0.82);
-    else return;
-    this.settled = 0;
-    this.arrange();
+  /** A picture came so long after the one in the frame before. */
+  learn(ms) {
+    const { arcs } = this.pace;
+    this.pace.learn(ms, this.wasTurned);
+    if (this.pace.arcs !== arcs) this.admit();
+  }
+
+  /** How many arcs may live: those that do are left alone. */
+  admit() {
+    const arcs = this.isFixedScale ? LIVE_ARCS : this.pace.arcs, each = Math.max(FEWEST_ARCS, Math.floor(arcs / Math.max(1, this.shown.length)));
+    for (const { lights } of this.replicas.values()) lights.bolts.limit = each;
   }
 
   /** The camera goes with the lightning of the newest token. */
@@ -349,21 +353,32 @@ class App {
     camera.front = camera.front ? camera.front.map((part, k) => part + 0.08 * (wanted[k] - part)) : wanted;
   }
 
+  /** What is written beside the picture, a few milliseconds of it per frame; while the model is turned it waits. */
   write(time) {
-    this.panelsAt = time;
-    this.stale = false;
-    const { clock } = this, [, to] = this.window;
-    ONE(".behind").textContent = clock.mode === "live" ? "" : `−${Math.max(0, to - clock.playhead).toFixed(1)} s${clock.mode === "playing" && clock.speed !== 1 ? ` ×${figure(clock.speed, 2)}` : ""}`;
-    this.bar();
-    if (!this.isBare) {
-      this.overlay.draw();
-      if (this.hasPanels) for (const panel of this.panels) panel.draw();
-      if (this.hasStrip) this.strip.draw();
-      if (time - (this.markedAt ?? 0) > 2500) { this.markedAt = time; this.remark(); }
-      this.timebar.draw();
+    const since = time - (this.writtenAt ?? -Infinity);
+    if (since < (this.isTurned(time) ? PANELS_HELD_MS : PANELS_MS)) return;
+    if (!this.jobs.length) {
+      if (!this.stale && this.clock.mode === "paused") return;
+      this.stale = false;
+      this.jobs = this.pieces(time);
     }
-    this.hover();
-    if (this.addressStale && !this.isScrubbing) { this.addressStale = false; this.address(); }
+    const until = performance.now() + PANELS_SLICE_MS;
+    while (this.jobs.length && performance.now() < until) this.jobs.shift()();
+    if (!this.jobs.length) this.writtenAt = time;
+  }
+
+  /** Everything that is written, piece by piece. */
+  pieces(time) {
+    const all = [() => this.bar()];
+    if (!this.isBare) {
+      all.push(() => this.overlay.draw());
+      if (this.hasStrip) all.push(() => this.strip.draw());
+      all.push(() => this.timebar.draw());
+      if (this.hasPanels) for (const panel of this.panels) if (panel.isDue()) all.push(() => panel.draw());
+      if (time - (this.markedAt ?? 0) > 2500) { this.markedAt = time; all.push(() => this.remark()); }
+    }
+    all.push(() => this.hover(), () => { if (this.addressStale && !this.isScrubbing) { this.addressStale = false; this.address(); } });
+    return all;
   }
 
   /** The address bar says what is shown. Browsers take few such calls a minute: one for each change. */
@@ -376,13 +391,15 @@ class App {
   }
 
   bar() {
+    const { clock, picture } = this, [, to] = this.window;
+    ONE(".behind").textContent = clock.mode === "live" ? "" : `−${Math.max(0, to - clock.playhead).toFixed(1)} s${clock.mode === "playing" && clock.speed !== 1 ? ` ×${figure(clock.speed, 2)}` : ""}`;
     const shown = this.shown, nav = ONE(".replicas"), said = [...this.replicas].map(([key, { header, state }]) => [key, header.name, state.state, state.tokens_per_s, shown.includes(key)]);
     const text = JSON.stringify(said);
     if (text !== this.barText) {
       this.barText = text;
       nav.replaceChildren(...said.map(([key, name, state, rate, on]) => tag("button", { class: "replica", "data-replica": key, "aria-pressed": String(on), title: `${key}. Show or hide it.`, onclick: () => this.toggleReplica(key) }, tag("i", { class: `dot ${state ?? ""}` }), name, rate === null || rate === undefined ? null : tag("small", {}, `${Math.round(rate)} tok/s`))));
     }
-    const { clock, picture } = this, pressed = { live: clock.mode === "live", pause: clock.mode === "paused", contribution: picture.shows.contribution, panels: this.hasPanels, theme: this.theme === "light" };
+    const pressed = { live: clock.mode === "live", pause: clock.mode === "paused", contribution: picture.shows.contribution, panels: this.hasPanels, theme: this.theme === "light" };
     picture.camera.presets.forEach((_, i) => { pressed[`camera_${i + 1}`] = picture.camera.preset === i && !picture.camera.fixed; });
     this.commands.press(pressed);
   }
@@ -472,8 +489,20 @@ class App {
   }
 
   showCamera(index) { this.follow = false; this.picture.camera.show(index); this.touch(); }
-  turn(azimuth, elevation) { this.picture.camera.orbit(azimuth, elevation); this.touch(); }
-  zoom(factor) { this.picture.camera.near(factor); this.touch(); }
+  turn(azimuth, elevation) { this.picture.camera.orbit(azimuth, elevation); this.turned(); }
+  zoom(factor) { this.picture.camera.near(factor); this.turned(); }
+
+  /** A hand turned the model. */
+  turned() {
+    const now = performance.now();
+    if (!this.isTurned(now)) {
+      this.pace.turn();
+      this.hovered = null;  // it is elsewhere now
+      ONE(".tip").hidden = true;
+    }
+    this.turnedAt = now;
+    this.touch();
+  }
 
   toggleFollow() {
     this.follow = !this.follow;
@@ -679,7 +708,6 @@ class App {
       this.pointer = [event.clientX - box.left, event.clientY - box.top];
       held = { x: event.clientX, y: event.clientY, far: 0, moves: event.shiftKey || event.button !== 0 };
       scene.setPointerCapture(event.pointerId);
-      this.isHeld = true;  // while the model is turned, the picture comes first
     });
     scene.addEventListener("pointermove", (event) => {
       const box = scene.getBoundingClientRect();
@@ -689,14 +717,13 @@ class App {
       held.far += Math.hypot(dx, dy);
       Object.assign(held, { x: event.clientX, y: event.clientY });
       if (held.moves) camera.move(dx / box.height, -dy / box.height); else camera.orbit(-0.3 * dx, 0.3 * dy);
-      this.touch();
+      this.turned();
     });
     scene.addEventListener("pointerup", (event) => {
       if (held && held.far < 4 && event.button === 0) this.click();
       held = null;
-      this.isHeld = false;
     });
-    scene.addEventListener("pointercancel", () => { held = null; this.isHeld = false; });
+    scene.addEventListener("pointercancel", () => { held = null; });
     scene.addEventListener("pointerleave", () => { this.pointer = null; this.hover(); });
     scene.addEventListener("dblclick", () => this.fly());
     scene.addEventListener("contextmenu", (event) => event.preventDefault());
@@ -722,7 +749,7 @@ class App {
 
   /** The node under the pointer, and what is said of it. */
   hover() {
-    const tip = ONE(".tip"), found = this.under();
+    const tip = ONE(".tip"), found = this.isTurned(performance.now()) ? null : this.under();
     this.hovered = found;
     this.scene.classList.toggle("over", Boolean(found));
     this.ring();
@@ -781,7 +808,6 @@ class App {
     ONE(".side").hidden = !wanted.panels;
     this.isBare = wanted.bare;
     this.isFixedScale = wanted.isFull;
-    if (wanted.isFull) picture.scale = 1;
     document.body.classList.toggle("bare", wanted.bare);
     this.useCalm(wanted.calm ?? this.prefersCalm);
     if (wanted.at !== null) this.restoreTime(wanted);

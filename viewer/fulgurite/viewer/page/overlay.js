@@ -1,44 +1,74 @@
 // What is written over the picture: title and figures of each replica, the legend, the node under the pointer.
 import { duration, figure, rate, short, tag } from "./words.js";
 
+/** Whether something else is to be written into a node than the last time. */
+function changed(node, said) {
+  const text = JSON.stringify(said);
+  if (node.said === text) return false;
+  node.said = text;
+  return true;
+}
+
 export class Overlay {
   constructor(scene, app) {
     Object.assign(this, { app, huds: scene.querySelector(".huds"), legend: scene.querySelector(".legend") });
   }
 
+  /** Only what reads otherwise than before is written: the browser paints what is touched. */
   draw() {
-    const { app } = this, { viewports } = app.picture;
-    this.huds.replaceChildren(...viewports.flatMap((viewport) => this._hud(viewport, viewports.length)));
+    const { app } = this, { viewports } = app.picture, places = viewports.map(({ key, x, y, width }) => [key, x, y, width]);
+    if (changed(this.huds, places)) this.huds.replaceChildren(...viewports.flatMap((viewport) => this._frame(viewport)));
+    const said = this.huds.querySelectorAll(".hud");
+    viewports.forEach((viewport, i) => this._say([...said[i].children], this._said(viewport, viewports.length)));
     this._legend();
   }
 
-  _hud({ key, x, y, width }, count) {
-    const replica = this.app.replicas.get(key), { header, state = {} } = replica, rates = replica.lights.rates, isNarrow = width < 560;
-    const memory = [state.memory, rates.chains ? `1 chain = ${this._count(rates.tokens / rates.chains)}` : ""].filter(Boolean).join("  ·  ");
-    const account = [state.account, replica.latency !== null ? `${duration(replica.latency)} to screen` : ""].filter(Boolean).join("  ·  ");
-    const title = count > 1 || header.name !== header.title ? tag("span", {}, header.name) : null;
+  /** The places of six lines over a viewport, and its borders to the others. */
+  _frame({ x, y, width }) {
     return [
-      tag("div", { class: "hud", style: `left:${x}px;top:${y}px;width:${width}px` },
-        tag("div", {}, tag("h1", {}, header.title), title), tag("div", { class: `speed${state.state === "lost" ? " warn" : ""}` }, state.speed ?? ""),
-        tag("div", {}, header.model_line), tag("div", {}, isNarrow ? "" : memory),
-        tag("div", {}, tag("span", { class: "badge" }, state.badge ?? this.app.hello.unverified)), tag("div", { class: state.missing ? "warn" : "dim" }, isNarrow ? "" : account)),
+      tag("div", { class: "hud", style: `left:${x}px;top:${y}px;width:${width}px` }, Array.from({ length: 6 }, () => tag("div"))),
       x ? tag("i", { class: "seam", style: `left:${x}px;top:${y}px;width:1px;height:100%` }) : null,
       y ? tag("i", { class: "seam", style: `left:${x}px;top:${y}px;width:${width}px;height:1px` }) : null,
     ].filter(Boolean);
+  }
+
+  /** Title and figures of a viewport's replica: what each line says, and its class. */
+  _said({ key, width }, count) {
+    const replica = this.app.replicas.get(key), { header, state = {} } = replica, rates = replica.lights.rates, isNarrow = width < 560;
+    const memory = [state.memory, rates.chains ? `1 chain = ${this._count(rates.tokens / rates.chains)}` : ""].filter(Boolean).join("  ·  ");
+    const account = [state.account, replica.latency !== null ? `${duration(replica.latency)} to screen` : ""].filter(Boolean).join("  ·  ");
+    return [
+      [header.title, count > 1 || header.name !== header.title ? header.name : "", ""], [state.speed ?? "", "", `speed${state.state === "lost" ? " warn" : ""}`],
+      [header.model_line, "", ""], [isNarrow ? "" : memory, "", ""],
+      [state.badge ?? this.app.hello.unverified, "", ""], [isNarrow ? "" : account, "", state.missing ? "warn" : "dim"],
+    ];
+  }
+
+  _say(nodes, said) {
+    const [title, , , , badge] = nodes;
+    said.forEach(([text, more, name], i) => {
+      const node = nodes[i];
+      if (!changed(node, [text, more, name])) return;
+      node.className = name;
+      if (node === title) node.replaceChildren(...[tag("h1", {}, text), more ? tag("span", {}, more) : null].filter(Boolean));
+      else if (node === badge) node.replaceChildren(tag("span", { class: "badge" }, text));
+      else node.textContent = text;
+    });
   }
 
   _count(tokens) { const rounded = Math.max(1, Math.round(tokens)); return rounded === 1 ? "1 token" : `${rounded} tokens`; }
 
   _legend() {
     const { app } = this, replica = app.focused;
-    if (!replica) { this.legend.replaceChildren(); return; }
-    const requests = app.requests().slice(-9), push = app.picture.shows.contribution;
+    if (!replica) { if (changed(this.legend, null)) this.legend.replaceChildren(); return; }
+    const requests = app.requests().slice(-9), push = app.picture.shows.contribution, note = this._note(replica, push);
+    const { experts } = replica.look.topology, { display } = replica.lights, ends = (of) => of && [of.low, of.high, of.isLog];
+    if (!changed(this.legend, [requests, push, note, experts, app.palette, ends(display.head), ends(display.ffn), ends(display.expert), app.picture.size[0] > 820])) return;
     const names = requests.map(([id, color]) => tag("span", {}, tag("i", { style: `background:${app.colors.request(color)}` }), short(id)));
-    const { experts } = replica.look.topology, { display } = replica.lights;
     const scales = push
       ? [this._scale("heads", "head_contribution", null, true), this._scale("FFN", "ffn_contribution", null, true)]
       : [this._scale("heads", "head_write", display.head), experts ? this._scale("experts", "expert_weights", display.expert) : this._scale("FFN", "ffn_write", display.ffn)];
-    this.legend.replaceChildren(tag("div", { class: "requests" }, names), tag("div", { class: "scales" }, scales, tag("small", {}, this._note(replica, push))));
+    this.legend.replaceChildren(tag("div", { class: "requests" }, names), tag("div", { class: "scales" }, scales, tag("small", {}, note)));
   }
 
   _scale(name, channel, display, isPush = false) {

@@ -10,12 +10,14 @@ const FONT = '11px "Fulgurite Inter", sans-serif';
 class Sheet {
   constructor(height, { onpick = null, label = "" } = {}) {
     this.height = height;
+    this.width = 318;
     this.canvas = tag("canvas", { class: onpick ? "paint pickable" : "paint", "aria-label": label, role: "img" });
+    new ResizeObserver(([{ contentRect }]) => { this.width = contentRect.width || this.width; }).observe(this.canvas);  // to ask for it at each picture costs a layout
     if (onpick) this.canvas.addEventListener("click", (event) => { const box = this.canvas.getBoundingClientRect(); onpick(event.clientX - box.left, event.clientY - box.top, box.width, box.height); });
   }
 
   paint(draw, height = this.height) {
-    const ratio = Math.min(2, window.devicePixelRatio || 1), width = this.canvas.clientWidth || 318;
+    const ratio = Math.min(2, window.devicePixelRatio || 1), { width } = this;
     const w = Math.round(width * ratio), h = Math.round(height * ratio);
     if (this.canvas.width !== w || this.canvas.height !== h) { this.canvas.width = w; this.canvas.height = h; this.canvas.style.height = `${height}px`; }
     const pen = this.canvas.getContext("2d", { willReadFrequently: true });
@@ -40,6 +42,7 @@ function hatch(pen, x, y, w, h) {
   pen.restore();
 }
 
+const UNSEEN_EVERY = 8;
 const SOFT = "#a8b8e2", DIM = "#7686b0", TRACK = "#12172a", ACCENT = "#8fb4ff", WARM = "#ffb454";
 
 class Panel {
@@ -48,7 +51,13 @@ class Panel {
     this.note = tag("small");
     this.body = tag("div");
     this.node = tag("section", { class: `panel ${name}`, "data-panel": name }, tag("header", {}, tag("h2", {}, title), this.note), this.body);
+    this.isSeen = true;
+    this.turns = 0;
+    new IntersectionObserver((entries) => { this.isSeen = entries.at(-1).isIntersecting; if (this.isSeen) { this.turns = 0; app.stale = true; } }).observe(this.node);
   }
+
+  /** Whether it is to be drawn this time: one that is scrolled out of sight only now and then. */
+  isDue() { return this.turns++ % (this.isSeen ? 1 : UNSEEN_EVERY) === 0; }
 
   /** The focused replica, its token, and the newest token at or before it that carries a channel. */
   get replica() { return this.app.focused; }
@@ -134,7 +143,7 @@ class MatrixPanel extends Panel {
 
   pick(x, y) {
     if (!this.replica) return;
-    const { left, cell, wide, ffnAt } = this.grid(this.sheet.canvas.clientWidth), layer = Math.floor(y / cell), { layers, heads, topology } = this.replica.look;
+    const { left, cell, wide, ffnAt } = this.grid(this.sheet.width), layer = Math.floor(y / cell), { layers, heads, topology } = this.replica.look;
     if (layer < 0 || layer >= layers || x < left) return;
     const index = Math.floor((x - left) / wide);
     if (x >= ffnAt) this.app.choose({ key: this.replica.key, kind: "ffn", layer, index: 0 });
@@ -146,12 +155,13 @@ class MatrixPanel extends Panel {
     const token = push ? this.deep("head_contribution") : this.token;
     this.note.textContent = token ? `${push ? "contribution [logits]" : "head_write, light"} at ${named(token)}` : "";
     if (!replica) return;
-    const { layers, heads, topology } = replica.look, at = this.grid(this.sheet.canvas.clientWidth || 318);
+    const { layers, heads, topology } = replica.look, at = this.grid(this.sheet.width);
     const values = token?.column(push ? "head_contribution" : "head_write"), ffn = token?.column(push ? "ffn_contribution" : "ffn_write");
     this.sheet.paint((pen, width) => {
       const inset = at.cell > 4 ? 1 : 0;
+      if (!inset) this.dots(pen, at, values, push);
       for (let layer = 0; layer < layers; layer++) {
-        for (let head = 0; head < topology.layer_heads[layer]; head++) {
+        for (let head = 0; inset && head < topology.layer_heads[layer]; head++) {
           this.cell(pen, at.left + head * at.wide, layer * at.cell, at.wide - inset, at.cell - inset, values?.[layer * heads + head], "head", push);
         }
         this.cell(pen, at.ffnAt, layer * at.cell, at.ffn, at.cell - inset, ffn?.[layer], "ffn", push);
@@ -166,6 +176,28 @@ class MatrixPanel extends Panel {
       pen.fillText("FFN", width - at.ffn / 2 - 3, at.height - 3);
       this.mark(pen, at);
     }, at.height);
+  }
+
+  /** Where cells are a few pixels each, all heads at once: as a small picture that is drawn larger. */
+  dots(pen, at, values, push) {
+    const { app, replica: { look: { layers, heads, topology }, lights: { display } } } = this, show = push ? null : display.head;
+    const isShown = Boolean(values && (push || show)), image = new ImageData(heads, layers), { data } = image;
+    const table = push ? app.colors.pushBytes : app.colors.nodeBytes, last = table.length / 3 - 1;
+    let missing = false;
+    for (let n = 0; n < layers * heads; n++) {
+      if (n % heads >= topology.layer_heads[Math.floor(n / heads)]) continue;
+      const value = isShown ? values[n] : NaN;
+      if (Number.isNaN(value)) { missing = true; continue; }
+      const from = 3 * Math.round(last * (push ? 0.5 + 0.5 * hueOf(value, app.constants) : show(value)));
+      for (let k = 0; k < 3; k++) data[4 * n + k] = table[from + k];
+      data[4 * n + 3] = 255;
+    }
+    if (missing) for (let layer = 0; layer < layers; layer++) if (topology.layer_heads[layer]) hatch(pen, at.left, layer * at.cell, topology.layer_heads[layer] * at.wide, at.cell);
+    this.small ??= document.createElement("canvas");
+    Object.assign(this.small, { width: heads, height: layers });
+    this.small.getContext("2d", { willReadFrequently: true }).putImageData(image, 0, 0);
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(this.small, at.left, 0, heads * at.wide, layers * at.cell);
   }
 
   cell(pen, x, y, w, h, value, kind, push) {
@@ -364,6 +396,8 @@ class CachePanel extends Panel {
   }
 }
 
+const MOST_STEPS = 3000;
+
 class LatencyPanel extends Panel {
   constructor(app) {
     super(app, "latency", "Latency");
@@ -384,7 +418,10 @@ class LatencyPanel extends Panel {
     const { app, replica } = this;
     if (!replica) return;
     const [from, to] = app.window, steps = [];
-    for (const token of replica.history.back(to)) { if (token.at < from || steps.length > 3000) break; const step = token.fact("step_s"); if (step !== null) steps.push([token.at, step]); }
+    for (const [chunk, i0, i1] of replica.history.between(from, to).reverse()) {
+      for (let i = i1 - 1; i >= i0 && steps.length <= MOST_STEPS; i--) { const step = chunk.fact("step_s", i); if (step !== null) steps.push([chunk.at[i], step]); }
+      if (steps.length > MOST_STEPS) break;
+    }
     const sorted = steps.map(([, step]) => step).sort((a, b) => a - b), at = (q) => sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))] : null;
     const top = Math.max(1e-6, (at(0.995) ?? 1e-3) * 1.15);
     this.note.textContent = sorted.length ? `step time of ${sorted.length} kept tokens` : "";
@@ -397,7 +434,7 @@ class LatencyPanel extends Panel {
       pen.fillRect((app.clock.playhead - from) / (to - from) * width - 1, 0, 1.5, height);
     });
     const { state = {} } = replica, fact = (label, value) => tag("div", {}, tag("span", {}, label), value === null || value === undefined ? tag("span", { class: "none" }, "not measured") : tag("span", {}, value));
-    this.figures.replaceChildren(fact("step p50", duration(at(0.5))), fact("step p99", duration(at(0.99))), fact("between tokens", duration(state.inter_token_p50_s ?? null)), fact("to first token", duration(state.first_token_p50_s || null)), fact("token → screen", duration(replica.latency)), fact("pictures", app.fps ? `${Math.round(app.fps)}/s` : null));
+    this.figures.replaceChildren(fact("step p50", duration(at(0.5))), fact("step p99", duration(at(0.99))), fact("between tokens", duration(state.inter_token_p50_s ?? null)), fact("to first token", duration(state.first_token_p50_s || null)), fact("token → screen", duration(replica.latency)), fact("pictures", app.pace.fps ? `${Math.round(app.pace.fps)}/s` : null));
   }
 }
 
@@ -412,6 +449,8 @@ class TracePanel extends Panel {
     this.body.append(this.sheet.canvas, this.said);
     this.found = new Map();  // trace id -> { spans, error }
   }
+
+  isDue() { return true; }  // it hides itself where there is nothing to tell
 
   async ask(id) {
     if (this.asking === id && performance.now() - this.askedAt < TRACE_AGAIN_MS) return;

@@ -3,6 +3,8 @@
 // Spheres and cells of the wall are opaque and hide what is behind them; plates and the carpet are painted over each
 // other in this order. So of everything under a pixel the nearest opaque node wins, unless a flat one is before it.
 
+const SLACK = 0.01;  // pixels: what `inside` rounds otherwise than the box
+
 /** A node: {kind: "head" | "ffn" | "cell", layer, index}. */
 export function pick(lens, look, lights, time, x, y) {
   const solid = look.walls ? polygons(lens, look.walls, look.layers, look.heads, x, y, "head") : spheres(lens, look, lights, time, x, y);
@@ -31,9 +33,10 @@ function spheres(lens, look, lights, time, x, y) {
 /** The nearest quadrilateral (or, of discs, the circle in it) that covers the pixel. */
 function polygons(lens, corners, layers, width, x, y, kind, isDisc = false) {
   let found = null;
+  const frame = lens.frame();
   for (let n = 0; n < layers * width; n++) {
     const at = 12 * n;
-    if (Number.isNaN(corners[at])) continue;
+    if (Number.isNaN(corners[at]) || !isNear(frame, corners, at, x, y)) continue;
     const seen = [];
     for (let c = 0; c < 4; c++) seen.push(lens.project(corners[at + 3 * c], corners[at + 3 * c + 1], corners[at + 3 * c + 2]));
     const place = inside(seen, x, y);
@@ -42,6 +45,22 @@ function polygons(lens, corners, layers, width, x, y, kind, isDisc = false) {
     if (!found || depth < found.depth) found = { kind, layer: Math.floor(n / width), index: n % width, depth };
   }
   return found;
+}
+
+/** Whether a pixel is within the box around the four corners as they are seen. */
+function isNear(frame, corners, at, x, y) {
+  let left = false, right = false, above = false, below = false;
+  for (let c = at; c < at + 12; c += 3) {
+    const cx = corners[c], cy = corners[c + 1], cz = corners[c + 2];
+    const px = frame[0] * cx + frame[1] * cy + frame[2] * cz + frame[3], py = frame[4] * cx + frame[5] * cy + frame[6] * cz + frame[7];
+    const depth = frame[8] * cx + frame[9] * cy + frame[10] * cz + frame[11];
+    if (!(depth > 0)) return true;
+    if (px <= (x + SLACK) * depth) left = true;
+    if (px >= (x - SLACK) * depth) right = true;
+    if (py <= (y + SLACK) * depth) above = true;
+    if (py >= (y - SLACK) * depth) below = true;
+  }
+  return left && right && above && below;
 }
 
 /** Where a pixel lies in a quadrilateral seen in perspective, -1 ... 1 both ways; null: outside. */

@@ -1,7 +1,8 @@
 // Draws what is lit: one viewport per replica under one camera, with the shared shaders. The page's `vtk/renderer.py`.
-import { Camera, Lens, grid } from "./camera.js";
+import { Camera, Lens, Outline, grid } from "./camera.js";
 import { Drawing, Program, Texture, quads } from "./gl.js";
 import { pick } from "./picking.js";
+import { tag } from "./words.js";
 
 export const GROUND = [0.006, 0.008, 0.020];
 const ORIGIN_S = 256;
@@ -37,7 +38,11 @@ class Body {
       uniforms: { uStep: 1 / segments, uGlowStep: 1 / glow, uGlowFrom: glowFrom },
     });
     this.slots = slots;
+    this.each = index.length / slots;  // corners of triangles that one slot has
   }
+
+  /** What is drawn of the ribbons: those of the slots that live. */
+  alive(now) { return this.lights.bolts.runs(now).map(([first, count]) => [first * this.each, count * this.each]); }
 
   /** Send what changed. */
   update(origin) {
@@ -130,6 +135,31 @@ function paintWords(labels, scale, colors) {
   return { ...made, width: canvas.width, height: canvas.height };
 }
 
+/** The words of a replica as pieces of the page. */
+class Words {
+  constructor(look, scale, ratio, colors) {
+    Object.assign(this, { look, ratio });
+    const pen = document.createElement("canvas").getContext("2d");
+    this.places = look.labels.map((label) => {
+      const size = wordPixels(label, scale), height = Math.ceil(size * 1.3);
+      pen.font = wordFont(size);
+      const width = Math.ceil(pen.measureText(label.text).width) + 2, left = label.align ? Math.round(-width * (1 - label.align) / 2) : -Math.floor(width / 2);
+      return { label, size, width, height, left };
+    });
+    this.nodes = this.places.map(({ label, size, height }) => tag("span", { style: `font: ${size / ratio}px/${height / ratio}px "Fulgurite Inter", Inter, sans-serif; color: rgb(${colors[label.kind].join()})` }, label.text));
+  }
+
+  place({ x, y, width: across, height: down, lens }) {
+    const { ratio } = this, w = Math.round(across * ratio), h = Math.round(down * ratio), clip = (value, low, high) => Math.min(high, Math.max(low, value));
+    this.places.forEach(({ label, width, height, left }, i) => {
+      const [at, line, depth] = lens.project(...label.anchor), { style } = this.nodes[i];
+      if (!(depth > 0)) { style.transform = "translate(-9999px)"; return; }  // behind the camera
+      const px = clip(Math.floor(at * ratio), 8 - left, Math.max(8 - left, w - 8 - left - width)), py = clip(Math.floor(h - line * ratio), 11, h - 11);
+      style.transform = `translate(${x + (px + left + 1) / ratio}px,${y + (h - py + Math.floor(height / 2) - height) / ratio}px)`;
+    });
+  }
+}
+
 /** The canvas with everything on it. */
 export class Picture {
   /** Throws where the browser has no WebGL2. */
@@ -137,10 +167,8 @@ export class Picture {
     const gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: true, powerPreference: "high-performance", preserveDrawingBuffer: false });
     if (!gl) throw new Error("this browser has no WebGL2");
     Object.assign(this, { canvas, gl, shaders: hello.shaders, constants: hello.constants, labelColors: hello.label_colors });
-    this.sheet = document.createElement("canvas");
-    this.sheet.className = "words";
+    this.sheet = tag("div", { class: "words", hidden: true });
     canvas.after(this.sheet);
-    this.pen = this.sheet.getContext("2d");
     this.programs = new Map();
     this.bodies = new Map();
     this.camera = new Camera(hello.presets, hello.constants.ease_s);
@@ -177,7 +205,7 @@ export class Picture {
   /** Viewports for these replicas; sizes in pixels of the screen. */
   arrange(keys, width, height, ratio) {
     this.ratio = ratio;
-    const w = Math.max(2, Math.round(width * ratio * this.scale)), h = Math.max(2, Math.round(height * ratio * this.scale));
+    const w = Math.max(2, Math.round(width * ratio)), h = Math.max(2, Math.round(height * ratio));
     if (this.canvas.width !== w || this.canvas.height !== h) { this.canvas.width = w; this.canvas.height = h; }
     this.size = [width, height];
     const [columns, rows] = grid(keys.length, width, height), before = this.viewports;
@@ -197,26 +225,46 @@ export class Picture {
   aim(clock) {
     const first = this.viewports[0];
     if (!first) return;
-    const points = this._points(), { width, height } = first;
+    const outline = this._outline(), { width, height } = first;
     const insets = { top: Math.min(0.3, this.insets.top / height), bottom: Math.min(0.3, (this.insets.bottom - this.foot) / height), left: 0.035, right: 0.03 };
-    const view = this.camera.view(points, width / height, insets, clock);
-    for (const viewport of this.viewports) viewport.lens = new Lens(view, viewport.width, viewport.height, points);
+    const view = this.camera.view(outline, width / height, insets, clock);
+    for (const viewport of this.viewports) viewport.lens = new Lens(view, viewport.width, viewport.height, outline);
   }
 
-  _points() {
-    const key = this.viewports.map((viewport) => viewport.key).join(" ");
-    if (this.pointsOf !== key) {
-      this.pointsOf = key;
-      const parts = this.viewports.map((viewport) => viewport.body.look.points);
-      this.points = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-      parts.reduce((at, part) => { this.points.set(part, at); return at + part.length; }, 0);
+  /** Around all that is shown. */
+  _outline() {
+    const looks = this.viewports.map((viewport) => viewport.body.look);
+    if (this.outlined?.length !== looks.length || looks.some((look, i) => look !== this.outlined[i])) {
+      this.outlined = looks;
+      this.outline = Outline.join(looks.map((look) => look.outline));
     }
-    return this.points;
+    return this.outline;
   }
 
+  /**
+   * The picture at `now`. Where `scale` is below 1 it takes that much of the canvas, from its upper left, and the page
+   * shows that part as large as the whole: nothing is made anew for it, so it may change with every picture. Words stand
+   * over it then, as sharp and as large as ever.
+   */
   draw(now, clock) {
-    const { gl, canvas } = this, origin = Math.floor(now / ORIGIN_S) * ORIGIN_S, factor = this.ratio * this.scale;
+    const { gl, canvas, ratio } = this, origin = Math.floor(now / ORIGIN_S) * ORIGIN_S, isCoarse = this.scale < 1;
     this.aim(clock);
+    const size = [canvas.width, canvas.height].map((side) => (isCoarse ? Math.max(2, Math.round(side * this.scale)) : side));
+    this._clear();
+    for (const viewport of this.viewports) {
+      viewport.body.lights.advance(now, origin);
+      viewport.body.update(origin);
+      this._scene(viewport, now, origin, ratio * this.scale, size);
+      if (this.parts.words && !isCoarse && viewport.width >= LABELS_FROM_WIDTH) this._words(viewport, size);
+    }
+    gl.bindVertexArray(null);
+    const shown = isCoarse ? `scale(${canvas.width / size[0]}, ${canvas.height / size[1]})` : "";
+    if (this.shown !== shown) { this.shown = shown; canvas.style.transform = shown; }
+    this._write(isCoarse && this.parts.words);
+  }
+
+  _clear() {
+    const { gl, canvas } = this;
     gl.viewport(0, 0, canvas.width, canvas.height);
     gl.disable(gl.SCISSOR_TEST);
     gl.depthMask(true);
@@ -225,60 +273,53 @@ export class Picture {
     gl.enable(gl.DEPTH_TEST);
     gl.depthFunc(gl.LEQUAL);
     gl.enable(gl.SCISSOR_TEST);
-    this._unwrite();
-    for (const viewport of this.viewports) this._viewport(viewport, now, origin, factor);
-    gl.bindVertexArray(null);
   }
 
-  /** Where the picture is coarser than the screen its words are written over it, sharp and of the same size. */
-  _write({ x, y, width, height, body, lens }, size) {
-    const { pen, ratio } = this;
-    this.isWritten = true;
-    for (const label of body.look.labels) {
-      const pixels = wordPixels(label, size) / ratio, at = lens.project(...label.anchor), [r, g, b] = this.labelColors[label.kind];
-      if (!(at[2] > 0)) continue;  // behind the camera
-      pen.font = wordFont(pixels);
-      const wide = pen.measureText(label.text).width + 2, left = label.align ? -wide * (1 - label.align) / 2 : -wide / 2;
-      const middle = Math.min(Math.max(at[0], 8 - left), Math.max(8 - left, width - 8 - left - wide)), line = Math.min(Math.max(at[1], 11), height - 11);
-      pen.fillStyle = `rgb(${r},${g},${b})`;
-      pen.fillText(label.text, x + middle + left + 1, y + line + 0.37 * pixels);
-    }
-  }
-
-  _unwrite() {
-    const { sheet, ratio, size: [width, height] } = this, w = Math.round(width * ratio), h = Math.round(height * ratio);
-    if (sheet.width !== w || sheet.height !== h) { sheet.width = w; sheet.height = h; }
-    else if (this.isWritten) this.pen.clearRect(0, 0, w, h);
-    this.isWritten = false;
-    this.pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-  }
-
-  _viewport(viewport, now, origin, factor) {
-    const { gl, canvas, constants } = this, { body, lens } = viewport;
-    const x = Math.round(viewport.x * factor), y = Math.round(viewport.y * factor);
-    const w = Math.min(canvas.width - x, Math.round(viewport.width * factor)), h = Math.min(canvas.height - y, Math.round(viewport.height * factor));
+  /** Draw into the pixels of one viewport: their width and height. */
+  _enter(viewport, factor, [across, down]) {
+    const { gl, canvas } = this, x = Math.round(viewport.x * factor), y = Math.round(viewport.y * factor);
+    const w = Math.min(across - x, Math.round(viewport.width * factor)), h = Math.min(down - y, Math.round(viewport.height * factor));
     gl.viewport(x, canvas.height - y - h, w, h);
     gl.scissor(x, canvas.height - y - h, w, h);
-    body.lights.advance(now, origin);
-    body.update(origin);
+    return [w, h];
+  }
+
+  /** How large words are, in pixels of the canvas. */
+  _wordScale({ width, height }) { return Math.min(3, Math.max(0.72, Math.min(height / 620, width / 620))) * this.ratio; }
+
+  _words(viewport, size) {
+    const { body, lens } = viewport, pixels = this._enter(viewport, this.ratio, size);
+    body.words(this._wordScale(viewport), this.labelColors).draw({ MCDCMatrix: lens.matrix, uViewport: pixels }, body.textures);
+  }
+
+  /** The words over a coarse picture, where `labels.glsl` puts them; the browser moves them and paints none anew. */
+  _write(isOn) {
+    if (this.sheet.hidden !== !isOn) this.sheet.hidden = !isOn;
+    if (!isOn) return;
+    const named = this.viewports.filter((viewport) => viewport.width >= LABELS_FROM_WIDTH), key = named.map((viewport) => [viewport.key, this._wordScale(viewport)]).join();
+    if (this.sheetOf !== key || this.wordsOf?.some((words, i) => words.look !== named[i].body.look)) {
+      this.sheetOf = key;
+      this.wordsOf = named.map((viewport) => new Words(viewport.body.look, this._wordScale(viewport), this.ratio, this.labelColors));
+      this.sheet.replaceChildren(...this.wordsOf.flatMap((words) => words.nodes));
+    }
+    named.forEach((viewport, i) => this.wordsOf[i].place(viewport));
+  }
+
+  _scene(viewport, now, origin, factor, size) {
+    const { constants } = this, { body, lens } = viewport, [w, h] = this._enter(viewport, factor, size);
     const lines = Math.min(h, 0.75 * w) / 720, wide = (most, least) => Math.max(least, most * lines ** 0.6);
     const uniforms = {
       MCDCMatrix: lens.matrix, uTime: now - origin, uViewport: [w, h], uPixels: lens.pixels * h / viewport.height, uPush: this.shows.contribution ? 1 : 0, uStill: this.shows.calm ? 1 : 0, uWidth: 1,
     };
-    const size = Math.min(3, Math.max(0.72, Math.min(viewport.height / 620, viewport.width / 620))) * factor;
-    const named = this.parts.words && viewport.width >= LABELS_FROM_WIDTH, isCoarse = this.scale < 1;
-    const words = named && !isCoarse ? body.words(size, this.labelColors) : null;
-    if (named && isCoarse) this._write(viewport, size / this.scale);
     const textures = { ...body.textures, ...this.shared };
-    const draw = (drawing, more = {}) => drawing.draw({ ...uniforms, ...more }, textures);
+    const draw = (drawing, more = {}, runs) => drawing.draw({ ...uniforms, ...more }, textures, runs);
     const seen = body.drawings.filter((drawing) => this._isShown(drawing.sketch));
     for (const drawing of seen) if (drawing.blend === "opaque") draw(drawing);
     for (const drawing of seen) {
       if (drawing.blend === "opaque") continue;
       draw(drawing, drawing.sketch.shader === "spine" ? { uWidth: wide(constants.spine_pixels, 4) } : {});
     }
-    if (this.parts.bolts) draw(body.bolts, { uWidth: wide(constants.bolt_pixels, 1.4) });
-    if (words) draw(words);
+    if (this.parts.bolts) draw(body.bolts, { uWidth: wide(constants.bolt_pixels, 1.4) }, body.alive(now));
   }
 
   /** Whether the part that a drawing belongs to is shown: the texture that it reads tells. */
@@ -327,7 +368,7 @@ export class Look {
     this.cells = arrays.cells.data;
     this.cellCount = arrays.cells.shape[1];
     this.spine = arrays.spine.data;
-    this.points = arrays.points.data;
+    this.outline = Outline.of(arrays.points.data);
     this.radius = header.head_radius;
     this.growth = constants.head_growth - 1;
     this.isDisc = header.ffn_kind === "disc";

@@ -110,7 +110,8 @@ export class Strip {
 /** Tokens over the kept past, gaps, marks of what stands out, and the playhead. */
 export class TimeBar {
   constructor(node, app) {
-    Object.assign(this, { node, app, canvas: node.querySelector("canvas") });
+    Object.assign(this, { node, app, canvas: node.querySelector("canvas"), width: 1, height: 1 });
+    new ResizeObserver(([{ contentRect }]) => { Object.assign(this, { width: contentRect.width, height: contentRect.height }); app.stale = true; }).observe(this.canvas);
     const scrub = (event) => {
       const box = node.getBoundingClientRect(), [from, to] = app.window;
       app.seek(from + Math.min(1, Math.max(0, (event.clientX - box.left) / box.width)) * (to - from));
@@ -119,13 +120,20 @@ export class TimeBar {
     node.addEventListener("pointermove", (event) => { if (event.buttons & 1) scrub(event); });
   }
 
+  /** A colour of the page's theme. */
+  _color(name) {
+    if (this.theme !== this.app.theme) Object.assign(this, { theme: this.app.theme, style: new Map() });
+    if (!this.style.has(name)) this.style.set(name, getComputedStyle(document.documentElement).getPropertyValue(name).trim());
+    return this.style.get(name);
+  }
+
   draw() {
-    const { app, canvas } = this, ratio = Math.min(2, window.devicePixelRatio || 1), width = canvas.clientWidth, height = canvas.clientHeight;
-    if (canvas.width !== Math.round(width * ratio)) { canvas.width = Math.round(width * ratio); canvas.height = Math.round(height * ratio); }
+    const { app, canvas } = this, ratio = Math.min(2, window.devicePixelRatio || 1), { width, height } = this;
+    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) { canvas.width = Math.round(width * ratio); canvas.height = Math.round(height * ratio); }
     const pen = canvas.getContext("2d", { willReadFrequently: true }), [from, to] = app.window, x = (time) => (time - from) / (to - from) * width;
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
-    const style = getComputedStyle(document.documentElement), color = (name) => style.getPropertyValue(name).trim();
+    const color = (name) => this._color(name);
     const bins = new Map();
     for (const key of app.shown) for (const [slot, count] of app.replicas.get(key).history.counts) bins.set(slot, (bins.get(slot) ?? 0) + count);
     const seen = [...bins].filter(([slot]) => slot / 2 >= from && slot / 2 < to), peak = Math.max(1, ...seen.map(([, count]) => count));

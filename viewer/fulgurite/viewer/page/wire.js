@@ -20,7 +20,16 @@ function halves(bits) {
   return values;
 }
 
-/** Header and arrays ({data, shape}) of a message. */
+/** Half floats that stay as they came until somebody looks: most columns of most tokens are never looked at. */
+class Halves {
+  constructor(bits) { this.bits = bits; this.length = bits.length; }
+  at(index) { return HALF[this.bits[index]]; }
+  subarray(from, to) { return halves(this.bits.subarray(from, to)); }
+}
+
+const read = (name, bits) => (name.startsWith("c:") ? new Halves(bits) : halves(bits));
+
+/** Header and arrays ({data, shape}) of a message; columns of half floats can be asked for `at` and `subarray` only. */
 export function unpack(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
@@ -28,8 +37,7 @@ export function unpack(buffer) {
   for (const [name, dtype, shape, offset] of header.arrays) {
     const count = shape.reduce((a, b) => a * b, 1);
     const at = 4 + length + offset;
-    const data = dtype === "f2" ? halves(new Uint16Array(buffer, at, count)) : new READERS[dtype](buffer, at, count);
-    arrays[name] = { data, shape };
+    arrays[name] = { data: dtype === "f2" ? read(name, new Uint16Array(buffer, at, count)) : new READERS[dtype](buffer, at, count), shape };
   }
   return { header, arrays };
 }

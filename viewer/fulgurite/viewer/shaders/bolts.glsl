@@ -7,8 +7,8 @@
 in vec3 arcAt;  // slot, u along the arc (0 to 1), side of the ribbon (core -1 or 1, glow -2 or 2)
 uniform sampler2D uArcs;
 uniform sampler2D uPushColors;
-out vec4 vTint;  // light of the edge, and white of the middle
-out vec3 vAt;  // across (-1 to 1), how far behind the growing end, 1: dashed
+flat out vec4 vTint;  // light of the edge; 1: dashed
+out vec3 vAt;  // across (-1 to 1), how far behind the growing end, white of the middle
 
 const float KNOTS = 4.0;
 
@@ -33,10 +33,11 @@ float age = uTime - from.w;
 float grown = uStill > 0.5 ? 2.0 : age / max(1e-6, 0.26 * to.w);
 bool glow = abs(arcAt.z) > 1.5;
 float span = glow ? uGlowStep : uStep;
+float u = min(arcAt.y, span * (floor(grown / span) + 1.0));  // what has not grown yet lies at its end, and covers nothing
 gl_Position = vec4(4.0, 4.0, 4.0, 1.0);
 vTint = vec4(0.0);
 vAt = vec3(0.0);
-if (to.w > 0.0 && age >= 0.0 && age < to.w && arcAt.y - span <= grown) {
+if (to.w > 0.0 && age >= 0.0 && age < to.w) {
   vec4 tint = texelFetch(uArcs, slot + ivec2(2, 0), 0);
   vec4 shape = texelFetch(uArcs, slot + ivec2(3, 0), 0);
   float left = 1.0 - max(0.0, age / to.w - 0.15) / 0.85;
@@ -49,12 +50,12 @@ if (to.w > 0.0 && age >= 0.0 && age < to.w && arcAt.y - span <= grown) {
     vec4 a = MCDCMatrix * vec4(cross(way, vec3(0.31, 0.87, 0.38)) * amount, 0.0);
     vec4 b = MCDCMatrix * vec4(cross(way, vec3(-0.52, 0.20, 0.83)) * amount, 0.0);
     float still = shape.x * 97.0, alive = still + 80.0 + (uStill > 0.5 ? 0.0 : floor(age * 14.0)) * 389.0;
-    float fine = glow ? 0.0 : 0.36, ahead = arcAt.y + span;
+    float fine = glow ? 0.0 : 0.36, ahead = u + span;
     float sense = 1.0;
-    if (ahead > 1.001) { ahead = arcAt.y - span; sense = -1.0; }
-    vec2 here = off(arcAt.y, still, alive, fine), next = off(ahead, still, alive, fine);
+    if (ahead > 1.001) { ahead = u - span; sense = -1.0; }
+    vec2 here = off(u, still, alive, fine), next = off(ahead, still, alive, fine);
     vec4 start = MCDCMatrix * vec4(from.xyz, 1.0), through = MCDCMatrix * vec4(way, 0.0);
-    vec4 at = start + through * arcAt.y + a * here.x + b * here.y;
+    vec4 at = start + through * u + a * here.x + b * here.y;
     vec4 then = start + through * ahead + a * next.x + b * next.y;
     if (min(at.w, then.w) > 1e-3) {
       vec2 along = (then.xy / then.w - at.xy / at.w) * uViewport;
@@ -67,18 +68,18 @@ if (to.w > 0.0 && age >= 0.0 && age < to.w && arcAt.y - span <= grown) {
       at.xy += vec2(-along.y, along.x) * side * wide * 2.0 / uViewport * at.w;
       gl_Position = at;
       vec3 hue = uPush > 0.5 ? pushed(uPushColors, shape.w) : tint.rgb;
-      float tip = grown < 1.1 ? exp(-18.0 * abs(arcAt.y - grown)) : 0.0;
-      vTint = glow ? vec4(hue * 0.55 * (bright - uGlowFrom), 0.0)
-                   : vec4(hue * min(1.0, 1.25 * bright), 0.55 * bright * bright + 0.30 * tip * bright);
-      vAt = vec3(side, (grown - arcAt.y) * 16.0, glow ? 0.0 : uPush * unknown(shape.w));
+      float tip = grown < 1.1 ? exp(-18.0 * abs(u - grown)) : 0.0;
+      vTint = vec4(hue * (glow ? 0.55 * (bright - uGlowFrom) : min(1.0, 1.25 * bright)), glow ? 0.0 : unknown(shape.w));
+      vAt = vec3(side, (grown - u) * 16.0, glow ? 0.0 : 0.55 * bright * bright + 0.30 * tip * bright);
     }
   }
 }
 //# fragment declarations
-in vec4 vTint;
+flat in vec4 vTint;
 in vec3 vAt;
 //# fragment main
 float edge = 1.0 - vAt.x * vAt.x;
 float body = edge * edge;
-float lit = clamp(vAt.y, 0.0, 1.0) * (1.0 - 0.85 * vAt.z * stripe(gl_FragCoord.xy, 9.0));
-fragOutput0 = vec4((vTint.rgb + vTint.a * body) * (body * lit), 1.0);
+float lit = clamp(vAt.y, 0.0, 1.0);
+if (uPush > 0.5) lit *= 1.0 - 0.85 * vTint.a * stripe(gl_FragCoord.xy, 9.0);
+fragOutput0 = vec4((vTint.rgb + vAt.z * body) * (body * lit), 1.0);

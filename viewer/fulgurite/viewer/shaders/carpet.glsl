@@ -3,14 +3,14 @@
 in vec2 nodeAt;
 in vec2 corner;
 uniform sampler2D uNodes;
-out vec4 vNode;
+flat out vec4 vNode;
 out vec2 vAt;
 //# vertex main
 vec4 node = texelFetch(uNodes, ivec2(nodeAt + 0.5), 0);
 vNode = vec4(node.x, flare(node.y, uTime), faded(1.0, node.y, uTime), faded(1.0, node.z, uTime));
 vAt = corner;
 //# fragment declarations
-in vec4 vNode;
+flat in vec4 vNode;
 in vec2 vAt;
 //# fragment main
 // Cells touch; the seams between them are drawn here, as wide as a pixel can show.

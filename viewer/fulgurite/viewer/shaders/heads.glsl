@@ -3,7 +3,7 @@
 //# vertex declarations
 in vec2 nodeAt;
 uniform sampler2D uNodes;
-out vec4 vNode;
+flat out vec4 vNode;
 //# vertex main
 vec4 node = texelFetch(uNodes, ivec2(nodeAt + 0.5), 0);
 float light = faded(node.x, node.y, uTime);
@@ -11,7 +11,7 @@ vNode = vec4(light, flare(node.y, uTime) * node.x, node.z, node.w);
 float radius = uRadius * (node.z > 1.5 ? 0.6 : 1.0 + uGrowth * light);
 gl_PointSize = max(2.0, 2.0 * radius * uPixels / gl_Position.w);
 //# fragment declarations
-in vec4 vNode;
+flat in vec4 vNode;
 uniform sampler2D uColors;
 uniform sampler2D uPushColors;
 //# fragment main
@@ -20,7 +20,7 @@ p.y = -p.y;
 float r2 = dot(p, p);
 if (r2 > 1.0) discard;
 float z = sqrt(1.0 - r2);
-float rim = pow(1.0 - z, 2.2);
+float away = 1.0 - z, rim = away * away * sqrt(sqrt(away));
 vec3 color;
 if (vNode.z > 1.5) {  // left out by a focus
   color = vec3(0.014, 0.020, 0.044) * (0.30 + 0.70 * z) + vec3(0.05, 0.08, 0.18) * rim * 0.80;
@@ -28,9 +28,9 @@ if (vNode.z > 1.5) {  // left out by a focus
   float ink = stripe(gl_FragCoord.xy, 5.0);
   color = mix(vec3(0.055, 0.058, 0.066), vec3(0.31, 0.32, 0.35), ink) * (0.55 + 0.45 * z) + 0.10 * rim;
 } else {
-  vec4 lit = texture(uColors, vec2((vNode.x * 255.0 + 0.5) / 256.0, 0.5));
+  vec4 lit = colored(uColors, vNode.x);
   vec3 glass = vec3(0.022, 0.040, 0.100) * (0.30 + 0.70 * z) + vec3(0.15, 0.26, 0.62) * rim * 0.80;
-  vec4 hot = texture(uColors, vec2((min(1.0, vNode.x + 0.16 * z * z) * 255.0 + 0.5) / 256.0, 0.5));
+  vec4 hot = colored(uColors, min(1.0, vNode.x + 0.16 * z * z));
   if (uPush > 0.5) {
     vec3 tone = pushed(uPushColors, vNode.w);
     lit.rgb = tone * (0.20 + 0.60 * vNode.x);
@@ -39,7 +39,8 @@ if (vNode.z > 1.5) {  // left out by a focus
   vec3 body = hot.rgb * (0.30 + 0.80 * z * z) + lit.rgb * rim * 0.42;
   color = mix(glass, body, lit.a);
   color += hot.rgb * lit.a * 0.30 * vNode.y * z * z;
-  float shine = pow(max(0.0, dot(vec3(p, z), normalize(vec3(-0.45, 0.62, 0.64)))), 30.0);
+  float s = max(0.0, dot(vec3(p, z), normalize(vec3(-0.45, 0.62, 0.64))));
+  float s2 = s * s, s4 = s2 * s2, s8 = s4 * s4, shine = s8 * s8 * s8 * s4 * s2;  // to the power of 30
   color += shine * mix(vec3(0.17, 0.23, 0.38), vec3(0.26), lit.a * vNode.x);
 }
 if (uPush > 0.5 && vNode.z < 0.5) {

@@ -4,7 +4,7 @@
 in vec2 nodeAt;
 in vec2 corner;
 uniform sampler2D uNodes;
-out vec4 vNode;
+flat out vec4 vNode;
 out vec2 vAt;
 //# vertex main
 vec4 node = texelFetch(uNodes, ivec2(nodeAt + 0.5), 0);
@@ -12,12 +12,12 @@ float light = faded(node.x, node.y, uTime);
 vNode = vec4(light, flare(node.y, uTime) * node.x, node.z, node.w);
 vAt = corner;
 //# fragment declarations
-in vec4 vNode;
+flat in vec4 vNode;
 in vec2 vAt;
 uniform sampler2D uColors;
 uniform sampler2D uPushColors;
 //# fragment main
-vec4 lit = texture(uColors, vec2((vNode.x * 255.0 + 0.5) / 256.0, 0.5));
+vec4 lit = colored(uColors, vNode.x);
 float cover, edge;
 if (uDisc > 0.5) {
   float r = length(vAt);

@@ -14,12 +14,12 @@ uniform sampler2D uColors;
 uniform sampler2D uPushColors;
 //# fragment main
 vec2 cell = floor(vAt);
+int rows = int(min(8.0, floor(fwidth(vAt.y))));
 vec4 texel = texelFetch(uNodes, ivec2(cell + 0.01), 0);
 float light = faded(texel.x, texel.y, uTime);
-float rows = min(8.0, floor(fwidth(vAt.y)));
-for (float k = 1.0; k < rows; k += 1.0) {
-  float row = cell.y + (mod(k, 2.0) > 0.5 ? 0.5 + 0.5 * k : -0.5 * k);
-  vec4 other = texelFetch(uNodes, ivec2(cell.x + 0.01, clamp(row, 0.0, uRows - 1.0) + 0.01), 0);
+for (int k = 1; k < rows; k++) {  // counted in whole numbers: else it is unrolled, and software looks at all 8
+  int row = int(cell.y) + ((k & 1) == 1 ? (k + 1) / 2 : -(k / 2));
+  vec4 other = texelFetch(uNodes, ivec2(int(cell.x), clamp(row, 0, int(uRows) - 1)), 0);
   float its = faded(other.x, other.y, uTime);
   if (its > light) { light = its; texel = other; }
 }
@@ -37,7 +37,7 @@ if (texel.z > 1.5) {
 } else if (texel.z > 0.5) {
   color = mix(vec3(0.016, 0.017, 0.022), mix(vec3(0.030, 0.032, 0.038), vec3(0.21, 0.215, 0.235), stripe(gl_FragCoord.xy, 6.0)), cover);
 } else {
-  vec4 lit = texture(uColors, vec2((light * 255.0 + 0.5) / 256.0, 0.5));
+  vec4 lit = colored(uColors, light);
   if (uPush > 0.5) {
     float ink = 1.0 - 0.75 * unknown(texel.w) * stripe(gl_FragCoord.xy, 6.0);
     lit.rgb = pushed(uPushColors, texel.w) * (0.25 + 0.75 * light) * ink;

@@ -30,6 +30,10 @@ Uniform = float | tuple[float, float] | tuple[float, float, float]
 VECTORS: dict[str, Uniform] = {"uViewport": (1280.0, 720.0), "uColor": (1.0, 1.0, 1.0)}
 """Uniforms that are no plain numbers, with what they are before they are set."""
 
+COMPILED_IN = frozenset({"uPush", "uStill", "uDisc"})
+"""Switches that hardly ever turn: constants of the compiled shader, and a turn compiles it anew. Drawing in
+software executes both sides of every branch on a uniform, and drops the dead side of one on a constant."""
+
 _GL_ZERO, _GL_ONE = 0, 1
 _GL_FUNC_ADD, _GL_MAX = 0x8006, 0x8008
 _GL_ONE_MINUS_SRC_COLOR, _GL_SRC_ALPHA, _GL_ONE_MINUS_SRC_ALPHA = 0x0301, 0x0302, 0x0303
@@ -42,6 +46,10 @@ _BLENDING: dict[str, tuple[int, int, int, int]] = {
     "screen": (_GL_ONE, _GL_ONE_MINUS_SRC_COLOR, _GL_ONE, _GL_ONE),
     "brightest": (_GL_ONE, _GL_ONE, _GL_ONE, _GL_ONE),
 }
+
+
+_WHOLE = {np.dtype(np.float32).str: np.complex128, np.dtype(np.uint8).str: np.uint32}
+"""What is as large as a texel. To turn a grid on its side number by number takes three times as long."""
 
 
 class DataTexture:
@@ -64,7 +72,11 @@ class DataTexture:
 
     def write(self, texels: NDArray[Any]) -> None:
         """New texels of the same shape."""
-        self._texels[:] = texels
+        whole = _WHOLE.get(texels.dtype.str) if texels.dtype == self._texels.dtype else None
+        if whole is not None and texels.strides[-1] == texels.itemsize:
+            self._texels.view(whole)[:] = texels.view(whole)
+        else:
+            self._texels[:] = texels
         self._array.Modified()
         self._image.Modified()
 
@@ -112,18 +124,19 @@ class Drawing:
         self._textures = dict(textures or {})  # VTK holds them, and Python their memory
         for texture, data in self._textures.items():
             self.actor.GetProperty().SetTexture(texture, data.vtk)
-        self._shade(name)
         properties = self.actor.GetShaderProperty()
-        text = shader(name)
+        self._text = shader(name)
+        vertex, fragment = self._text.uniforms("vertex"), self._text.uniforms("fragment")
         self._stages = (
-            (properties.GetVertexCustomUniforms(), text.uniforms("vertex")),
-            (properties.GetFragmentCustomUniforms(), text.uniforms("fragment")),
+            (properties.GetVertexCustomUniforms(), vertex - COMPILED_IN),
+            (properties.GetFragmentCustomUniforms(), fragment - COMPILED_IN),
         )
+        self._compiled_in = COMPILED_IN & (vertex | fragment)
         self._uniforms: dict[str, Uniform] = {}
-        everything: dict[str, Uniform] = {
-            used: VECTORS.get(used, 0.0) for _, names in self._stages for used in names
-        }
+        everything: dict[str, Uniform] = {used: VECTORS.get(used, 0.0) for used in vertex | fragment}
         self.set(**{**everything, **(uniforms or {})})
+        if not self._compiled_in:
+            self._shade()
         if blend == "opaque":
             self.actor.ForceOpaqueOn()
         else:
@@ -135,6 +148,10 @@ class Drawing:
         changed = {name for name, value in uniforms.items() if self._uniforms.get(name) != value}
         if not changed:
             return
+        turned = self._compiled_in & changed
+        self._uniforms.update((name, uniforms[name]) for name in turned)
+        if turned:
+            self._shade()
         for stage, used in self._stages:
             for name in used & changed:
                 value = self._uniforms[name] = uniforms[name]
@@ -149,12 +166,23 @@ class Drawing:
         self._data.GetPointData().AddArray(array)
         self._mapper.MapDataArrayToVertexAttribute(name, name, vtkDataObject.FIELD_ASSOCIATION_POINTS, -1)
 
-    def _shade(self, name: str) -> None:
-        text = shader(name)
-        properties = self.actor.GetShaderProperty()
+    def _shade(self) -> None:
+        """Hand VTK the shader; it compiles a text that it has not seen yet with the next picture."""
+        text, properties = self._text, self.actor.GetShaderProperty()
+        constants = "".join(
+            f"const float {name} = {self._uniforms[name]};\n" for name in sorted(self._compiled_in)
+        )
         for replace, place, body in (
-            (properties.AddVertexShaderReplacement, "//VTK::PositionVC::Dec", text.vertex_declarations),
-            (properties.AddFragmentShaderReplacement, "//VTK::PositionVC::Dec", _without_samplers(text)),
+            (
+                properties.AddVertexShaderReplacement,
+                "//VTK::PositionVC::Dec",
+                constants + text.vertex_declarations,
+            ),
+            (
+                properties.AddFragmentShaderReplacement,
+                "//VTK::PositionVC::Dec",
+                constants + _without_samplers(text),
+            ),
             (properties.AddVertexShaderReplacement, "//VTK::PositionVC::Impl", text.vertex_main),
         ):
             replace(place, True, f"{place}\n{body}", False)
