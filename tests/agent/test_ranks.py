@@ -229,6 +229,13 @@ def test_contributions_that_a_projection_forbids_are_told_to_be_missing_and_the_
     assert all("the output projection in layer 1 are offloaded" in why for why in reasons.values())
 
 
+def assert_left(first: dict[str, Any]) -> None:
+    """That the other rank left was noted; on a machine that is slow to tell of it, that it is late before."""
+    errors = dict(first["stats"].errors)
+    assert errors.pop("ranks:late", 1) == 1
+    assert errors == {"ranks:lost": 1}
+
+
 def test_heads_of_a_rank_that_left_are_missing_and_that_is_said(ranks: Ranks) -> None:
     first, second = ranks["auto", "heads", "leaving"]
     assert first["observed"] == second["observed"] == [first["alone"]] * 2
@@ -239,7 +246,7 @@ def test_heads_of_a_rank_that_left_are_missing_and_that_is_said(ranks: Ranks) ->
         assert np.isfinite(frame.head_write[:, 2:]).all() == (number < 8)
         assert (frame.kv_bytes is None) == (number >= 8)
         assert np.isfinite(frame.ffn_write).all()
-    assert first["stats"].errors == {"ranks:lost": 1}
+    assert_left(first)
 
 
 def test_contributions_end_with_the_rows_of_a_rank_that_left(ranks: Ranks) -> None:
@@ -251,7 +258,7 @@ def test_contributions_end_with_the_rows_of_a_rank_that_left(ranks: Ranks) -> No
     for frame in frames[8:]:
         assert all(getattr(frame, name) is None for name in OF_THE_UNEMBEDDING)
         assert np.isfinite(frame.head_write[:, :2]).all()
-    assert first["stats"].errors == {"ranks:lost": 1}
+    assert_left(first)
 
 
 def test_a_rank_without_an_agent_holds_the_first_one_up_once_and_the_host_never(ranks: Ranks) -> None:
