@@ -122,8 +122,11 @@ class Delivery:
             try:
                 taken, why = self._deliver(items, weight)
             except Exception as error:  # whatever it is, the next items deserve their turn
-                self._say(f"items could not be encoded or sent: {error!r}")
                 taken, why = 0, "failed"
+                if self._is_closing:  # a channel that was closed under the call
+                    why = "closed"
+                else:
+                    self._say(f"items could not be encoded or sent: {error!r}")
             with self._more:
                 if self._is_left_alone:
                     return

@@ -17,6 +17,7 @@ import aiohttp
 from aiohttp import web
 
 START_S = 60.0
+ANSWER_S = 10.0
 PASSED = ("Content-Type", "Accept", "User-Agent", "X-Forwarded-Proto")
 
 
@@ -64,14 +65,17 @@ class Remote:
         assert self._session is not None
         headers = {name: request.headers[name] for name in PASSED if name in request.headers}
         url = f"http://127.0.0.1:{self._port}/{path}"
-        async with self._session.request(
-            request.method, url, data=await request.read(), headers=headers, params=request.query
-        ) as answer:
-            kind = answer.headers.get("Content-Type", "application/octet-stream")
-            body = await answer.read()
-            if path.rstrip("/") == "paraview":
-                body = body.replace(b"USE_HOST/ws", b"USE_HOST" + _folder(request).encode() + b"ws")
-            return web.Response(status=answer.status, body=body, headers={"Content-Type": kind})
+        try:
+            async with self._session.request(
+                request.method, url, data=await request.read(), headers=headers, params=request.query
+            ) as answer:
+                kind = answer.headers.get("Content-Type", "application/octet-stream")
+                body = await answer.read()
+        except aiohttp.ClientError as error:
+            return web.Response(status=503, text=f"Remote rendering does not answer: {error}\n")
+        if path.rstrip("/") == "paraview":
+            body = body.replace(b"USE_HOST/ws", b"USE_HOST" + _folder(request).encode() + b"ws")
+        return web.Response(status=answer.status, body=body, headers={"Content-Type": kind})
 
     async def _start(self) -> str:
         """Start the process, once; why it did not start, or nothing."""
@@ -88,19 +92,19 @@ class Remote:
             )
             if self._session is None:
                 self._session = aiohttp.ClientSession(auto_decompress=True)
-            return await self._answers(self._process)
+            return await self._answers(self._process, self._session)
 
-    async def _answers(self, process: asyncio.subprocess.Process) -> str:
-        loop = asyncio.get_running_loop()
+    async def _answers(self, process: asyncio.subprocess.Process, session: aiohttp.ClientSession) -> str:
+        loop, timeout = asyncio.get_running_loop(), aiohttp.ClientTimeout(total=ANSWER_S)
         deadline_s = loop.time() + START_S
         while loop.time() < deadline_s:
             if process.returncode is not None:
                 said = (await process.stderr.read()).decode(errors="replace") if process.stderr else ""
                 return said.strip().splitlines()[-1] if said.strip() else "it ended and said nothing"
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", self._port)
-                writer.close()
-                return ""
+            # A connection alone says little: one to a port that nobody listens on yet may meet itself.
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with session.get(f"http://127.0.0.1:{self._port}/", timeout=timeout):
+                    return ""
             await asyncio.sleep(0.1)
         return f"it did not answer within {START_S:g} s"
 
