@@ -30,8 +30,8 @@ HOST_THREAD = 1
 ABOUT = """\
 Instructions per token step by callgrind, of decoding with a Llama of random weights, float32, batch 1, one
 torch thread, from the first token to the last. `host` are those of the generating thread, `added` what they
-are more than at `off`, `share` that as a share of `off`; `others` those of all other threads of the process:
-what sends. Instructions are no time: what waits or misses the cache costs none.
+are more than at `off`, `share` that as a share of `off`. The threads that send are not counted. Instructions
+are no time: what waits or misses the cache costs none.
 """
 
 # mov rax, rdi; xor edx, edx; rol rdi by 3, 13, 61, 51; xchg rbx, rbx; mov rax, rdx; ret
@@ -102,14 +102,12 @@ def instructions(*, quick: bool) -> dict[str, Any]:
 
 
 def _row(counts: Path, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    by_thread = read(counts)
-    host = by_thread.pop(HOST_THREAD) / (TOKENS - 1)
+    host = read(counts)[HOST_THREAD] / (TOKENS - 1)  # a request writes what its own thread did
     off = before[0]["host"] if before else host
     return {
         "host": round(host),
         "added": round(host - off),
         "share": f"{(host - off) / off:.2%}",
-        "others": round(sum(by_thread.values()) / (TOKENS - 1)),
     }
 
 
