@@ -10,6 +10,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -460,16 +461,24 @@ def test_the_outline_of_a_model_says_as_much_as_all_its_points(bare: Open) -> No
     assert far == pytest.approx(away.max(), rel=1e-6)
 
 
-def test_a_model_that_is_turned_is_drawn_coarser_and_whole_when_the_hand_rests(
-    browser: Browser, opened: list[Open]
-) -> None:
+@contextmanager
+def _standing(browser: Browser, opened: list[Open], link: str) -> Iterator[Open]:
+    """A page of spheres with three tokens, paused."""
     shape = SHAPES["spheres"]
     with served() as site:
         site.announce(shape)
         site.tokens(shape, 3)
-        one = _open(browser, opened, f"{site.url}#bare=1&calm=1")
+        one = _open(browser, opened, f"{site.url}#{link}")
         _tokens(one, 3)
         one.press("Space")
+        until(lambda: one.ask("app.clock.mode") == "paused", "it stands")
+        yield one
+
+
+def test_a_model_that_is_turned_is_drawn_coarser_and_whole_when_the_hand_rests(
+    browser: Browser, opened: list[Open]
+) -> None:
+    with _standing(browser, opened, "bare=1&calm=1") as one:
         one.ask(_KEEP_SCALES)
         until(lambda: one.ask("app.picture.scale") == 1, "the picture stands")
         size = one.ask("[app.picture.canvas.width, app.picture.canvas.height]")
@@ -509,14 +518,7 @@ _KEEP_SCALES = """(() => {
 def test_a_coarse_picture_shows_the_same_and_its_words_are_as_sharp(
     browser: Browser, opened: list[Open]
 ) -> None:
-    shape = SHAPES["spheres"]
-    with served() as site:
-        site.announce(shape)
-        site.tokens(shape, 3)
-        one = _open(browser, opened, f"{site.url}#bare=1&detail=full&calm=1")
-        _tokens(one, 3)
-        one.press("Space")
-        until(lambda: one.ask("app.clock.mode") == "paused", "it stands")
+    with _standing(browser, opened, "bare=1&detail=full&calm=1") as one:
         whole, coarse = one.seen_at(1.0), one.seen_at(0.5)
         assert coarse.shape == whole.shape
         assert 0 < np.abs(coarse - whole).mean() < 4.0
