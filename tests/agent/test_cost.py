@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from fulgurite.agent import InMemoryExporter, instrument, measure, reduce, unreduced  # noqa: E402
 from fulgurite.agent.engines.transformers import Engine  # noqa: E402
 from fulgurite.agent.late import LateBlock  # noqa: E402
+from fulgurite.wire.channels import TOP_K  # noqa: E402
 from fulgurite.wire.frame import FrameBlock  # noqa: E402
 
 TOKENS = 6
@@ -242,6 +243,20 @@ def test_numpy_tells_of_the_distribution_what_torch_tells(vocabulary: int, rows:
         assert ("rank" in ours) == ("rank" in theirs)
         if "rank" in ours:
             np.testing.assert_array_equal(ours["rank"], theirs["rank"])
+
+
+def test_the_most_probable_are_told_also_of_odd_distributions() -> None:
+    width = 1031
+    equal, nan = np.zeros((1, width), np.float32), np.full((1, width), np.nan, np.float32)
+    pairs = np.repeat(np.arange(width // 2 + 1, dtype=np.float32), 2)[None, :width]
+    sparse = np.full((1, width), -np.inf, np.float32)
+    sparse[0, [7, 1030, 500]] = 3.0, 2.0, 1.0
+    for logits in (equal, nan, pairs, sparse):
+        ids = unreduced._top_ids(logits)
+        assert ids.shape == (1, TOP_K)
+        assert len(set(ids[0].tolist())) == TOP_K
+    assert unreduced._top_ids(sparse)[0, :3].tolist() == [7, 1030, 500]
+    assert unreduced._top_ids(pairs)[0].tolist() == [1030, 1028, 1029, 1026, 1027, 1024, 1025, 1022]
 
 
 @pytest.mark.parametrize("rows", [1, 4])

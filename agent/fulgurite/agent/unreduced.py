@@ -102,17 +102,20 @@ def uncertainty(logits: Array, tokens: Array, *, full: bool) -> dict[str, Array]
 
 
 def _top_ids(logits: Array) -> Array:
-    """Ids of the most probable tokens, (n, K): they stand in the blocks whose maxima are the largest."""
+    """Ids of the most probable tokens, (n, K): none is less than the K-th largest of the blocks' maxima."""
     rows, width = logits.shape
-    rest = width % _BLOCK
     if width < TOP_K * _BLOCK:
         return _largest(logits, min(TOP_K, width))
-    blocks = logits[:, : width - rest].reshape(rows, -1, _BLOCK)
-    best = np.argpartition(blocks.max(-1), -TOP_K)[:, -TOP_K:]
-    ids = (best[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(rows, -1)
-    if rest:
-        ids = np.hstack([ids, np.broadcast_to(np.arange(width - rest, width), (rows, rest))])
-    return np.take_along_axis(ids, _largest(np.take_along_axis(logits, ids, -1), TOP_K), -1)
+    best = logits[:, : width - width % _BLOCK].reshape(rows, -1, _BLOCK).max(-1)
+    best.partition(best.shape[1] - TOP_K)
+    ids = np.empty((rows, TOP_K), np.int64)
+    for i, row in enumerate(logits):
+        among = np.flatnonzero(row >= best[i, -TOP_K])
+        if not TOP_K <= len(among) <= TOP_K * _BLOCK:  # with NaN nothing compares; of equals all do
+            ids[i] = _largest(row[None], TOP_K)[0]
+        else:
+            ids[i] = among[np.argsort(-row[among], kind="stable")[:TOP_K]]
+    return ids
 
 
 def _largest(values: Array, count: int) -> Array:

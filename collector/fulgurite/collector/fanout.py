@@ -1,18 +1,25 @@
 """One reader of the store per replica that is watched; every viewer takes from it at its own pace.
 
 A viewer that falls behind what is held here has been too slow. Nobody waits for it, and it costs no memory.
+
+What this collector itself has stored need not be read back: it is offered, and taken where it follows on what
+is held without a gap. Whatever is not so simple (a batch without frames, a new epoch, another collector that
+wrote meanwhile) is read, and the store alone says in which order it came.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
+from collections.abc import Sequence
 from itertools import islice
 from typing import Final
 
 from fulgurite.collector.outage import Outage
 from fulgurite.collector.store import Entry, Position, Store, StoreError
+from fulgurite.collector.waiting import wait_at_most
 from fulgurite.wire.replica import ReplicaKey
 
 log = logging.getLogger(__name__)
@@ -21,6 +28,8 @@ PAGE: Final = 64
 WAIT_S: Final = 1.0
 LEAST_BYTES: Final = 64 << 10
 EPOCHS: Final = 16
+OFFERED_S: Final = 0.1
+"""While entries were offered so lately the store is asked once in `WAIT_S` only, for what others wrote."""
 
 
 class Channel:
@@ -34,6 +43,14 @@ class Channel:
         Whether it was found where the stream is.
     ends : dict of int to int
         The last sequence of the newest epochs that were seen here.
+    is_read : bool
+        Whether an answer of the store is under way: what comes now might be in it.
+    is_behind : bool
+        Whether something was stored that is not held, and is to be read.
+    offered_s, read_s : float
+        When something was last offered, and when the store last answered (monotonic).
+    attention : Event
+        The reader is to look again.
     """
 
     def __init__(self, key: ReplicaKey, wakes: set[asyncio.Event]) -> None:
@@ -43,6 +60,9 @@ class Channel:
         self.is_ready = False
         self.wakes = wakes
         self.ends: dict[int, int] = {}
+        self.is_read = self.is_behind = False
+        self.offered_s = self.read_s = float("-inf")
+        self.attention = asyncio.Event()
         self._entries: deque[Entry] = deque()
         self._nbytes = 0
 
@@ -74,6 +94,23 @@ class Channel:
             self.base = self.base.past(gone)
             self.first += 1
         self._wake()
+
+    def offer(self, entries: Sequence[Entry], max_bytes: int, now_s: float) -> None:
+        """These were stored here, in this order; what follows on what is held is taken."""
+        self.offered_s = now_s
+        if self.is_read or self.is_behind or not self.is_ready or not self._follow(entries):
+            self.is_behind = True
+            self.attention.set()
+            return
+        self.extend(tuple(entries), max_bytes)
+
+    def _follow(self, entries: Sequence[Entry]) -> bool:
+        epoch_ms, sequence = self.position.frames.epoch_ms, self.position.frames.sequence
+        for entry in entries:
+            if not entry.count or entry.at.epoch_ms != epoch_ms or entry.first_sequence != sequence + 1:
+                return False
+            sequence = entry.at.sequence
+        return True
 
     def after(self, number: int, limit: int = PAGE) -> list[Entry]:
         """At most `limit` entries from `number` on, which must be held."""
@@ -143,7 +180,36 @@ class Fanout:
     async def _read_once(self, channel: Channel) -> None:
         if not channel.is_ready:
             channel.begin(await self._store.newest(channel.key))
-        page = await self._store.read(channel.key, channel.position, limit=PAGE, wait_s=WAIT_S)
+        channel.attention.clear()
+        now_s = time.monotonic()
+        quiet_s = channel.offered_s + OFFERED_S - now_s
+        rest_s = min(quiet_s, channel.read_s + WAIT_S - now_s)
+        if rest_s > 0 and not channel.is_behind:
+            await wait_at_most(channel.attention, rest_s)
+            return
+        # What is offered from here on may be in the answer or not: where it was, the next page is empty.
+        wait_s = 0.0 if channel.is_behind or quiet_s > 0 else WAIT_S
+        channel.is_behind, channel.is_read = False, True
+        try:
+            page = await self._store.read(channel.key, channel.position, limit=PAGE, wait_s=wait_s)
+        except BaseException:
+            channel.is_behind = True
+            raise
+        finally:
+            channel.is_read = False
+        channel.read_s = time.monotonic()
         if page.entries:
-            share = self._max_bytes // len(self._channels) if self._channels else self._max_bytes
-            channel.extend(page.entries, max(LEAST_BYTES, share))
+            channel.extend(page.entries, self._share)
+        if len(page.entries) >= PAGE:
+            channel.is_behind = True
+
+    @property
+    def _share(self) -> int:
+        share = self._max_bytes // len(self._channels) if self._channels else self._max_bytes
+        return max(LEAST_BYTES, share)
+
+    def offer(self, key: ReplicaKey, entries: Sequence[Entry]) -> None:
+        """These were stored by this collector: whoever watches need not wait for the store to say so."""
+        channel = self._channels.get(key)
+        if channel is not None and entries:
+            channel.offer(entries, self._share, time.monotonic())

@@ -18,6 +18,7 @@ import grpc
 from fulgurite.collector.caller import check_replica
 from fulgurite.collector.config import Settings
 from fulgurite.collector.demand import Demands
+from fulgurite.collector.fanout import Fanout
 from fulgurite.collector.hello import Introduction, introduction
 from fulgurite.collector.inbox import Inbox
 from fulgurite.collector.intake import REPLACED, Intake
@@ -26,6 +27,7 @@ from fulgurite.collector.outage import Outage
 from fulgurite.collector.refusal import Refused
 from fulgurite.collector.replicas import Replicas
 from fulgurite.collector.store import Store, StoreError
+from fulgurite.collector.waiting import wait_at_most
 from fulgurite.v1 import agent_pb2
 from fulgurite.wire.refusals import STORE_AWAY
 from fulgurite.wire.replica import ReplicaKey
@@ -51,6 +53,8 @@ class AgentService:
     ----------
     collector_id : str
         What this collector calls itself to agents.
+    fanout : Fanout, optional
+        Where viewers wait for what agents send here.
     """
 
     def __init__(
@@ -62,8 +66,9 @@ class AgentService:
         settings: Settings,
         outage: Outage,
         collector_id: str,
+        fanout: Fanout | None = None,
     ) -> None:
-        self._store, self._replicas, self._demands = store, replicas, demands
+        self._store, self._replicas, self._demands, self._fanout = store, replicas, demands, fanout
         self._settings, self._outage, self._collector_id = settings, outage, collector_id
         self._intakes: dict[ReplicaKey, Intake] = {}
         self._running: dict[Intake, asyncio.Task[None]] = {}
@@ -148,7 +153,13 @@ class AgentService:
             )
             inbox = Inbox(max_bytes=room, max_messages=4 * self._settings.credit)
             intake = Intake(
-                link, replica, inbox, store=self._store, replicas=self._replicas, outage=self._outage
+                link,
+                replica,
+                inbox,
+                store=self._store,
+                replicas=self._replicas,
+                outage=self._outage,
+                fanout=self._fanout,
             )
             self._start(intake)
             replica.connect(link, inbox, self._collector_id)
@@ -213,7 +224,7 @@ class AgentService:
             if message is not None:
                 await context.write(message)
             elif not intake.is_over:
-                await _wait(intake.news, intake.link.silent_until_s - time.monotonic())
+                await wait_at_most(intake.news, intake.link.silent_until_s - time.monotonic())
         message = intake.link.say(time.monotonic(), at_last=True)
         if message is not None:
             await context.write(message)
@@ -251,13 +262,6 @@ async def _pump(messages: AsyncIterator[bytes], intake: Intake) -> None:
         intake.refusal = intake.refusal or refusal
     finally:
         intake.inbox.close()
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), max(0.0, timeout_s))
-    except TimeoutError:
-        pass
 
 
 async def _refuse(refusal: Refused, context: Any) -> None:

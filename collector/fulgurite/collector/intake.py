@@ -10,6 +10,7 @@ import asyncio
 import time
 from typing import Final
 
+from fulgurite.collector.fanout import Fanout
 from fulgurite.collector.inbox import Inbox
 from fulgurite.collector.link import Link, Taken, is_pong
 from fulgurite.collector.outage import GivenUp, Outage
@@ -29,6 +30,11 @@ REPLACED: Final = (
 class Intake:
     """Takes in what one agent sends.
 
+    Parameters
+    ----------
+    fanout : Fanout, optional
+        To whom what is stored is offered; None: whoever watches reads the store.
+
     Attributes
     ----------
     news : Event
@@ -40,13 +46,21 @@ class Intake:
     """
 
     def __init__(
-        self, link: Link, replica: Replica, inbox: Inbox, *, store: Store, replicas: Replicas, outage: Outage
+        self,
+        link: Link,
+        replica: Replica,
+        inbox: Inbox,
+        *,
+        store: Store,
+        replicas: Replicas,
+        outage: Outage,
+        fanout: Fanout | None = None,
     ) -> None:
         self.link, self.replica, self.inbox = link, replica, inbox
         self.news = asyncio.Event()
         self.is_over = False
         self.refusal: Refused | None = None
-        self._store, self._replicas, self._outage = store, replicas, outage
+        self._store, self._replicas, self._outage, self._fanout = store, replicas, outage, fanout
         self._given_up = asyncio.Event()
 
     async def run(self) -> None:
@@ -112,8 +126,12 @@ class Intake:
             )
         except StaleEpoch:
             raise Refused(REPLACED.format(key=self.replica.key)) from None
+        if self._fanout is not None:
+            self._fanout.offer(self.replica.key, entries)
+        before_s = self.link.silent_until_s
         self.link.keep(entries, time.monotonic())
-        self.news.set()
+        if self.link.silent_until_s < before_s:
+            self.news.set()
         for one in taken:
             self.replica.fold(one.batch, now_ns)
         if self.replica.unannounced:

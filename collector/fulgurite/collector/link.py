@@ -143,8 +143,10 @@ class Link:
                     f"a batch of frames {batch.first_sequence} to {last}: up to {self._seen} they came before"
                 )
             self._seen = max(self._seen, last)
+        entry_id = EntryId(self.epoch_ms, min(max(last, 0), MAX_SEQUENCE))
         return Entry(
-            id=EntryId(self.epoch_ms, min(max(last, 0), MAX_SEQUENCE)),
+            id=entry_id,
+            at=entry_id if len(batch) else EntryId(),  # of events the store gives it
             count=len(batch),
             schema_hash=self._codec.schema_hash,
             ingested_ns=now_ns,

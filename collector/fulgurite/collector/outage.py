@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Literal, TypeVar
 
 from fulgurite.collector.store import StaleEpoch, StoreError
+from fulgurite.collector.waiting import wait_at_most
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +84,6 @@ class Outage:
             pause_s = min(2 * pause_s, self.retry_after_s)
 
     async def _pause(self, pause_s: float, given_up: asyncio.Event) -> None:
-        try:
-            await asyncio.wait_for(given_up.wait(), pause_s)
-        except TimeoutError:
-            return
-        raise GivenUp
+        await wait_at_most(given_up, pause_s)
+        if given_up.is_set():
+            raise GivenUp

@@ -86,6 +86,8 @@ class Collector:
             settings=settings,
             outage=self._outage,
             collector_id=collector_id,
+            # Where an acknowledgement waits for the disk, the store tells its readers before.
+            fanout=self._fanout if settings.durability in ("none", "everysec") else None,
         )
         self._viewers = ViewerService(
             store,

@@ -22,6 +22,7 @@ from fulgurite.collector.outage import Outage
 from fulgurite.collector.reduction import Reducer, Wanted
 from fulgurite.collector.replicas import Replicas
 from fulgurite.collector.store import Entry, EntryId, Position, Store, StoreError
+from fulgurite.collector.waiting import wait_at_most
 from fulgurite.v1 import frame_pb2, viewer_pb2
 from fulgurite.wire.codec import content_hash
 from fulgurite.wire.replica import ReplicaKey
@@ -153,10 +154,7 @@ class Watcher:
                 yield response
 
     async def _rest(self, timeout_s: float) -> None:
-        try:
-            await asyncio.wait_for(self._wake.wait(), max(0.0, timeout_s))
-        except TimeoutError:
-            pass
+        await wait_at_most(self._wake, timeout_s)
 
     # --- who there is
 

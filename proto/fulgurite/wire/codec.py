@@ -98,6 +98,10 @@ _DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "u1": np.dtype("<u1"),
     "log8": np.dtype("<u1"),
 }
+_LIMITED: Final = frozenset({"request_index", "phase", "level"})
+_FEW: Final = 4096  # items of a column that is copied together with others, since a call costs more
+_MOST_LAYOUTS: Final = 64
+_NOTHING: Final[Array] = np.zeros(0, np.float32)
 _FLOATING: Final = frozenset({"f4", "f2", "log8"})
 _UNSIGNED: Final[Mapping[int, np.dtype[Any]]] = {
     1: np.dtype("<u1"),
@@ -178,6 +182,9 @@ class _Column:
     encoding: str
     dtype: np.dtype[Any]
     known: bool  # this version has a channel of that name
+    size: int  # bytes of an item
+    nbytes: int  # of a frame
+    is_per_frame: bool  # never written once for all frames
 
     @classmethod
     def of(cls, spec: frame_pb2.ColumnSpec) -> _Column:
@@ -191,9 +198,39 @@ class _Column:
         channel = BY_NAME.get(spec.name)
         if channel is not None:
             _check_known(channel, shape, spec.encoding)
+        dtype, items = _DTYPES[spec.encoding], prod(shape)
         return cls(
-            spec.name, shape, prod(shape), spec.encoding, _DTYPES[spec.encoding], known=channel is not None
+            name=spec.name,
+            shape=shape,
+            items=items,
+            encoding=spec.encoding,
+            dtype=dtype,
+            known=channel is not None,
+            size=dtype.itemsize,
+            nbytes=items * dtype.itemsize,
+            is_per_frame=spec.name in _PER_FRAME,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The columns that a block has, in the order of the schema: what need not be asked of each block anew."""
+
+    indexes: tuple[int, ...]
+    columns: tuple[_Column, ...]
+    log8: int  # how many of them are written so
+    foreign: tuple[str, ...]  # names that the schema has not
+
+    @classmethod
+    def of(
+        cls, schema: tuple[_Column, ...], indexes: tuple[int, ...], foreign: tuple[str, ...] = ()
+    ) -> _Layout:
+        columns = tuple(schema[i] for i in indexes)
+        return cls(indexes, columns, sum(column.encoding == "log8" for column in columns), foreign)
+
+
+_Read = tuple[_Layout, list[bytes]]
+"""What a block has, and its bytes, checked."""
 
 
 def _check_known(channel: Channel, shape: tuple[int, ...], encoding: str) -> None:
@@ -224,7 +261,7 @@ def _codec_of_bytes(serialised: bytes) -> Codec:
 
 
 class Codec:
-    """Writes and reads the batches of one schema. Stateless after construction: any thread may use it.
+    """Writes and reads the batches of one schema. Any thread may use it: it keeps how blocks look, no more.
 
     Parameters
     ----------
@@ -246,6 +283,8 @@ class Codec:
         self._index = {column.name: i for i, column in enumerate(self._columns)}
         if len(self._index) != len(self._columns):
             _refuse("a schema names a column twice")
+        self._layouts_out: dict[tuple[str, ...], _Layout] = {}
+        self._layouts_in: dict[tuple[int, ...], _Layout] = {}
         absent = [name for name in _REQUIRED if name not in self._index or self._at(name).items != 1]
         if absent:
             _refuse(f"a schema without the column {absent[0]}, or not one item per frame")
@@ -288,35 +327,75 @@ class Codec:
     def _write_block(
         self, message: frame_pb2.Block, blocks: list[FrameBlock], requests: dict[RequestRef, int]
     ) -> None:
-        names = blocks[0].columns
-        _check_names(names, self._index)
-        message.count = count = sum(len(block) for block in blocks)
-        indexes, data, lows, highs = [], [], [], []
-        for index, column in enumerate(self._columns):
-            if column.name not in names:
-                continue
-            if column.name == "request_index":
+        every = [block.columns for block in blocks]
+        layout = self._writing(every[0])
+        message.count = count = sum(map(len, blocks))
+        data: list[bytes] = []
+        lows, highs = [], []
+        halves: list[tuple[int, Array]] = []  # those of few items are converted together
+        for column in layout.columns:
+            name = column.name
+            if name == "request_index":
                 values = _renumbered(blocks, requests)
             else:
-                values = _joined([block.columns[column.name] for block in blocks])
+                values = every[0][name] if len(every) == 1 else np.concatenate([one[name] for one in every])
             if values.shape != (count, *column.shape):
-                _refuse(f"{column.name} has shape {values.shape}, not {(count, *column.shape)}")
-            if column.encoding == "log8":
+                _refuse(f"{name} has shape {values.shape}, not {(count, *column.shape)}")
+            if values.dtype == column.dtype and column.encoding != "log8":
+                data.append(_written(values.tobytes(), column, count))
+            elif column.encoding == "log8":
                 items, low, high = _to_log8(values)
                 lows.append(low)
                 highs.append(high)
+                data.append(_written(items.tobytes(), column, count))
+            elif column.encoding == "f2" and values.size <= _FEW:
+                halves.append((len(data), values))
+                data.append(b"")
             else:
-                items = _to_dtype(values, column)
-            indexes.append(index)
-            written = _bytes_of(items, column.items)
-            each = column.name in _PER_FRAME
-            data.append(written if each else once_if_same(written, items.dtype.itemsize, count))
-        message.column_index.extend(indexes)
+                data.append(_written(_to_dtype(values, column).tobytes(), column, count))
+        if halves:
+            written = _to_halves([values for _, values in halves])
+            at = 0
+            for place, values in halves:
+                end = at + 2 * values.size
+                data[place] = _written(written[at:end], layout.columns[place], count)
+                at = end
+        message.column_index.extend(layout.indexes)
         message.column_data.extend(data)
         message.log8_low.extend(lows)
         message.log8_high.extend(highs)
         if blocks[0].texts is not None:
             message.token_texts.extend(_utf8(text) for block in blocks for text in block.texts or ())
+
+    def _writing(self, values: Mapping[str, Array]) -> _Layout:
+        """How blocks with these columns are written.
+
+        Raises
+        ------
+        CodecError
+            Where one is missing, or one has values for which the schema has no column.
+        """
+        names = tuple(values)
+        layout = self._layouts_out.get(names)
+        if layout is None:
+            absent = [name for name in _REQUIRED if name not in values]
+            if absent:
+                _refuse(f"a block without the column {absent[0]}")
+            indexes = tuple(sorted(self._index[name] for name in names if name in self._index))
+            foreign = tuple(name for name in names if name not in self._index)
+            layout = _Layout.of(self._columns, indexes, foreign)
+            self._keep(self._layouts_out, names, layout)
+        for name in layout.foreign:
+            if values[name].size:
+                _refuse(f"the schema has no column {name}: this model should not have it")
+        return layout
+
+    @staticmethod
+    def _keep(layouts: dict[Any, _Layout], key: Any, layout: _Layout) -> None:
+        """For the next block like it; bounded, since a peer chooses the key."""
+        if len(layouts) >= _MOST_LAYOUTS:
+            layouts.clear()
+        layouts[key] = layout
 
     # --- reading
 
@@ -334,6 +413,10 @@ class Codec:
             Where it breaks the format.
         """
         message = _parsed(batch)
+        self._checked(message)
+        return message
+
+    def _checked(self, message: frame_pb2.Batch) -> list[_Read]:
         if message.schema_hash != self.schema_hash:
             _refuse("the batch was written for another schema: their hashes differ")
         if sum(block.count for block in message.blocks) != message.count:
@@ -342,45 +425,45 @@ class Codec:
             _refuse(f"{len(message.requests)} requests for {message.count} frames")
         for request in message.requests:
             _check_request(request)
-        for block in message.blocks:
-            self._check_block(block, len(message.requests))
+        found = [self._checked_block(block, len(message.requests)) for block in message.blocks]
         _check_extras(message)
-        return message
+        return found
 
-    def _check_block(self, block: frame_pb2.Block, requests: int) -> None:
-        count, indexes, data = block.count, list(block.column_index), block.column_data
+    def _checked_block(self, block: frame_pb2.Block, requests: int) -> _Read:
+        count, data = block.count, list(block.column_data)
         if not count:
             _refuse("a block without frames")
-        if len(indexes) != len(data) or len(set(indexes)) != len(indexes):
-            _refuse(f"a block of {len(data)} columns with {len(set(indexes))} indexes")
+        layout = self._reading(tuple(block.column_index), len(data))
+        if len(block.token_texts) not in (0, count):
+            _refuse(f"{len(block.token_texts)} token texts for {count} frames")
+        for column, written in zip(layout.columns, data, strict=True):
+            _check_column(column, written, count, requests)
+        if (log8 := layout.log8) or block.log8_low or block.log8_high:
+            _check_log8(block, log8)
+        return layout, data
+
+    def _reading(self, indexes: tuple[int, ...], columns: int) -> _Layout:
+        """What a block with these columns has.
+
+        Raises
+        ------
+        CodecError
+            Where it cannot have them.
+        """
+        layout = self._layouts_in.get(indexes)
+        if layout is not None and len(indexes) == columns:
+            return layout
+        if len(indexes) != columns or len(set(indexes)) != len(indexes):
+            _refuse(f"a block of {columns} columns with {len(set(indexes))} indexes")
         if indexes and max(indexes) >= len(self._columns):
             _refuse(f"column {max(indexes)} of a schema of {len(self._columns)}")
-        names = {self._columns[i].name for i in indexes}
+        layout = _Layout.of(self._columns, indexes)
+        names = {column.name for column in layout.columns}
         absent = [name for name in _REQUIRED if name not in names]
         if absent:
             _refuse(f"a block without the column {absent[0]}")
-        if len(block.token_texts) not in (0, count):
-            _refuse(f"{len(block.token_texts)} token texts for {count} frames")
-        for index, column_data in zip(indexes, data, strict=True):
-            self._check_column(self._columns[index], column_data, count, requests)
-        _check_log8(block, sum(self._columns[i].encoding == "log8" for i in indexes))
-
-    def _check_column(self, column: _Column, data: bytes, count: int, requests: int) -> None:
-        size = column.dtype.itemsize
-        once = count if column.name in _PER_FRAME else 1
-        if len(data) not in (count * column.items * size, count * size, once * size):
-            _refuse(
-                f"{column.name[:40]}: {len(data)} bytes for {count} frames of {column.items} x {size} bytes"
-            )
-        if count * column.items > MAX_BLOCK_ITEMS:
-            _refuse(
-                f"{column.name[:40]}: {count} x {column.items} items; at most {MAX_BLOCK_ITEMS} in a block"
-            )
-        limit = {"request_index": requests, "phase": len(PHASES), "level": len(LEVELS)}.get(column.name)
-        if limit is not None:
-            values = np.frombuffer(data, column.dtype)
-            if int(values.max()) >= limit or int(values.min()) < 0:
-                _refuse(f"{column.name} is out of range: {int(values.max())}, with {limit} to choose from")
+        self._keep(self._layouts_in, indexes, layout)
+        return layout
 
     def decode(self, batch: frame_pb2.Batch | bytes) -> FrameBatch:
         """The frames of a message. Arrays are read-only; floating ones are float32.
@@ -392,12 +475,16 @@ class Codec:
         CodecError
             Where it breaks the format.
         """
-        message = self.validate(batch)
+        message = _parsed(batch)
+        checked = self._checked(message)
         requests = tuple(request_from_pb(request) for request in message.requests)
         return FrameBatch(
             epoch_ms=message.epoch_ms,
             first_sequence=message.first_sequence,
-            blocks=tuple(self._read_block(block, requests) for block in message.blocks),
+            blocks=tuple(
+                _read_block(block, requests, *read)
+                for block, read in zip(message.blocks, checked, strict=True)
+            ),
             events=tuple(event_from_pb(event) for event in message.events),
             scales=tuple(scale_from_pb(scale) for scale in message.scales),
             sent_ns=message.sent_ns,
@@ -406,17 +493,6 @@ class Codec:
                 for one in message.sketches
             ),
         )
-
-    def _read_block(self, block: frame_pb2.Block, requests: tuple[RequestRef, ...]) -> FrameBlock:
-        columns: dict[str, Array] = {}
-        bounds = iter(zip(block.log8_low, block.log8_high, strict=True))
-        for index, data in zip(block.column_index, block.column_data, strict=True):
-            column = self._columns[index]
-            low, high = next(bounds) if column.encoding == "log8" else (0.0, 0.0)
-            if column.known:
-                values = _from_bytes(data, column, low, high)
-                columns[column.name] = _spread(values, block.count, column)
-        return FrameBlock(requests, columns, tuple(block.token_texts) or None)
 
 
 def encode_batch(batch: FrameBatch, schema: frame_pb2.Schema) -> frame_pb2.Batch:
@@ -531,17 +607,24 @@ def _alike(blocks: Iterable[FrameBlock]) -> Iterator[list[FrameBlock]]:
             yield alike
 
 
-def _check_names(names: Mapping[str, Array], index: Mapping[str, int]) -> None:
-    absent = [name for name in _REQUIRED if name not in names]
-    if absent:
-        _refuse(f"a block without the column {absent[0]}")
-    foreign = [name for name, values in names.items() if name not in index and values.size]
-    if foreign:
-        _refuse(f"the schema has no column {foreign[0]}: this model should not have it")
-
-
-def _joined(arrays: list[Array]) -> Array:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+def _check_column(column: _Column, data: bytes, count: int, requests: int) -> None:
+    nbytes = len(data)
+    once = count if column.is_per_frame else 1
+    if nbytes not in (count * column.nbytes, count * column.size, once * column.size):
+        _refuse(
+            f"{column.name[:40]}: {nbytes} bytes for {count} frames of {column.items} x {column.size} bytes"
+        )
+    if count * column.items > MAX_BLOCK_ITEMS:
+        _refuse(f"{column.name[:40]}: {count} x {column.items} items; at most {MAX_BLOCK_ITEMS} in a block")
+    if column.name in _LIMITED:
+        limit = {"request_index": requests, "phase": len(PHASES), "level": len(LEVELS)}[column.name]
+        if nbytes == column.size:  # as mostly; a number is read in less time than an array
+            least = most = int.from_bytes(data, "little", signed=column.dtype.kind == "i")
+        else:
+            values = np.frombuffer(data, column.dtype)
+            least, most = int(values.min()), int(values.max())
+        if most >= limit or least < 0:
+            _refuse(f"{column.name} is out of range: {most}, with {limit} to choose from")
 
 
 def _renumbered(blocks: list[FrameBlock], requests: dict[RequestRef, int]) -> Array:
@@ -549,19 +632,28 @@ def _renumbered(blocks: list[FrameBlock], requests: dict[RequestRef, int]) -> Ar
     parts, told, places = [], None, list[int]()
     for block in blocks:
         column = block.columns["request_index"]
-        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < len(block.requests):
+        if len(column) == 1:
+            is_known = 0 <= int(column[0]) < len(block.requests)
+        else:
+            is_known = not len(column) or 0 <= int(column.min()) <= int(column.max()) < len(block.requests)
+        if not is_known:
             _refuse(f"request_index is out of range: {len(block.requests)} requests in the block")
         if block.requests != told:  # in the steps of a batch they are mostly the same ones
             told = block.requests
             places = [requests.setdefault(request, len(requests)) for request in told]
         same = places == list(range(len(places)))
         parts.append(column if same else np.array(places)[column])
-    return _joined(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _to_halves(columns: list[Array]) -> bytes:
+    """The items of all columns as float16, one column behind the other."""
+    values = columns[0] if len(columns) == 1 else np.concatenate([column.reshape(-1) for column in columns])
+    # minimum and maximum keep NaN
+    return np.minimum(np.maximum(values, -F2_MAX), F2_MAX).astype(_DTYPES["f2"]).tobytes()
 
 
 def _to_dtype(values: Array, column: _Column) -> Array:
-    if values.dtype == column.dtype:
-        return values
     if column.encoding == "f2":  # minimum and maximum keep NaN
         return np.minimum(np.maximum(values, -F2_MAX), F2_MAX).astype(column.dtype)
     if column.encoding == "f4":
@@ -598,15 +690,15 @@ def _to_log8(values: Array) -> tuple[Array, float, float]:
         return logs.astype(np.uint8), float(np.exp2(lowest)), float(np.exp2(highest))
 
 
-def _bytes_of(items: Array, per_frame: int) -> bytes:
-    """The column's bytes; one item per frame where all of a frame's are equal (by bits: NaN equals NaN)."""
-    if per_frame > 1 and len(items):
-        bits = (
-            np.ascontiguousarray(items).view(_UNSIGNED[items.dtype.itemsize]).reshape(len(items), per_frame)
-        )
-        if bits[0, 0] == bits[0, -1] and (bits == bits[:, :1]).all():
-            return bits[:, 0].tobytes()
-    return items.tobytes()
+def _written(data: bytes, column: _Column, count: int) -> bytes:
+    """The bytes of all items, or of fewer: one a frame where all of a frame's are equal (by bits: NaN equals
+    NaN), one where all frames have the same."""
+    size = column.size
+    if column.items > 1 and count and data[:size] == data[column.nbytes - size : column.nbytes]:
+        bits = np.frombuffer(data, _UNSIGNED[size]).reshape(count, column.items)
+        if (bits == bits[:, :1]).all():
+            data = bits[:, 0].tobytes()
+    return data if column.is_per_frame or count == 1 else once_if_same(data, size, count)
 
 
 def once_if_same(data: bytes, size: int, count: int) -> bytes:
@@ -615,15 +707,43 @@ def once_if_same(data: bytes, size: int, count: int) -> bytes:
     return once if len(data) == count * size and data == once * count else data
 
 
+def _read_block(
+    block: frame_pb2.Block, requests: tuple[RequestRef, ...], layout: _Layout, data: list[bytes]
+) -> FrameBlock:
+    columns: dict[str, Array] = {}
+    count, bounds = block.count, iter(zip(block.log8_low, block.log8_high, strict=True))
+    halves: list[tuple[_Column, int]] = []  # those of few items are converted together
+    parts: list[bytes] = []
+    for column, written in zip(layout.columns, data, strict=True):
+        low, high = next(bounds) if column.encoding == "log8" else (0.0, 0.0)
+        if not column.known:
+            continue
+        columns[column.name] = _NOTHING  # its place; those of halves follow
+        if column.encoding == "f2" and len(written) <= 2 * _FEW:
+            halves.append((column, len(written) // 2))
+            parts.append(written)
+        else:
+            columns[column.name] = _spread(_from_bytes(written, column, low, high), count, column)
+    if halves:
+        together = np.frombuffer(b"".join(parts), _DTYPES["f2"]).astype(np.float32)
+        together.flags.writeable = False
+        at = 0
+        for column, items in halves:
+            columns[column.name] = _spread(together[at : at + items], count, column)
+            at += items
+    return FrameBlock(requests, columns, tuple(block.token_texts) or None)
+
+
 def _from_bytes(data: bytes, column: _Column, low: float, high: float) -> Array:
-    items = np.frombuffer(data, column.dtype)
+    items: Array = np.frombuffer(data, column.dtype)
     if column.encoding == "log8":
-        table: Array = log8_table(low, high)
-        decoded: Array = table[items]
-        return decoded
-    if column.encoding == "f2":
-        return items.astype(np.float32)
-    return items.astype(column.dtype.newbyteorder("="), copy=False)
+        items = log8_table(low, high)[items]
+    elif column.encoding == "f2":
+        items = items.astype(np.float32)
+    elif not items.dtype.isnative:
+        items = items.astype(column.dtype.newbyteorder("="))
+    items.flags.writeable = False
+    return items
 
 
 def log8_table(low: float, high: float) -> NDArray[np.float32]:
@@ -639,12 +759,10 @@ def log8_table(low: float, high: float) -> NDArray[np.float32]:
 def _spread(values: Array, count: int, column: _Column) -> Array:
     """Items in the shape of the channel: (n, *shape). What was written once, or once per frame, is a view."""
     if values.size == count * column.items:
-        shaped = values.reshape(count, *column.shape)
-    else:
-        once = values.reshape(values.size, *(1 for _ in column.shape))  # of each frame, or of all
-        shaped = np.broadcast_to(once, (count, *column.shape))
-    shaped.flags.writeable = False
-    return shaped
+        return values.reshape(count, *column.shape) if column.shape else values
+    step = values.itemsize if values.size == count else 0  # one item of each frame, or one of all
+    strides = (step, *(0 for _ in column.shape))
+    return np.ndarray((count, *column.shape), values.dtype, values, 0, strides)
 
 
 def _utf8(text: str) -> str:
