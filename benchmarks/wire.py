@@ -10,7 +10,9 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import time
+from collections.abc import Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -269,16 +271,22 @@ def load_row(load: Load, name: str, endpoint: str, seconds: float) -> dict[str, 
     }
 
 
-def run(*, seconds: float = 4.0, model: str | None = None) -> list[dict[str, Any]]:
-    """One row per load and encoding."""
+@contextmanager
+def bare_server() -> Iterator[str]:
+    """The address of a collector that only acknowledges, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     server = context.Process(target=serve, args=(theirs,), daemon=True)
     server.start()
     try:
-        endpoint = f"127.0.0.1:{mine.recv()}"
-        rows = [load_row(load, name, endpoint, seconds) for load in LOADS for name in ("exact", "compact")]
+        yield f"127.0.0.1:{mine.recv()}"
     finally:
         server.terminate()
         server.join()
+
+
+def run(*, seconds: float = 4.0, model: str | None = None) -> list[dict[str, Any]]:
+    """One row per load and encoding."""
+    with bare_server() as endpoint:
+        rows = [load_row(load, name, endpoint, seconds) for load in LOADS for name in ("exact", "compact")]
     return [*model_rows(model), *rows]

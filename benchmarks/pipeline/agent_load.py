@@ -11,6 +11,7 @@ import json
 import resource
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from fulgurite.agent.exporter import GrpcExporter
 from fulgurite.wire.frame import FrameBlock
 
 VARIANTS = 64
+SAMPLED_STEPS = 64
+FLUSH_S = 30.0
 ALONE_S = 5.0
 """The loop runs so long without sending, to be subtracted."""
 
@@ -43,32 +46,52 @@ def cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def resident_mib() -> float:
+    """Of this process, now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
 def paced(shape: Shape, ready: Ready, exporter: GrpcExporter | None, seconds: float) -> dict[str, Any]:
     """Hand steps over when they are due. Without an exporter: the loop alone."""
     period_s = shape.rows / shape.tokens_per_s
     steps = int(seconds / period_s)
     took_ns = []
+    first_mib = most_mib = resident_mib()
+    spooled = 0
     cpu, began_s = cpu_s(), time.perf_counter()
     for step in range(steps):
         wait_s = began_s + step * period_s - time.perf_counter()
         if wait_s > 0:
             time.sleep(wait_s)
         block = ready.at(step, time.time_ns())
+        at = time.perf_counter_ns()
         if exporter is not None:
-            at = time.perf_counter_ns()
             exporter.export(block)
-            took_ns.append(time.perf_counter_ns() - at)
+        took_ns.append(time.perf_counter_ns() - at)
+        if exporter is not None and step % SAMPLED_STEPS == 0:
+            most_mib = max(most_mib, resident_mib())
+            spooled = max(spooled, exporter.stats().spooled_bytes)
     wall_s = time.perf_counter() - began_s
     if exporter is not None:
-        exporter.flush(10.0)
-    return {"cpu_s": cpu_s() - cpu, "wall_s": wall_s, "tokens": steps * shape.rows, "took_ns": took_ns}
+        exporter.flush(FLUSH_S)
+    return {
+        "cpu_s": cpu_s() - cpu,
+        "wall_s": wall_s,
+        "tokens": steps * shape.rows,
+        "took_ns": took_ns,
+        "grew_mib": most_mib - first_mib,
+        "spooled": spooled,
+    }
 
 
-def measure(address: str, shape: Shape, seconds: float, encoding: str) -> dict[str, Any]:
+def measure(
+    address: str, shape: Shape, seconds: float, encoding: str, spool: Path | None = None
+) -> dict[str, Any]:
     """The load, and what its sender used for it."""
     ready = Ready(shape.blocks(VARIANTS * shape.rows))
     alone = paced(shape, ready, None, min(seconds, ALONE_S))
-    exporter = GrpcExporter(address, encoding=encoding)
+    exporter = GrpcExporter(address, encoding=encoding, spool=spool)
     names = {"service.name": shape.name, "service.namespace": "bench"}
     exporter.attach(shape.topology, level="heads", ceiling="heads", tokens="off", resource=names)
     sending = paced(shape, ready, exporter, seconds)
@@ -81,10 +104,22 @@ def measure(address: str, shape: Shape, seconds: float, encoding: str) -> dict[s
         "producer_us_per_token": round(each * 1e6, 2),
         "hand_over_p50_us": round(float(np.percentile(sending["took_ns"], 50)) / 1e3, 1),
         "hand_over_p99_us": round(float(np.percentile(sending["took_ns"], 99)) / 1e3, 1),
+        "calls_over_1_ms": _over_1_ms(sending["took_ns"]),
+        "control_over_1_ms": round(
+            _over_1_ms(alone["took_ns"]) * len(sending["took_ns"]) / len(alone["took_ns"]), 1
+        ),
+        "grew_mib": round(sending["grew_mib"], 1),
+        "spooled_mib": round(sending["spooled"] / 2**20, 1),
+        "captured": stats.captured,
+        "pending": stats.pending,
         "acknowledged": stats.acknowledged,
         "folded": stats.folded,
         "dropped": sum(stats.dropped.values()),
     }
+
+
+def _over_1_ms(took_ns: list[int]) -> int:
+    return int(np.count_nonzero(np.array(took_ns) > 1_000_000))
 
 
 def main() -> None:
@@ -94,8 +129,10 @@ def main() -> None:
     parser.add_argument("--shape", default="W1", choices=[*SHAPES])
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--encoding", default="exact")
+    parser.add_argument("--spool", type=Path)
     options = parser.parse_args()
-    print(json.dumps(measure(options.address, SHAPES[options.shape], options.seconds, options.encoding)))
+    shape = SHAPES[options.shape]
+    print(json.dumps(measure(options.address, shape, options.seconds, options.encoding, options.spool)))
 
 
 if __name__ == "__main__":

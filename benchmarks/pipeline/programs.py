@@ -57,18 +57,36 @@ def await_ready(address: str) -> None:
 @contextmanager
 def store(folder: Path, *, fsync: str = "everysec") -> Iterator[str]:
     """A Redis-compatible server that outlives collectors; its URL."""
+    process = start_store(folder, fsync=fsync)
+    try:
+        yield url_of(folder)
+    finally:
+        end(process)
+
+
+def url_of(folder: Path) -> str:
+    """Where the store in a folder listens."""
+    return f"unix://{folder / 's'}"
+
+
+def start_store(folder: Path, *, fsync: str = "everysec") -> subprocess.Popen[str]:
+    """A Redis-compatible server over the files in a folder, when it listens."""
     from fulgurite.collector.embedded import server_binary
 
     socket = folder / "s"
+    socket.unlink(missing_ok=True)
     options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", ""]
     options += ["--appendonly", "yes", "--appendfsync", fsync, "--loglevel", "warning"]
-    with program(str(server_binary()), *options):
-        deadline_s = time.monotonic() + READY_S
-        while not socket.exists():
-            if time.monotonic() > deadline_s:
-                raise TimeoutError("the store does not start")
-            time.sleep(0.02)
-        yield f"unix://{socket}"
+    process = subprocess.Popen(
+        [str(server_binary()), *options], cwd=ROOT, stdout=subprocess.DEVNULL, text=True
+    )
+    deadline_s = time.monotonic() + READY_S
+    while not socket.exists():
+        if time.monotonic() > deadline_s:
+            end(process)
+            raise TimeoutError("the store does not start")
+        time.sleep(0.02)
+    return process
 
 
 def start_module(name: str, *arguments: object) -> subprocess.Popen[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from benchmarks.collector_process import free_port
-from benchmarks.pipeline import programs
+from benchmarks.pipeline import away, programs
 from benchmarks.pipeline.meter import Meter, micros
 from benchmarks.pipeline.programs import result, run_load, start_load, start_module
 from benchmarks.wire import LOADS, encoding
@@ -33,9 +33,10 @@ class Length:
     kills: int
     phases: int
     watch_s: float
+    away_s: float
 
 
-LENGTHS = {"full": Length(8.0, 60.0, 3, 2, 30.0), "quick": Length(4.0, 5.0, 1, 1, 12.0)}
+LENGTHS = {"full": Length(8.0, 60.0, 3, 2, 30.0, 60.0), "quick": Length(4.0, 5.0, 1, 1, 12.0, 5.0)}
 
 
 def ingest(length: Length) -> list[Row]:
@@ -320,12 +321,30 @@ def wire(_: Length) -> list[Row]:
     return rows
 
 
+def agent(length: Length) -> list[Row]:
+    """See `away.agent`."""
+    return away.agent(length.load_s / 2)
+
+
+def collector_away(length: Length) -> list[Row]:
+    """See `away.collector_away`."""
+    return away.collector_away(length.away_s)
+
+
+def redis_away(length: Length) -> list[Row]:
+    """See `away.store_away`."""
+    return away.store_away(length.away_s)
+
+
 ROWS = {
+    "agent": agent,
     "ingest": ingest,
     "two_processes": two_processes,
     "latency": latency,
     "fan_out": fan_out,
     "killed": killed,
+    "collector_away": collector_away,
+    "redis_away": redis_away,
     "cold": cold,
     "wire": wire,
 }

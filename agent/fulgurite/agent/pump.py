@@ -38,6 +38,7 @@ from fulgurite.agent.link import (
 from fulgurite.agent.outage import Outage
 from fulgurite.agent.outbox import NEVER, Drawn, Outbox
 from fulgurite.agent.privacy import redact_block, redact_event
+from fulgurite.agent.rhythm import Rhythm
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.spool import Spool
 from fulgurite.agent.stream import End, Stream
@@ -112,6 +113,7 @@ class Pump:
         self._ripe_s: float | None = None  # when what waits in the outbox is to go, full batch or not
         self._packed_s = float("-inf")
         self._flows = False
+        self._rhythm = Rhythm()
         self._lone_event_s: float | None = None
         self._close_by_s: float | None = None
         self._hurry = False
@@ -284,6 +286,7 @@ class Pump:
             return
         if self._ripe_s is None:
             came_s = self._outbox.oldest_s(now_s)
+            self._rhythm.came(came_s)
             self._ripe_s = came_s + GATHER_S
             self._flows = came_s < self._packed_s + FLOWS_S
         if waiting < BATCH_FRAMES and now_s < self._ripe_s and not self._hurry:
@@ -309,9 +312,13 @@ class Pump:
             self._outbox.wait(min(until_s, self._lone_event_s) - now_s)
 
     def _await_frames(self, until_s: float, now_s: float) -> None:
-        """Sleep until there is something. While frames flow no host's thread pays for waking this one."""
+        """Sleep until there is something. While frames flow, or come in a rhythm, no host's thread pays for
+        waking this one."""
+        expected_s = self._rhythm.next_s
         if self._flows and now_s < self._packed_s + FLOWS_S:
             self._outbox.wait(min(until_s - now_s, GATHER_S), frames=BATCH_FRAMES)
+        elif expected_s is not None and now_s < expected_s + GATHER_S:
+            self._outbox.wait(min(until_s, expected_s + GATHER_S) - now_s, frames=BATCH_FRAMES)
         else:
             self._outbox.wait(until_s - now_s)
 

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Final
 
 from fulgurite.collector.outage import Outage
-from fulgurite.collector.store import Entry, Position, Store, StoreError
+from fulgurite.collector.store import Entry, EntryId, Position, Store, StoreError
 from fulgurite.collector.waiting import wait_at_most
 from fulgurite.wire.replica import ReplicaKey
 
@@ -28,7 +28,7 @@ PAGE: Final = 64
 WAIT_S: Final = 1.0
 LEAST_BYTES: Final = 64 << 10
 EPOCHS: Final = 16
-OFFERED_S: Final = 0.1
+OFFERED_S: Final = 0.5
 """While entries were offered so lately the store is asked once in `WAIT_S` only, for what others wrote."""
 
 
@@ -47,6 +47,8 @@ class Channel:
         Whether an answer of the store is under way: what comes now might be in it.
     is_behind : bool
         Whether something was stored that is not held, and is to be read.
+    refused : EntryId or None
+        The newest that was offered and not taken; None where it has no place that can be compared (events).
     offered_s, read_s : float
         When something was last offered, and when the store last answered (monotonic).
     attention : Event
@@ -61,6 +63,7 @@ class Channel:
         self.wakes = wakes
         self.ends: dict[int, int] = {}
         self.is_read = self.is_behind = False
+        self.refused: EntryId | None = EntryId()
         self.offered_s = self.read_s = float("-inf")
         self.attention = asyncio.Event()
         self._entries: deque[Entry] = deque()
@@ -99,6 +102,8 @@ class Channel:
         """These were stored here, in this order; what follows on what is held is taken."""
         self.offered_s = now_s
         if self.is_read or self.is_behind or not self.is_ready or not self._follow(entries):
+            known = self.refused is not None and all(entry.count for entry in entries)
+            self.refused = entries[-1].at if known else None
             self.is_behind = True
             self.attention.set()
             return
@@ -187,9 +192,8 @@ class Fanout:
         if rest_s > 0 and not channel.is_behind:
             await wait_at_most(channel.attention, rest_s)
             return
-        # What is offered from here on may be in the answer or not: where it was, the next page is empty.
         wait_s = 0.0 if channel.is_behind or quiet_s > 0 else WAIT_S
-        channel.is_behind, channel.is_read = False, True
+        channel.is_behind, channel.is_read, channel.refused = False, True, EntryId()
         try:
             page = await self._store.read(channel.key, channel.position, limit=PAGE, wait_s=wait_s)
         except BaseException:
@@ -200,8 +204,9 @@ class Fanout:
         channel.read_s = time.monotonic()
         if page.entries:
             channel.extend(page.entries, self._share)
-        if len(page.entries) >= PAGE:
-            channel.is_behind = True
+        # What was offered meanwhile is mostly in the answer: it waited for just that.
+        is_held = channel.refused is not None and channel.refused <= channel.position.frames
+        channel.is_behind = not is_held or len(page.entries) >= PAGE
 
     @property
     def _share(self) -> int:
