@@ -5,8 +5,9 @@ core that the page's server takes: it makes each message once and sends the same
 take the messages and do not draw. *Interaction to image* is from the time stamp of a real mouse event (drag)
 in headless Chromium to the moment at which the picture that follows from it is complete (a pixel of it was
 read back), in a window of 1280 × 720 with all panels; *detail* is the share of the window's resolution that
-the page chose, by its own measurement, to stay fluent: while nobody touches it, and while the model is
-turned. Drawing is WebGL2 in software (SwiftShader) on the same cores as the server and the browser.
+the page chose, by its own measurement, to stay fluent, with the ornaments that it left out: while nobody
+touches it, and while the model is turned. Drawing is WebGL2 in software (SwiftShader) on the same cores as
+the server and the browser.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ _MEASURE = """() => {
 
 
 _DETAIL = "window.fulgurite.picture.scale"
+_LEFT_OUT = "window.fulgurite.constants.shed[window.fulgurite.picture.shed] || 'nothing'"
 _LIVE = "[...window.fulgurite.replicas.values()][0].lights.bolts.live(window.fulgurite.clock.playhead)"
 
 
@@ -126,21 +128,21 @@ def _drag(served: Served, seconds: float) -> dict[str, Any]:
         page.evaluate(_MEASURE)
         page.wait_for_timeout(1000 * seconds)
         drawn = page.evaluate("window.measured.drawn / (performance.now() - window.measured.began) * 1000")
-        detail = page.evaluate(_DETAIL)
+        detail, left_out = page.evaluate(_DETAIL), page.evaluate(_LEFT_OUT)
         live = page.evaluate(_LIVE)
         page.mouse.move(300, 300)
         page.mouse.down()
         for step in range(MOVES):
             page.mouse.move(300 + 3 * step, 300 + step % 7)
             page.wait_for_timeout(40)
-        turned = page.evaluate(_DETAIL)
+        turned, left_out_turned = page.evaluate(_DETAIL), page.evaluate(_LEFT_OUT)
         page.mouse.up()
         took_ms = sorted(page.evaluate("window.measured.took"))
         browser.close()
     return {
         "pictures/s": round(drawn, 1),
-        "detail": f"{100 * detail:.0f} %",
-        "turned": f"{100 * turned:.0f} %",
+        "detail": f"{100 * detail:.0f} %, left out: {left_out}",
+        "turned": f"{100 * turned:.0f} %, left out: {left_out_turned}",
         "live arcs": live,
         "interaction to image p50, ms": round(statistics.median(took_ms), 1),
         "p95, ms": round(took_ms[int(0.95 * (len(took_ms) - 1))], 1),

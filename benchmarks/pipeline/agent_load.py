@@ -56,7 +56,8 @@ def paced(shape: Shape, ready: Ready, exporter: GrpcExporter | None, seconds: fl
     """Hand steps over when they are due. Without an exporter: the loop alone."""
     period_s = shape.rows / shape.tokens_per_s
     steps = int(seconds / period_s)
-    took_ns = []
+    took_ns: list[int] = []
+    used_ns: list[int] = []
     first_mib = most_mib = resident_mib()
     spooled = 0
     cpu, began_s = cpu_s(), time.perf_counter()
@@ -65,10 +66,11 @@ def paced(shape: Shape, ready: Ready, exporter: GrpcExporter | None, seconds: fl
         if wait_s > 0:
             time.sleep(wait_s)
         block = ready.at(step, time.time_ns())
-        at = time.perf_counter_ns()
+        cpu_ns, at = time.thread_time_ns(), time.perf_counter_ns()
         if exporter is not None:
             exporter.export(block)
         took_ns.append(time.perf_counter_ns() - at)
+        used_ns.append(time.thread_time_ns() - cpu_ns)
         if exporter is not None and step % SAMPLED_STEPS == 0:
             most_mib = max(most_mib, resident_mib())
             spooled = max(spooled, exporter.stats().spooled_bytes)
@@ -80,6 +82,7 @@ def paced(shape: Shape, ready: Ready, exporter: GrpcExporter | None, seconds: fl
         "wall_s": wall_s,
         "tokens": steps * shape.rows,
         "took_ns": took_ns,
+        "used_ns": used_ns,
         "grew_mib": most_mib - first_mib,
         "spooled": spooled,
     }
@@ -104,6 +107,8 @@ def measure(
         "producer_us_per_token": round(each * 1e6, 2),
         "hand_over_p50_us": round(float(np.percentile(sending["took_ns"], 50)) / 1e3, 1),
         "hand_over_p99_us": round(float(np.percentile(sending["took_ns"], 99)) / 1e3, 1),
+        "calls": len(sending["took_ns"]),
+        "calls_cpu_over_1_ms": _over_1_ms(sending["used_ns"]),
         "calls_over_1_ms": _over_1_ms(sending["took_ns"]),
         "control_over_1_ms": round(
             _over_1_ms(alone["took_ns"]) * len(sending["took_ns"]) / len(alone["took_ns"]), 1

@@ -94,6 +94,8 @@ def _outlived(
         "stored": len(set(stored)),
         "duplicates": len(stored) - len(set(stored)),
         "resumed_after_s": round(silent_s, 2),
+        "calls": sent["calls"],
+        "calls_cpu_over_1_ms": sent["calls_cpu_over_1_ms"],
         "calls_over_1_ms": sent["calls_over_1_ms"],
         "control_over_1_ms": sent["control_over_1_ms"],
         "spooled_mib": sent["spooled_mib"],

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.viewer.load import SCALE, Model, Stream
+from fulgurite.viewer.desktop import FASTEST_FPS, SLOWEST_FPS
+from fulgurite.viewer.pace import SHED, Pace
 from fulgurite.viewer.scene import ReplicaScene, Storm
 from fulgurite.viewer.vtk.renderer import Renderer
 
 FPS = 60.0  # of the stream's time from picture to picture
-WARM_UP = 30
+WARM_UP = 60  # in which the pace finds what must be left out
 WORDS_PERIOD_S = 0.12  # as live front-ends have it
 
 
@@ -27,6 +29,7 @@ class Cost:
     prepare : processor time of this thread for the Python work of a picture: light, slots, textures, camera,
         words.
     tokens : likewise, for taking in the tokens that came since the last one.
+    left_out : the ornaments that were left out in the end, as the picture says it.
     """
 
     frame: float
@@ -34,6 +37,7 @@ class Cost:
     prepare: float
     tokens: float
     live: float
+    left_out: str
 
 
 def window(model: Model, arcs: int, size: tuple[int, int]) -> tuple[ReplicaScene, Renderer]:
@@ -45,9 +49,10 @@ def window(model: Model, arcs: int, size: tuple[int, int]) -> tuple[ReplicaScene
 
 
 def measure(model: Model, arcs: int, tokens_per_s: int, *, pictures: int, size: tuple[int, int]) -> Cost:
-    """What a picture costs with so many arcs to live at most."""
+    """What a picture costs with so many arcs to live at most, drawn as the live window would: in time."""
     scene, renderer = window(model, arcs, size)
     stream, began_s = Stream(model, tokens_per_s), 1000.0
+    pace = Pace(fastest_fps=FASTEST_FPS, slowest_fps=SLOWEST_FPS)
     times: list[tuple[float, float, float, int]] = []
     for index in range(WARM_UP + pictures):
         now_s = began_s + index / FPS
@@ -56,10 +61,12 @@ def measure(model: Model, arcs: int, tokens_per_s: int, *, pictures: int, size: 
         for step in stream.until(began_s, now_s):
             scene.apply(step.block, step.at_s)
         t1 = time.thread_time()
+        renderer.storm.shed = pace.shed  # the number of arcs is what this row is about, and stays
         renderer.prepare(now_s, now_s)
         t2 = time.thread_time()
         renderer.render_window.Render()
         took_s = time.perf_counter() - began_wall_s
+        pace.learn(took_s)
         if index >= WARM_UP:
             times.append((took_s, t2 - t1, t1 - t0, scene.bolts.live(now_s)))
     renderer.close()
@@ -70,6 +77,7 @@ def measure(model: Model, arcs: int, tokens_per_s: int, *, pictures: int, size: 
         prepare=1e3 * float(np.median(prepare)),
         tokens=1e3 * float(np.mean(tokens)),
         live=float(np.mean(live)),
+        left_out=SHED[pace.shed],
     )
 
 

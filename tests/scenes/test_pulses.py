@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulgurite.viewer.glow import FADE_S, Glow
-from fulgurite.viewer.pulses import HEADS_AT, PLATES_AT, Pulse, Pulses
+from fulgurite.viewer.pulses import HEADS_AT, JOINED_PER_S, PLATES_AT, Pulse, Pulses
 
 L, H = 5, 3
 T0 = 1000.0
+GAPS_S = st.one_of(st.floats(0.0, 0.3), st.floats(0.0, 1.0 / JOINED_PER_S))
 
 
 def _pulse(seed: int, at_s: float, spread_s: float, *, gaps: bool = False) -> Pulse:
@@ -23,12 +26,16 @@ def _pulse(seed: int, at_s: float, spread_s: float, *, gaps: bool = False) -> Pu
 
 
 def _wanted(pulses: list[Pulse], now_s: float, *, plates: bool) -> np.ndarray:
-    """The definition: the largest of all hits that are due, each faded."""
+    """The definition: the largest of all hits that are due, each faded; passes in a row begin together."""
     light = np.zeros((L, 1 if plates else H))
-    for pulse in pulses:
+    for before, pulse in zip([None, *pulses], pulses, strict=False):
+        begin_s = pulse.at_s
+        if before is not None and 0.0 < pulse.at_s - before.at_s < 1.0 / JOINED_PER_S:
+            begin_s = (math.floor(pulse.at_s * JOINED_PER_S) + 1) / JOINED_PER_S
         for layer in range(L):
-            due_s = pulse.at_s + pulse.spread_s * (layer + (PLATES_AT if plates else HEADS_AT)) / L
-            if (pulse.at_s if pulse.spread_s == 0.0 else due_s) <= now_s:
+            along_s = pulse.spread_s * (layer + (PLATES_AT if plates else HEADS_AT)) / L
+            due_s = pulse.at_s + along_s
+            if begin_s + (0.0 if pulse.spread_s == 0.0 else along_s) <= now_s:
                 values = (pulse.plates if plates else pulse.heads)[layer]
                 light[layer] = np.fmax(light[layer], values * np.exp((due_s - now_s) / FADE_S))
     return light
@@ -36,7 +43,7 @@ def _wanted(pulses: list[Pulse], now_s: float, *, plates: bool) -> np.ndarray:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.tuples(st.floats(0.0, 0.3), st.sampled_from([0.0, 0.2, 0.45])), min_size=1, max_size=12),
+    st.lists(st.tuples(GAPS_S, st.sampled_from([0.0, 0.2, 0.45])), min_size=1, max_size=12),
     st.lists(st.floats(0.001, 0.4), min_size=1, max_size=8),
     st.booleans(),
 )
@@ -73,3 +80,29 @@ def test_a_hue_comes_with_the_light_of_its_own_pass() -> None:
     under_way.advance(T0 + 0.02, heads, plates)
     assert bright.head_hues is not None
     assert heads.push == pytest.approx(bright.head_hues)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(GAPS_S, min_size=2, max_size=12), st.lists(st.floats(0.0, 1.0), max_size=30))
+def test_how_often_one_looks_while_passes_come_changes_no_light(
+    gaps_s: list[float], looks: list[float]
+) -> None:
+    seldom, often = [(Pulses(), Glow((L, H)), Glow((L, 1))) for _ in range(2)]
+    at_s = T0
+    for seed, gap_s in enumerate(gaps_s):
+        for look in sorted(looks):
+            often[0].advance(at_s + look * gap_s, *often[1:])
+        at_s += gap_s
+        for under_way, *_ in (seldom, often):
+            under_way.add(_pulse(seed, at_s, 0.2))
+    for under_way, *glows in (seldom, often):
+        under_way.advance(at_s + 1.0, *glows)
+    for one, other in zip(seldom[1:], often[1:], strict=True):
+        assert np.allclose(one.light(at_s + 1.0), other.light(at_s + 1.0), rtol=1e-4, atol=1e-7)
+
+
+def test_passes_that_come_faster_than_pictures_travel_as_one() -> None:
+    under_way = Pulses()
+    for step in range(40):
+        under_way.add(_pulse(step, T0 + step * 0.005, 0.45))
+    assert len(under_way) <= 1 + math.ceil(40 * 0.005 * JOINED_PER_S)

@@ -398,6 +398,31 @@ def test_fineness_and_arcs_come_back_with_time_and_do_not_swing(bare: Open) -> N
             assert len({tuple(one) for one in seen[-400:]}) == 1, f"it swings at {load}, turned: {moving}"
 
 
+def test_ornaments_go_before_arcs_and_fineness_and_come_back(bare: Open) -> None:
+    script = """const pace = new m.Pace(), seen = [];
+      for (let i = 0; i < 1200; i++) {
+        const plain = i < 600 ? 33 : 4;
+        pace.learn(plain + 3 * (2 - pace.left(false)), false);
+        seen.push([pace.left(false), pace.arcs, pace.scale(false)]);
+      }
+      return seen;"""
+    seen = _in(bare, "pace", script)
+    assert [left for left, *_ in seen[:600]] == sorted(left for left, *_ in seen[:600])
+    assert seen[599] == [2, 300, 1]
+    assert seen[-1] == [0, 300, 1]
+
+
+def test_a_hand_that_turns_the_model_needs_no_ornaments_where_pictures_are_slow(bare: Open) -> None:
+    script = """const left = (ms) => {
+        const pace = new m.Pace();
+        for (let i = 0; i < 100; i++) pace.learn(ms, false);
+        pace.turn();
+        return [pace.left(false), pace.left(true)];
+      };
+      return [left(17), left(31)];"""
+    assert _in(bare, "pace", script) == [[0, 0], [0, 2]]
+
+
 _BOLTS = """const bolts = new m.Bolts(20, { life_s: 0.42 }), born = (n, at) => Array(n).fill(at);
 const strike = (n, at) => {
   const may = bolts.admits(born(n, at));

@@ -46,6 +46,7 @@ STRANDS = 6  # strands around the axis; one more runs along it
 STRAND_RADIUS = 0.055
 
 _GRID_S = 0.02
+_LOOKED_AHEAD = 12  # intervals of that grid, for when there is room
 
 
 class Kind(IntEnum):
@@ -361,9 +362,13 @@ class Bolts:
         relative to the origin that `advance` was called with; a slot that was never used has life 0.
     revision : int
         Rises when `slots` changed.
+    full_for_s : float
+        For how long at least a chain like the one that was refused last finds no room, as far as it was
+        looked ahead: to make one that is refused costs as much as one that is drawn.
     """
 
     def __init__(self, slots: int) -> None:
+        self.full_for_s = 0.0
         self.slots = np.zeros((slots, TEXELS, 4), np.float32)
         self.revision = 0
         self._births = np.full(slots, -np.inf)
@@ -406,8 +411,11 @@ class Bolts:
         origin, span = int(first.min()), int(last.max() - first.min()) + 2
         change = np.bincount(first - origin, minlength=span) - np.bincount(last - origin + 1, minlength=span)
         wanted = np.cumsum(change)
-        held = np.array([self._busy.get(origin + i, 0) for i in range(span)])
-        if (held + wanted).max() > len(self.slots):
+        held = np.array([self._busy.get(origin + i, 0) for i in range(span + _LOOKED_AHEAD)])
+        later = np.lib.stride_tricks.sliding_window_view(held, span)
+        has_room = (later + wanted).max(axis=1) <= len(self.slots)
+        if not has_room[0]:
+            self.full_for_s = _GRID_S * (int(has_room.argmax()) if has_room.any() else len(has_room))
             return False
         for i in np.flatnonzero(wanted).tolist():
             self._busy[origin + i] = int(held[i] + wanted[i])

@@ -231,7 +231,7 @@ class CameraRig:
         self._zoom = 1.0
         self._pan = [0.0, 0.0]  # shares of the viewport's height
         self._shown: tuple[float, ...] | None = None
-        self._fit: tuple[tuple[Any, ...], View] | None = None
+        self._fit: tuple[tuple[Any, ...], NDArray[Any], View] | None = None
         self._tracked_s: float | None = None
         self._tracked_x = 0.0
         self._near = 0.0  # 0: the preset, 1: close to the light
@@ -325,10 +325,9 @@ class CameraRig:
 
     def _fitted(self, points: NDArray[Any], *how: Any) -> View:
         """`fit`, kept while nothing changes."""
-        key = (points.shape, float(points.sum()), *how)
-        if self._fit is None or self._fit[0] != key:
-            self._fit = key, fit(points, *how)
-        return self._fit[1]
+        if self._fit is None or self._fit[0] != how or self._fit[1] is not points:
+            self._fit = how, points, fit(points, *how)
+        return self._fit[2]
 
 
 def grid(count: int, width: int, height: int, wanted_aspect: float = 1.7) -> tuple[int, int]:

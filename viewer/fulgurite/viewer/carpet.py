@@ -39,7 +39,8 @@ class Carpet:
         self.written_s = np.full((layers, cells), -np.inf)
         self.read_s = np.full((layers, cells), -np.inf)
         self.revision = 0
-        self._sequences: dict[tuple[str, int], tuple[NDArray[np.int32], float]] = {}  # the silent ones first
+        # Cached positions of each, (L,), or a number where all layers are alike; the silent ones first.
+        self._sequences: dict[tuple[str, int], tuple[NDArray[np.int32] | int, float]] = {}
         self._fill: Floats | None = None
         self._measured = False
         self._texels = np.zeros((layers, cells, 4), np.float32)
@@ -66,17 +67,19 @@ class Carpet:
         *,
         first: NDArray[np.integer[Any]],
     ) -> None:
-        """The same for all sequences of one pass: `kv_tokens` (n, L), `first` (n,)."""
-        if not (kv_tokens >= 0).any():
+        """The same for all of a pass: `kv_tokens` (n, L), or (n, 1) where layers are alike; `first` (n,)."""
+        most = int(kv_tokens.max())
+        if most < 0:
             return
-        self._grow(int(kv_tokens.max()))
+        self._grow(most)
         self._measured = True
         first = np.minimum(first[:, None], kv_tokens - 1)
         opened = (kv_tokens - 1) % self.tokens_per_cell == 0  # its newest token is the first of a cell
         is_fuller = bool((opened | (first < kv_tokens - 1)).any())
-        for index, sequence in enumerate(sequences):
+        rows = kv_tokens[:, 0].tolist() if kv_tokens.shape[1] == 1 else kv_tokens
+        for sequence, held in zip(sequences, rows, strict=True):
             is_fuller |= self._sequences.pop(sequence, None) is None
-            self._sequences[sequence] = (kv_tokens[index], at_s)
+            self._sequences[sequence] = (held, at_s)
         if is_fuller:
             self._fill = None
         self._mark(kv_tokens, at_s, first)
@@ -86,14 +89,23 @@ class Carpet:
         begin, end = first // self.tokens_per_cell, (kv_tokens - 1) // self.tokens_per_cell
         known = kv_tokens >= 1
         single = known & (begin == end)
-        rows, cells = self.written_s.shape
+        rows, cells = kv_tokens.shape[1], self.written_s.shape[1]
         new = np.zeros(rows * cells + 1, np.bool_)  # the last one stands for none
         new[np.where(single, end + cells * np.arange(rows), rows * cells)] = True
-        np.maximum(self.written_s, at_s, out=self.written_s, where=new[:-1].reshape(rows, cells))
+        self._stamp(new[:-1].reshape(rows, cells), at_s)
         for row in np.flatnonzero((known & ~single).any(axis=1)).tolist():  # a prefill writes many
-            cell = np.arange(self.written_s.shape[1])
-            new = known[row, :, None] & (cell >= begin[row, :, None]) & (cell <= end[row, :, None])
-            self.written_s[new] = np.maximum(self.written_s[new], at_s)
+            cell = np.arange(cells)
+            self._stamp(
+                known[row, :, None] & (cell >= begin[row, :, None]) & (cell <= end[row, :, None]), at_s
+            )
+
+    def _stamp(self, new: NDArray[np.bool_], at_s: float) -> None:
+        """Cells that were written: (L, C), or (1, C) in all layers alike."""
+        if len(new) == 1:
+            cells = np.flatnonzero(new[0])
+            self.written_s[:, cells] = np.maximum(self.written_s[:, cells], at_s)
+        else:
+            np.maximum(self.written_s, at_s, out=self.written_s, where=new)
 
     def cell_of(self, positions: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
         """The cells of cached positions; -1 stays -1."""
@@ -141,12 +153,17 @@ class Carpet:
         layers, cells = self.written_s.shape
         if not self._sequences:
             return np.zeros((layers, cells), np.float32)
-        cached = np.stack([tokens for tokens, _ in self._sequences.values()])  # (sequences, L)
+        each = [held for held, _ in self._sequences.values()]
+        if all(isinstance(held, int) for held in each):
+            cached = np.array(each)[:, None]
+        else:
+            cached = np.stack([np.broadcast_to(held, layers) for held in each])
+        rows = cached.shape[1]
         reach = np.clip(-(-cached // self.tokens_per_cell), 0, cells)  # cells that it reaches into
-        at = reach + np.arange(layers) * (cells + 1)
-        ends = np.bincount(at.ravel(), minlength=layers * (cells + 1)).reshape(layers, cells + 1)
+        at = reach + np.arange(rows) * (cells + 1)
+        ends = np.bincount(at.ravel(), minlength=rows * (cells + 1)).reshape(rows, cells + 1)
         longer = len(cached) - np.cumsum(ends, axis=1)[:, :cells]
-        return (longer / len(cached)).astype(np.float32)
+        return np.broadcast_to((longer / len(cached)).astype(np.float32), (layers, cells))
 
     def texture(self, origin_s: float) -> Floats:
         """RGBA texels: fill (-1: not measured), write stamp, read stamp, 0. Shape (L, C, 4).

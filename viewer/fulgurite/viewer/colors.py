@@ -115,10 +115,10 @@ class Display:
 
     def __call__(self, values: ArrayLike) -> Floats:
         """Display values in [0, 1] of measured `values`; NaN stays NaN, larger than `high` is 1."""
-        if self.is_log:
-            shown = np.maximum(np.asarray(values, np.float64), self.low)  # NaN stays NaN
-            share = np.log(shown / self.low) / max(math.log(self.high / self.low), 1e-9)
-            return np.asarray(np.clip(share, 0.0, 1.0), np.float32)
+        if self.is_log:  # in float32: a step of a deep model has 16,000 values, and a screen shows 256
+            low, whole = np.float32(self.low), np.float32(max(math.log(self.high / self.low), 1e-9))
+            share = np.log(np.maximum(np.asarray(values, np.float32), low) / low) / whole  # NaN stays NaN
+            return np.asarray(np.minimum(np.maximum(share, 0.0), 1.0), np.float32)
         span = max(self.high - self.low, float(np.finfo(np.float32).tiny))
         share = (np.asarray(values, np.float64) - self.low) / span
         return np.asarray(np.clip(share, 0.0, 1.0), np.float32)

@@ -31,6 +31,8 @@ SAID_FOR_S = 4.0
 CLICK_PIXELS = 4  # a press that moves no further is a click
 SHEETS_PERIOD_S = 0.1
 WORDS_PERIOD_S = 0.1
+FASTEST_FPS, SLOWEST_FPS = 60.0, 24.0
+STILL_AFTER_S = 0.35
 
 
 class Window(Protocol):
@@ -79,7 +81,8 @@ class Desk:
         self._folder = folder or Path.cwd()
         self._table = panel.commands(tuple((preset.label, preset.tooltip) for preset in PRESETS))
         self._keys = panel.by_shortcut(self._table)
-        self._pace = Pace()
+        self._pace = Pace(fastest_fps=FASTEST_FPS, slowest_fps=SLOWEST_FPS)
+        self._drawn_s = 0.0
         self._stale = True
         self._held: tuple[int, int] | None = None
         self._pressed: tuple[int, int] | None = None
@@ -101,20 +104,24 @@ class Desk:
 
     def turn(self, now_s: float, clock_s: float) -> bool:
         """Take in what came, and draw it if it changed; whether it was drawn."""
-        session = self._session
+        session, began_s = self._session, time.perf_counter()
         session.absorb(self._inbox.take(), now_s)
         changed = session.advance(now_s) or self._stale
         self._stale = False
         if clock_s - self._sheets_s >= SHEETS_PERIOD_S or changed:
             self._sheets_s = clock_s
             changed = self._write_sheets(now_s) or changed
-        if not changed:
+        if changed:
+            self._drawn_s = clock_s
+            session.storm.arcs, session.storm.shed = self._pace.arcs, self._pace.shed
+            self._window.draw(session.scene_s, clock_s)
+            session.on_screen(time.time())
+            self._pace.learn(time.perf_counter() - began_s)
+        elif session.storm.shed and clock_s - self._drawn_s > STILL_AFTER_S:
+            session.storm.shed = 0  # a picture that stands is whole
+            self._window.draw(session.scene_s, clock_s)
+        else:
             return False
-        began_s = time.perf_counter()
-        session.storm.arcs = self._pace.arcs
-        self._window.draw(session.scene_s, clock_s)
-        session.on_screen(time.time())
-        self._pace.learn(time.perf_counter() - began_s)
         return True
 
     @property

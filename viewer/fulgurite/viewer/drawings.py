@@ -45,7 +45,7 @@ class BoltDetail:
 
     Attributes
     ----------
-    segments, glow : how many pieces the core of a bolt and the glow around it have.
+    segments, glow : how many pieces the core of a bolt and the glow around it have; 0: no glow.
     glow_from : an arc that is less bright has no glow.
     """
 
@@ -55,10 +55,13 @@ class BoltDetail:
 
 
 FINE, LEAN = BoltDetail(12, 4, 0.34), BoltDetail(7, 2, 0.68)
+PLAIN, PLAINEST = BoltDetail(7, 0, 1.0), BoltDetail(4, 0, 1.0)
 
 
-def bolt_detail(slots: int) -> BoltDetail:
-    """The detail of bolts where so many may live."""
+def bolt_detail(slots: int, *, plain: bool = False) -> BoltDetail:
+    """The detail of bolts where so many may live; `plain`: without ornaments."""
+    if plain:
+        return PLAIN if slots <= FINE_UP_TO else PLAINEST
     return FINE if slots <= FINE_UP_TO else LEAN
 
 
@@ -100,12 +103,13 @@ def bolt_ribbons(slots: int, detail: BoltDetail = FINE) -> tuple[Floats, NDArray
     1 those of the core. The shader's `uStep` is 1 / `segments`, its `uGlowStep` 1 / `glow`.
     """
     segments, glow = detail.segments, detail.glow
-    edges = [(u / glow, side) for u in range(glow + 1) for side in (-2.0, 2.0)]
+    edges = [(u / glow, side) for u in range(glow + 1) for side in (-2.0, 2.0)] if glow else []
     edges += [(u / segments, side) for u in range(segments + 1) for side in (-1.0, 1.0)]
     at = np.zeros((slots, len(edges), 3), np.float32)
     at[..., 0] = np.arange(slots)[:, None]
     at[..., 1:] = edges
-    first = np.array([*range(0, 2 * glow, 2), *range(2 * glow + 2, len(edges) - 2, 2)])
+    core = len(edges) - 2 * (segments + 1)
+    first = np.array([*range(0, 2 * glow, 2), *range(core, len(edges) - 2, 2)])
     quads = (first[:, None, None] + np.array([[0, 1, 2], [2, 1, 3]])).reshape(-1, 3)
     index = len(edges) * np.arange(slots)[:, None, None] + quads
     return at.reshape(-1, 3), index.reshape(-1, 3).astype(np.uint32)
@@ -115,14 +119,25 @@ _TINTED = {"uColors": "colors", "uPushColors": "push_colors"}
 
 
 def _flats(layout: Layout) -> list[Sketch]:
-    carpet, plates = _quads(layout.cells), _quads(layout.plates)
+    plates = _quads(layout.plates)
     disc = {"uDisc": float(layout.ffn_kind == "disc"), "uFade": 1.0}
     return [
-        Sketch("carpet", "triangles", "over", *carpet, {"uNodes": "cells"}),
+        _carpet(layout),
         Sketch("plates", "triangles", "over", *plates, {"uNodes": "plates", **_TINTED}, disc)
         if plates_are_drawn(layout)
         else _sheet_of_experts(layout),
     ]
+
+
+def _carpet(layout: Layout) -> Sketch:
+    """A strip per layer: the outer corners of its first and last cell."""
+    cells = layout.cells.shape[1]
+    strips = np.concatenate([layout.cells[:, -1, :2], layout.cells[:, 0, 2:]], axis=1)[:, None]
+    points, index, attributes = _quads(strips)
+    layer, (side, along) = attributes["nodeAt"][:, 0], attributes["corner"].T
+    places = {"stripAt": np.stack([layer, side, cells * 0.5 * (1.0 - along)], axis=-1)}
+    uniforms = {"uCells": float(cells)}
+    return Sketch("carpet", "triangles", "over", points, index, places, {"uNodes": "cells"}, uniforms)
 
 
 def plates_are_drawn(layout: Layout) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FADE_S = 0.28
 FADES_OVER_S = 0.8  # the time after which 6 % is left
 NEVER_S = -1e6  # the stamp of a node that was never hit, in a texture
-_REACH_S = 60.0  # lights are compared as of one time, moved on so often that no exponential overflows
+_REACH_S = 20.0  # lights are compared as of one time, moved on so often that no exponential overflows
 _LIGHT, _STATE, _PUSH = 1, 2, 4
 _EVERY = _LIGHT | _STATE | _PUSH
 
@@ -49,7 +49,7 @@ class Glow:
         self.push = np.full(shape, np.nan, np.float32)
         self.stamp_s = np.full(shape, -np.inf)
         self.revision = 0
-        self._level = np.zeros(shape)  # the light of each node, reckoned to `_level_s`
+        self._level = np.zeros(shape, np.float32)  # the light of each node, reckoned to `_level_s`
         self._level_s = 0.0
         self._measured_s = np.full(shape, -np.inf)
         row = (shape[0], *(1,) * (len(shape) - 1))
@@ -90,10 +90,9 @@ class Glow:
         A hit brings its own `push` along, so that light and hue are those of one token.
         """
         self._move_level(float(np.max(at_s)))
-        level = display * np.exp((at_s - self._level_s) / FADE_S)
-        before = self._level[where]
-        taken = level >= before  # NaN is not
-        self._level[where] = np.fmax(before, level)
+        level = display * np.exp((at_s - self._level_s) / FADE_S, dtype=np.float64).astype(np.float32)
+        taken = level >= self._level[where]  # NaN is not
+        _put(self._level, where, level, taken)
         _put(self.display, where, display, taken)
         _put(self.stamp_s, where, at_s, taken)
         if self._has_push or not isinstance(push, float):
@@ -109,7 +108,7 @@ class Glow:
         late_s = at_s - self._level_s
         if late_s > _REACH_S:
             with np.errstate(under="ignore"):
-                self._level *= np.exp(-late_s / FADE_S)
+                self._level *= np.float32(np.exp(-late_s / FADE_S))
             self._level_s = at_s
 
     def _note(

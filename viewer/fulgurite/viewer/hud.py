@@ -86,8 +86,8 @@ def speed_line(hud: Hud) -> str:
     return "  ·  ".join(parts)
 
 
-def memory_line(hud: Hud, tokens_per_chain: float | None, dominant: str = "") -> str:
-    """Cache and sampling: ``KV 812 tokens, 1.7 MB · level heads · 1 chain = 3 tokens``."""
+def memory_line(hud: Hud, tokens_per_chain: float | None, left_out: str = "") -> str:
+    """Cache, sampling, what is left out: ``KV 812 tokens, 1.7 MB · level heads · 1 chain = 3 tokens``."""
     parts = []
     kv = _kv(hud)
     if kv:
@@ -96,8 +96,8 @@ def memory_line(hud: Hud, tokens_per_chain: float | None, dominant: str = "") ->
         parts.append(f"level {hud.level}")
     if tokens_per_chain is not None:
         parts.append(f"1 chain = {_count(tokens_per_chain)}")
-    if dominant:
-        parts.append(dominant)
+    if left_out:
+        parts.append(left_out)
     return "  ·  ".join(parts)
 
 

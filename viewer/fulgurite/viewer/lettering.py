@@ -67,6 +67,19 @@ def word(text: str, pixels: int, weight: Weight = "regular") -> Bytes:
     return np.asarray(image)
 
 
+@lru_cache(maxsize=512)
+def inked(text: str, pixels: int, weight: Weight, color: Color) -> Bytes:
+    """A line of text in a colour, RGBA: most words are painted many times a second, on nothing."""
+    return _cover(np.zeros(4, np.uint8), word(text, pixels, weight), color)
+
+
+def _cover(under: Bytes, mask: Bytes, color: Color) -> Bytes:
+    """A colour over `under` where `mask` covers it."""
+    cover = mask[..., None].astype(np.uint16)
+    ink = np.array([*color, 255], np.uint16)
+    return ((ink * cover + under.astype(np.uint16) * (255 - cover)) // 255).astype(np.uint8)
+
+
 class Canvas:
     """A transparent sheet to write on.
 
@@ -93,29 +106,37 @@ class Canvas:
         """Write one line with its top at `y`; `align` -1 from `x` on, 0 around it, 1 up to it; its width."""
         if not text:
             return 0.0
-        mask = word(text, max(6, round(pixels)), weight)
-        left = round(x - mask.shape[1] * (align + 1) / 2)
-        self.stamp(left, round(y), mask, color)
-        return float(mask.shape[1])
+        size = max(6, round(pixels))
+        mask = word(text, size, weight)
+        height, width = mask.shape
+        left, top = round(x - width * (align + 1) / 2), round(y)
+        area = self._area(left, top, width, height)
+        if area.shape[:2] == mask.shape and not area.any():
+            area[:] = inked(text, size, weight, color)
+        else:
+            self.stamp(left, top, mask, color)
+        return float(width)
 
     def stamp(self, left: int, top: int, mask: Bytes, color: Color) -> None:
         """Lay a colour over the sheet where `mask` covers it."""
-        height, width = self.pixels.shape[:2]
-        x0, y0 = max(0, left), max(0, top)
-        x1, y1 = min(width, left + mask.shape[1]), min(height, top + mask.shape[0])
-        if x1 <= x0 or y1 <= y0:
-            return
-        cover = mask[y0 - top : y1 - top, x0 - left : x1 - left, None].astype(np.uint16)
-        under = self.pixels[y0:y1, x0:x1].astype(np.uint16)
-        ink = np.array([*color, 255], np.uint16)
-        self.pixels[y0:y1, x0:x1] = (ink * cover + under * (255 - cover)) // 255
+        area = self._area(left, top, mask.shape[1], mask.shape[0])
+        below, right = max(0, -top), max(0, -left)
+        area[:] = _cover(area, mask[below : below + area.shape[0], right : right + area.shape[1]], color)
+
+    def _area(self, left: int, top: int, width: int, height: int) -> Bytes:
+        """The part of a rectangle that lies on the sheet."""
+        return self.pixels[max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)]
 
     def box(
         self, x: float, y: float, width: float, height: float, color: Color, opacity: float = 1.0
     ) -> None:
         """A filled rectangle."""
-        w, h = max(1, round(width)), max(1, round(height))
-        self.stamp(round(x), round(y), np.full((h, w), round(255 * opacity), np.uint8), color)
+        area = self._area(round(x), round(y), max(1, round(width)), max(1, round(height)))
+        cover = round(255 * opacity)
+        if cover < 255 and area.any():
+            area[:] = _cover(area, np.full(area.shape[:2], cover, np.uint8), color)
+        else:
+            area[:] = [part * cover // 255 for part in (*color, 255)]
 
     def picture(self, x: float, y: float, rgb: Bytes) -> None:
         """An opaque picture (height, width, 3)."""

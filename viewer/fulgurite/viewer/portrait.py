@@ -16,11 +16,12 @@ from fulgurite.viewer.camera import EASE_S, PRESETS
 from fulgurite.viewer.carpet import SILENT_S
 from fulgurite.viewer.colors import GLASS, push_colors
 from fulgurite.viewer.contribution import LARGEST_LOGITS, LINEAR_LOGITS, residue_bound
-from fulgurite.viewer.drawings import BOLT_PIXELS, FINE, SPINE_PIXELS, sketches
+from fulgurite.viewer.drawings import BOLT_PIXELS, FINE, PLAIN, SPINE_PIXELS, sketches
 from fulgurite.viewer.glow import FADE_S, FADES_OVER_S
 from fulgurite.viewer.layout import HEAD_GROWTH
 from fulgurite.viewer.lettering import LABEL_COLORS
 from fulgurite.viewer.message import pack
+from fulgurite.viewer.pace import SHED
 from fulgurite.viewer.page_controls import offers
 from fulgurite.viewer.palettes import palettes
 from fulgurite.viewer.panel import shown
@@ -78,6 +79,7 @@ def _constants() -> dict[str, Any]:
         "rate_over_s": RATE_OVER_S, "silent_s": SILENT_S, "ease_s": EASE_S,
         "linear_logits": LINEAR_LOGITS, "largest_logits": LARGEST_LOGITS,
         "segments": FINE.segments, "glow_segments": FINE.glow, "glow_from": FINE.glow_from,
+        "plain_segments": PLAIN.segments, "shed": SHED,
         "bolt_pixels": BOLT_PIXELS, "spine_pixels": SPINE_PIXELS,
         "head_growth": HEAD_GROWTH, "glass": GLASS,
         "heat_buckets": KV_HEAT_BUCKETS, "heat_recent": KV_HEAT_RECENT,

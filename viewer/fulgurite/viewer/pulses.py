@@ -1,18 +1,24 @@
 """The light of forward passes on its way along the layers: one after the other, a display of their order.
 
 A pass lights layer l at ``at_s + spread_s * (l + offset) / L``: its heads a little before its FFN block. What
-the passes under way reach in one picture is gathered, and hits the nodes at once. Pure numpy.
+the passes under way reach in one picture is gathered, and hits the nodes at once. Where passes come closer
+upon each other than pictures do, those of one sixtieth of a second travel as one, from its end on, each faded
+by the time that it waited: a node's light is the same as if it had come alone, up to a sixtieth later. Pure
+numpy.
 
 Shape letters: L layers, H heads, E plates.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from fulgurite.viewer.glow import FADE_S
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 HEADS_AT, PLATES_AT = 0.25, 0.60  # of the way through a layer
+JOINED_PER_S = 60.0  # passes that come more often than this travel together
 
 
 @dataclass(slots=True)
@@ -41,6 +48,16 @@ class Pulse:
     head_hues: Floats | None = None
     plate_hues: Floats | None = None
 
+    def faded(self, at_s: float) -> Pulse:
+        """The same light, begun at a later time."""
+        left = np.float32(math.exp((self.at_s - at_s) / FADE_S))
+        return replace(self, at_s=at_s, heads=self.heads * left, plates=self.plates * left)
+
+    def join(self, other: Pulse) -> None:
+        """Another pass that begins at the same time."""
+        self.heads, self.head_hues = _brighter(self.heads, self.head_hues, other.heads, other.head_hues)
+        self.plates, self.plate_hues = _brighter(self.plates, self.plate_hues, other.plates, other.plate_hues)
+
 
 class Pulses:
     """The passes under way."""
@@ -51,6 +68,8 @@ class Pulses:
         self._reached = np.zeros(
             (2, 0), np.intp
         )  # the first layer of heads, of plates, that each has not lit yet
+        self._last_s = -math.inf  # when the last pass came
+        self._joined: Pulse | None = None  # what the last passes travel with
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -59,9 +78,24 @@ class Pulses:
         """None is under way."""
         self._under_way.clear()
         self._times, self._reached = self._times[:, :0], self._reached[:, :0]
+        self._last_s, self._joined = -math.inf, None
 
     def add(self, pulse: Pulse) -> None:
         """A pass begins."""
+        since_s, self._last_s = pulse.at_s - self._last_s, pulse.at_s
+        if not 0.0 < since_s < 1.0 / JOINED_PER_S:
+            self._begin(pulse)
+            return
+        # When they begin follows from when they came, and not from what was drawn in between.
+        end_s = (math.floor(pulse.at_s * JOINED_PER_S) + 1) / JOINED_PER_S
+        joined, pulse = self._joined, pulse.faded(end_s)
+        if joined is None or joined.at_s != end_s or joined.spread_s != pulse.spread_s:
+            self._joined = pulse
+            self._begin(pulse)
+        else:
+            joined.join(pulse)
+
+    def _begin(self, pulse: Pulse) -> None:
         self._under_way.append(pulse)
         self._times = np.column_stack([self._times, (pulse.at_s, pulse.spread_s)])
         self._reached = np.column_stack([self._reached, (0, 0)])
@@ -134,6 +168,18 @@ class Pulses:
             np.full_like(of, np.nan) if hues is None else hues[low:high] for of, hues, low, high in parts
         ]
         return values, np.concatenate(pushes)
+
+
+def _brighter(
+    values: Floats, hues: Floats | None, others: Floats, other_hues: Floats | None
+) -> tuple[Floats, Floats | None]:
+    """For each node the larger value, with its hue."""
+    if hues is None and other_hues is None:
+        return np.fmax(values, others), None
+    before = np.full_like(values, np.nan) if hues is None else hues
+    theirs = np.full_like(values, np.nan) if other_hues is None else other_hues
+    taken = (others >= values) | np.isnan(values)
+    return np.fmax(values, others), np.where(taken, theirs, before)
 
 
 def _rounds(order: NDArray[np.intp], layers: NDArray[np.intp]) -> list[NDArray[np.intp]]:

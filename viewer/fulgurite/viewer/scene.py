@@ -384,7 +384,10 @@ class ReplicaScene:
     def _cache(self, block: FrameBlock, low: int, high: int, names: list[str], at_s: float) -> None:
         if "kv_tokens" not in block.columns:
             return
-        tokens = block.columns["kv_tokens"][low:high].astype(np.int32)
+        tokens = block.columns["kv_tokens"][low:high]
+        if (tokens == tokens[:, :1]).all():
+            tokens = tokens[:, :1]  # one number tells of all layers, in most models
+        tokens = tokens.astype(np.int32)
         sequences = list(zip(names, block.columns["sequence"][low:high].tolist(), strict=True))
         prefill = block.columns["phase"][low:high] == 0
         first = np.where(prefill, 0, tokens.max(axis=1) - 1)
@@ -407,7 +410,7 @@ class ReplicaScene:
         waited = np.array([self._last_chain_s.get(name, -math.inf) for name in names])
         for at in np.argsort(waited, kind="stable").tolist():
             if not self._strike(block, low + at, names[at], at_s, light, spread_s, read[at]):
-                self._refused_until_s = at_s + REFUSED_FOR_S
+                self._refused_until_s = at_s + max(REFUSED_FOR_S, self.bolts.full_for_s)
                 break
             drawn.add(low + at)
         return drawn
@@ -487,11 +490,17 @@ class ReplicaScene:
     def _write_strip(self, block: FrameBlock, times: NDArray[np.float64], drawn: set[int]) -> None:
         """Tokens of the few sequences that the strip follows, from one to its end."""
         index = block.columns["request_index"].tolist()
-        sequences = block.columns["sequence"].tolist()
-        for row, at_s in enumerate(times.tolist()):
-            request_id = block.requests[index[row]].request_id
-            if self._follows((request_id, sequences[row]), at_s):
-                self.strip.append(self._strip_token(block, row, request_id, at_s, row in drawn))
+        sequences = [
+            (block.requests[i].request_id, sequence)
+            for i, sequence in zip(index, block.columns["sequence"].tolist(), strict=True)
+        ]
+        rows: Iterable[int] = range(len(sequences))
+        if len(self._followed) >= STRIP_SEQUENCES and times[-1] < self._row_free_s:
+            rows = [row for row in rows if sequences[row] in self._followed]  # in a storm a few of many
+        for row in rows:
+            if self._follows(sequences[row], float(times[row])):
+                token = self._strip_token(block, row, sequences[row][0], float(times[row]), row in drawn)
+                self.strip.append(token)
 
     def _follows(self, sequence: tuple[str, int], at_s: float) -> bool:
         """Whether the strip has a row for it: it had one, or one is free because another fell silent."""
@@ -590,6 +599,9 @@ class Storm:
         Dark ink on light paper, for print.
     is_still : bool
         Reduced motion: bolts neither grow nor flicker, the camera does not travel.
+    shed : int
+        Which ornaments are left out: index into `pace.SHED`. 0, the whole picture, but where a live window
+        would come late.
     revision : int
         Rises when other replicas are shown.
     """
@@ -603,6 +615,7 @@ class Storm:
         self.chosen: dict[str, Pick] = {}
         self.is_light = False
         self.is_still = False
+        self.shed = 0
         self._palette = palettes()[0]
         self.revision = 0
         self.now_s = 0.0

@@ -235,6 +235,7 @@ class Studio:
         began_s = time.perf_counter()
         self._fit(painter, 1.0 if still else self._pace.scale)
         self._session.storm.arcs = self._pace.arcs
+        self._session.storm.shed = 0 if still else self._pace.shed
         image = painter.render(self._session.scene_s, time.monotonic())
         if self._encoding is not None:
             self._encoding.result()  # one picture is drawn while the one before is encoded, never more

@@ -39,13 +39,13 @@ STRIP_ROWS, STRIP_PITCH = 2, 22.0
 MARGIN = 20.0
 
 
-def top_key(scene: ReplicaScene) -> Hashable:
+def top_key(scene: ReplicaScene, left_out: str = "") -> Hashable:
     """Changes when the upper sheet must be painted again."""
-    return scene.hud_revision, scene.title, _rounded(scene.tokens_per_chain), scene.focus
+    return scene.hud_revision, scene.title, _rounded(scene.tokens_per_chain), scene.focus, left_out
 
 
-def paint_top(scene: ReplicaScene, width: int, scale: float) -> Bytes:
-    """Title and figures: RGBA, `TOP_LINES * scale` high."""
+def paint_top(scene: ReplicaScene, width: int, scale: float, left_out: str = "") -> Bytes:
+    """Title and figures, and what was left out to be in time: RGBA, `TOP_LINES * scale` high."""
     canvas = Canvas(width, round(TOP_LINES * scale))
     hud, margin, right = scene.hud, MARGIN * scale, width - MARGIN * scale
     speed = speed_line(hud)
@@ -59,7 +59,7 @@ def paint_top(scene: ReplicaScene, width: int, scale: float) -> Bytes:
         )
     alert = hud.state in ("lost", "gap", "waiting")
     canvas.text(right, 15 * scale, speed, 15 * scale, WARN if alert else WHITE, align=1)
-    memory = memory_line(hud, scene.tokens_per_chain)
+    memory = memory_line(hud, scene.tokens_per_chain, left_out)
     if scene.focus.text:
         memory = (
             f"only {scene.focus.text}  ·  {memory}"

@@ -16,7 +16,7 @@ import { SearchField } from "./search.js";
 import { Strip, TimeBar } from "./strip.js";
 import { duration, figure, named, percent, short, tag } from "./words.js";
 
-const SIDE_BY_SIDE = 4, KEEP_S = 150, REFILL_S = 4, AFTERGLOW_S = 2.5, PANELS_MS = 140, PANELS_HELD_MS = 1500, PANELS_SLICE_MS = 5, LATENCIES = 256;
+const SIDE_BY_SIDE = 4, KEEP_S = 150, REFILL_S = 4, AFTERGLOW_S = 2.5, PANELS_MS = 140, PANELS_HELD_MS = 1500, PANELS_SLICE_MS = 5, PIECES_APART_MS = 90, LATENCIES = 256;
 const LIVE_ARCS = ARCS.at(-1), FEWEST_ARCS = 72, GAP_SHOWN_S = 5, LINGER_S = 1, ENDS_KEPT = 256, LOOK_BACK = 400;
 const HAND_RESTS_MS = 300, STILL_AFTER_MS = 350;
 const ONE = (selector) => document.querySelector(selector);
@@ -258,7 +258,7 @@ class App {
     if (this.dirty || ticked.jumped || isLit || isMoving) {
       if (followed && !this.isFixedScale) this.learn(time - this.drawnAt);
       this.draw(time);
-    } else if (picture.scale < 1 && time - this.drawnAt > STILL_AFTER_MS && this.drawnAt !== this.finedAt) this.fine(time);
+    } else if ((picture.scale < 1 || picture.shed) && time - this.drawnAt > STILL_AFTER_MS && this.drawnAt !== this.finedAt) this.fine(time);
     this.write(time);
   }
 
@@ -304,6 +304,7 @@ class App {
   draw(time) {
     this.wasTurned = this.isTurned(time);
     this.picture.scale = this.isFixedScale ? 1 : this.pace.scale(this.wasTurned);
+    this.picture.shed = this.isFixedScale ? 0 : this.pace.left(this.wasTurned);
     this.picture.draw(this.clock.playhead ?? 0, time / 1000);
     this.dirty = false;
     this.wasDrawn = true;
@@ -320,9 +321,11 @@ class App {
     }
   }
 
-  /** A picture that stands is drawn once more at full size. */
+  /** A picture that stands is drawn once more, whole and at full size. */
   fine(time) {
     this.picture.scale = 1;
+    this.picture.shed = 0;
+    this.stale = true;
     this.picture.draw(this.clock.playhead ?? 0, time / 1000);
     this.dirty = false;
     this.finedAt = this.drawnAt;
@@ -353,17 +356,22 @@ class App {
     camera.front = camera.front ? camera.front.map((part, k) => part + 0.08 * (wanted[k] - part)) : wanted;
   }
 
-  /** What is written beside the picture, a few milliseconds of it per frame; while the model is turned it waits. */
+  /**
+   * What is written beside the picture, a few milliseconds of it per frame; while the model is turned it waits, and comes
+   * piece by piece, some frames apart: the browser takes long to show what was painted anew.
+   */
   write(time) {
-    const since = time - (this.writtenAt ?? -Infinity);
-    if (since < (this.isTurned(time) ? PANELS_HELD_MS : PANELS_MS)) return;
+    const since = time - (this.writtenAt ?? -Infinity), isTurned = this.isTurned(time);
+    if (since < (isTurned ? PANELS_HELD_MS : PANELS_MS)) return;
+    if (isTurned && time - (this.pieceAt ?? -Infinity) < PIECES_APART_MS) return;
+    this.pieceAt = time;
     if (!this.jobs.length) {
       if (!this.stale && this.clock.mode === "paused") return;
       this.stale = false;
       this.jobs = this.pieces(time);
     }
-    const until = performance.now() + PANELS_SLICE_MS;
-    while (this.jobs.length && performance.now() < until) this.jobs.shift()();
+    const until = performance.now() + (isTurned ? 0 : PANELS_SLICE_MS);
+    do this.jobs.shift()?.(); while (this.jobs.length && performance.now() < until);
     if (!this.jobs.length) this.writtenAt = time;
   }
 

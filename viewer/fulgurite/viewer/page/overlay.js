@@ -35,7 +35,7 @@ export class Overlay {
   /** Title and figures of a viewport's replica: what each line says, and its class. */
   _said({ key, width }, count) {
     const replica = this.app.replicas.get(key), { header, state = {} } = replica, rates = replica.lights.rates, isNarrow = width < 560;
-    const memory = [state.memory, rates.chains ? `1 chain = ${this._count(rates.tokens / rates.chains)}` : ""].filter(Boolean).join("  ·  ");
+    const memory = [state.memory, rates.chains ? `1 chain = ${this._count(rates.tokens / rates.chains)}` : "", this.app.constants.shed[this.app.picture.shed]].filter(Boolean).join("  ·  ");
     const account = [state.account, replica.latency !== null ? `${duration(replica.latency)} to screen` : ""].filter(Boolean).join("  ·  ");
     return [
       [header.title, count > 1 || header.name !== header.title ? header.name : "", ""], [state.speed ?? "", "", `speed${state.state === "lost" ? " warn" : ""}`],

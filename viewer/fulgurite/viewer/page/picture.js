@@ -25,24 +25,28 @@ class Body {
     this._bolts();
   }
 
-  /** Ribbons for as many arcs as there are slots. */
+  /** Ribbons for as many arcs as there are slots: with their glow, and plain. */
   _bolts() {
-    const { gl, constants: { segments, glow_segments: glow, glow_from: glowFrom } } = this.stage, slots = this.lights.bolts.count;
-    const { at, index } = ribbons(slots, segments, glow);
+    const { gl, constants: { segments, glow_segments: glow, glow_from: glowFrom, plain_segments: plain } } = this.stage;
+    this.slots = this.lights.bolts.count;
     this.textures.arcs?.free();
-    this.bolts?.free();
-    this.textures.arcs = new Texture(gl, 4, slots, this.lights.bolts.texels);
-    this.bolts = new Drawing(gl, this.stage.program("bolts"), {
-      shader: "bolts", primitive: "triangles", blend: "brightest", points: new Float32Array(at.length), index,
-      attributes: { arcAt: { data: at, size: 3 } }, textures: { uArcs: "arcs", uPushColors: "push_colors" },
-      uniforms: { uStep: 1 / segments, uGlowStep: 1 / glow, uGlowFrom: glowFrom },
-    });
-    this.slots = slots;
-    this.each = index.length / slots;  // corners of triangles that one slot has
+    for (const ribbon of this.ribbons ?? []) ribbon.bolts.free();
+    this.textures.arcs = new Texture(gl, 4, this.slots, this.lights.bolts.texels);
+    this.ribbons = [this._ribbon(segments, glow, glowFrom), this._ribbon(plain, 0, 1)];
   }
 
-  /** What is drawn of the ribbons: those of the slots that live. */
-  alive(now) { return this.lights.bolts.runs(now).map(([first, count]) => [first * this.each, count * this.each]); }
+  _ribbon(segments, glow, glowFrom) {
+    const { slots, stage } = this, { at, index } = ribbons(slots, segments, glow);
+    const bolts = new Drawing(stage.gl, stage.program("bolts"), {
+      shader: "bolts", primitive: "triangles", blend: "brightest", points: new Float32Array(at.length), index,
+      attributes: { arcAt: { data: at, size: 3 } }, textures: { uArcs: "arcs", uPushColors: "push_colors" },
+      uniforms: { uStep: 1 / segments, uGlowStep: 1 / Math.max(1, glow), uGlowFrom: glowFrom },
+    });
+    return { bolts, each: index.length / slots };  // corners of triangles that one slot has
+  }
+
+  /** What is drawn of some ribbons: those of the slots that live. */
+  alive({ each }, now) { return this.lights.bolts.runs(now).map(([first, count]) => [first * each, count * each]); }
 
   /** Send what changed. */
   update(origin) {
@@ -74,7 +78,7 @@ class Body {
   }
 
   free() {
-    for (const drawing of [...this.drawings, this.bolts, this.labels]) drawing?.free();
+    for (const drawing of [...this.drawings, ...this.ribbons.map(({ bolts }) => bolts), this.labels]) drawing?.free();
     for (const texture of Object.values(this.textures)) texture.free();
   }
 }
@@ -181,6 +185,7 @@ export class Picture {
     this.insets = { top: 84, bottom: 66 };
     this.shows = { contribution: false, calm: false };
     this.scale = 1;
+    this.shed = 0;  // which ornaments are left out: an index into `pace.SHED`
   }
 
   _table(name) { return new Texture(this.gl, this.tables[name].width, 1, this.tables[name].data, { smooth: true }); }
@@ -313,13 +318,14 @@ export class Picture {
     };
     const textures = { ...body.textures, ...this.shared };
     const draw = (drawing, more = {}, runs) => drawing.draw({ ...uniforms, ...more }, textures, runs);
-    const seen = body.drawings.filter((drawing) => this._isShown(drawing.sketch));
+    const seen = body.drawings.filter((drawing) => this._isShown(drawing.sketch) && !(this.shed && drawing.sketch.shader === "halos"));
     for (const drawing of seen) if (drawing.blend === "opaque") draw(drawing);
     for (const drawing of seen) {
       if (drawing.blend === "opaque") continue;
       draw(drawing, drawing.sketch.shader === "spine" ? { uWidth: wide(constants.spine_pixels, 4) } : {});
     }
-    if (this.parts.bolts) draw(body.bolts, { uWidth: wide(constants.bolt_pixels, 1.4) }, body.alive(now));
+    const ribbon = body.ribbons[this.shed > 1 ? 1 : 0];
+    if (this.parts.bolts) draw(ribbon.bolts, { uWidth: wide(constants.bolt_pixels, 1.4) }, body.alive(ribbon, now));
   }
 
   /** Whether the part that a drawing belongs to is shown: the texture that it reads tells. */

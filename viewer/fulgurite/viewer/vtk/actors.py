@@ -36,6 +36,7 @@ class Frame:
     pixels : per unit of length at unit depth.
     shows_contribution : whether hue is the signed push.
     is_still : reduced motion: bolts neither grow nor flicker.
+    shed : which ornaments are left out: index into `pace.SHED`.
     """
 
     time_s: float
@@ -44,6 +45,7 @@ class Frame:
     pixels: float
     shows_contribution: bool = False
     is_still: bool = False
+    shed: int = 0
 
 
 class ReplicaActors:
@@ -68,13 +70,13 @@ class ReplicaActors:
         }
         self._written: dict[str, tuple[Any, ...]] = {}
         self._static = [self._drawing(sketch) for sketch in sketches(scene.layout)]
-        self._bolts = self._bolt_drawing()
+        self._bolts, self._plain_bolts = self._bolt_drawing(), self._bolt_drawing(plain=True)
         self._labels = self._label_drawing(paint_labels(scene.layout.labels, scale))
 
     @property
     def drawings(self) -> list[Drawing]:
         """Everything, in the order in which it is drawn."""
-        return [*self._static, self._bolts, self._labels]
+        return [*self._static, self._bolts, self._plain_bolts, self._labels]
 
     def update(self, frame: Frame, origin_s: float) -> None:
         """Bring textures and uniforms to this picture."""
@@ -85,6 +87,7 @@ class ReplicaActors:
         if self._written.get("arcs") != (scene.bolts.revision,):
             self._textures["arcs"].write(scene.bolts.slots)
             self._written["arcs"] = (scene.bolts.revision,)
+        self._adorn(frame.shed)
         lines = min(frame.height, 0.75 * frame.width) / 720.0
         wide = {"bolts": max(1.4, BOLT_PIXELS * lines**0.6), "spine": max(4.0, SPINE_PIXELS * lines**0.6)}
         for drawing in self.drawings:
@@ -96,6 +99,14 @@ class ReplicaActors:
                 uStill=float(frame.is_still),
                 uWidth=wide.get(drawing.name, 1.0),
             )
+
+    def _adorn(self, shed: int) -> None:
+        """Show the ornaments that are not left out."""
+        for drawing in self._static:
+            if drawing.name == "halos":
+                drawing.actor.SetVisibility(shed < 1)
+        self._bolts.actor.SetVisibility(shed < 2)
+        self._plain_bolts.actor.SetVisibility(shed >= 2)
 
     def recolor(self, nodes: NDArray[np.float32]) -> None:
         """Another palette for the light of nodes: `colors.node_colors` or a table like it."""
@@ -124,10 +135,10 @@ class ReplicaActors:
             uniforms=sketch.uniforms,
         )
 
-    def _bolt_drawing(self) -> Drawing:
+    def _bolt_drawing(self, *, plain: bool = False) -> Drawing:
         slots, bounds = len(self._scene.bolts), self._scene.layout.points
         corners = np.stack([bounds.min(axis=0), bounds.max(axis=0)])  # the shader places the vertices itself
-        detail = bolt_detail(slots)
+        detail = bolt_detail(slots, plain=plain)
         at, index = bolt_ribbons(slots, detail)
         return Drawing(
             "bolts",
@@ -139,7 +150,7 @@ class ReplicaActors:
             textures={"uArcs": self._textures["arcs"], "uPushColors": self._textures["push_colors"]},
             uniforms={
                 "uStep": 1.0 / detail.segments,
-                "uGlowStep": 1.0 / detail.glow,
+                "uGlowStep": 1.0 / max(1, detail.glow),
                 "uGlowFrom": detail.glow_from,
             },
         )

@@ -20,6 +20,7 @@ from fulgurite.viewer import panels, writing
 from fulgurite.viewer.camera import Insets, Pick, View, grid, pick
 from fulgurite.viewer.colors import on_paper
 from fulgurite.viewer.layout import HEAD_GROWTH
+from fulgurite.viewer.pace import SHED
 from fulgurite.viewer.vtk.probe import choose_backend
 
 choose_backend()
@@ -350,6 +351,7 @@ class Renderer:
             pixels=viewport.height / 2 / float(np.tan(angle / 2)),
             shows_contribution=storm.shows_contribution,
             is_still=storm.is_still,
+            shed=storm.shed,
         )
         if viewport.palette != scene.palette.name:
             viewport.palette = scene.palette.name
@@ -387,10 +389,11 @@ class Renderer:
         storm, scene = self.storm, viewport.scene
         scale = self._scale(viewport.width, viewport.height)
         self._write_panels(viewport, scale)
-        key = writing.top_key(scene)
+        left_out = SHED[storm.shed]
+        key = writing.top_key(scene, left_out)
         if key != viewport.top_key:
             viewport.top_key, viewport.words_s = key, storm.clock_s
-            viewport.top.write(writing.paint_top(scene, viewport.width, scale))
+            viewport.top.write(writing.paint_top(scene, viewport.width, scale, left_out))
         key = writing.bottom_key(scene, storm.tokens_visible, storm.shows_contribution)
         if key != viewport.bottom_key:
             viewport.bottom_key, viewport.words_s = key, storm.clock_s

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fulgurite.viewer.inbox import Inbox
     from fulgurite.viewer.session import Session
 
-TIMER_MS = 15
+TIMER_MS = 4  # looks so often whether a picture is due
 KEYS = {
     "space": "Space", "Left": "ArrowLeft", "Right": "ArrowRight", "Up": "ArrowUp", "Down": "ArrowDown",
     "Return": "Enter", "KP_Enter": "Enter", "BackSpace": "Backspace", "comma": ",", "period": ".",
@@ -153,7 +153,7 @@ class _Hands:
         clock_s = time.monotonic()
         if clock_s >= self._due_s:
             self._desk.turn(time.time(), clock_s)
-            self._due_s = clock_s + self._desk.period_s - (time.monotonic() - clock_s)
+            self._due_s = clock_s + self._desk.period_s
 
     def _key(self, *_: Any) -> None:
         interactor = self._window.interactor
