@@ -703,6 +703,7 @@ def test_a_link_restores_the_view(watched: tuple[Open, Site], browser: Browser, 
     other.page.wait_for_timeout(300)
     assert other.ask(seen) == wanted
     assert other.ask(rounded) == pytest.approx(near, rel=0, abs=1e-3)
+    until(lambda: other.picture().shape == one.picture().shape, "the panels have their places")
     apart = np.abs(one.picture() - other.picture()).max(axis=-1)
     assert (apart > 24).mean() < 0.002
 
