@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import tempfile
 import time
@@ -47,97 +46,58 @@ def agent(seconds: float) -> list[Row]:
 
 def collector_away(seconds: float) -> list[Row]:
     """SIGKILL of the collector for so long, under W1, with a spool on the disk."""
-    with tempfile.TemporaryDirectory() as folder, programs.store(Path(folder)) as url:
-        return [_outlived(f"no collector for {seconds:g} s, with a spool", folder, url, seconds, _Collector)]
+    return [_outlived(seconds, is_store=False)]
 
 
 def store_away(seconds: float) -> list[Row]:
     """SIGKILL of Redis for so long, under W1."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = _Store(Path(folder))
-        try:
-            name = f"Redis gone for {seconds:g} s, with a spool"
-            return [_outlived(name, folder, store.url, seconds, lambda *_: store)]
-        finally:
-            store.kill()
+    return [_outlived(seconds, is_store=True)]
 
 
-def _outlived(
-    what: str, folder: str, url: str, seconds: float, victim_of: Callable[[subprocess.Popen[str], Any], Any]
-) -> Row:
+def _outlived(seconds: float, *, is_store: bool) -> Row:
     address = f"127.0.0.1:{free_port()}"
-    command = ("--redis", url, *KEEP)
-    collector = _start(address, command)
-    victim = victim_of(collector, (address, command))
-    aftermath = Aftermath(address, url)
-    try:
-        running_s = BEFORE_S + seconds + AFTER_S
-        agent = start_module(AGENT, address, "--seconds", running_s, "--spool", Path(folder) / "spool")
-        time.sleep(BEFORE_S)
-        victim.kill()
-        time.sleep(seconds)
-        victim.start()
-        back_s = time.monotonic()
-        aftermath.await_frames()
-        silent_s = time.monotonic() - back_s
-        sent = result(agent, timeout_s=running_s + 120)
-        stored = aftermath.stored()
-    finally:
-        programs.end(victim.process if isinstance(victim, _Collector) else collector)
+    with tempfile.TemporaryDirectory() as name:
+        folder, url = Path(name), programs.url_of(Path(name))
+        store = _Killable(lambda: programs.start_store(folder))
+        collector = _Killable(lambda: programs.start_collector(address, "--redis", url, *KEEP))
+        victim, aftermath = store if is_store else collector, Aftermath(address, url)
+        try:
+            running_s = BEFORE_S + seconds + AFTER_S
+            agent = start_module(AGENT, address, "--seconds", running_s, "--spool", folder / "spool")
+            time.sleep(BEFORE_S)
+            victim.kill()
+            time.sleep(seconds)
+            victim.start()
+            back_s = time.monotonic()
+            aftermath.await_frames()
+            silent_s = time.monotonic() - back_s
+            sent = result(agent, timeout_s=running_s + 120)
+            stored = aftermath.stored()
+        finally:
+            programs.end(collector.process)
+            programs.end(store.process)
+    told = ("calls", "calls_cpu_over_1_ms", "calls_over_1_ms", "control_over_1_ms", "spooled_mib", "grew_mib")
     return {
-        "what": f"{what}, W1",
-        "tokens": sent["tokens"],
-        "captured": sent["captured"],
-        "acknowledged": sent["acknowledged"],
-        "dropped": sent["dropped"],
-        "pending": sent["pending"],
+        "what": f"{'Redis gone' if is_store else 'no collector'} for {seconds:g} s, with a spool, W1",
+        **{name: sent[name] for name in ("tokens", "captured", "acknowledged", "dropped", "pending")},
         "stored": len(set(stored)),
         "duplicates": len(stored) - len(set(stored)),
         "resumed_after_s": round(silent_s, 2),
-        "calls": sent["calls"],
-        "calls_cpu_over_1_ms": sent["calls_cpu_over_1_ms"],
-        "calls_over_1_ms": sent["calls_over_1_ms"],
-        "control_over_1_ms": sent["control_over_1_ms"],
-        "spooled_mib": sent["spooled_mib"],
-        "agent_grew_mib": sent["grew_mib"],
+        **{name: sent[name] for name in told},
         "target": "nothing lost, 0 duplicates, ledger exact, memory bounded",
     }
 
 
-class _Collector:
-    """A collector that is killed and started again, at the same address."""
+class _Killable:
+    """A process that is killed, and started again as it was."""
 
-    def __init__(self, process: subprocess.Popen[str], started: tuple[str, tuple[str, ...]]) -> None:
-        self.process, self._started = process, started
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def start(self) -> None:
-        self.process = _start(*self._started)
-
-
-class _Store:
-    """A Redis that is killed and started again, over the same files."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return programs.url_of(self._folder)
-
-    def start(self) -> None:
-        self.process = programs.start_store(self._folder)
+    def __init__(self, start: Callable[[], subprocess.Popen[str]]) -> None:
+        self._start = start
+        self.process = start()
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
 
-
-def _start(address: str, arguments: tuple[str, ...]) -> subprocess.Popen[str]:
-    process = start_module("fulgurite.collector", "--listen", address, *arguments)
-    programs.await_ready(address)
-    return process
+    def start(self) -> None:
+        self.process = self._start()

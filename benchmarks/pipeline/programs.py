@@ -48,6 +48,13 @@ def collector(*arguments: str, port: int = 0) -> Iterator[tuple[str, int]]:
         yield address, process.pid
 
 
+def start_collector(address: str, *arguments: str) -> subprocess.Popen[str]:
+    """A collector at this address, when it answers."""
+    process = start_module("fulgurite.collector", "--listen", address, *arguments)
+    await_ready(address)
+    return process
+
+
 def await_ready(address: str) -> None:
     """Return when something speaks at `address`."""
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:

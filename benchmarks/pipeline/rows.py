@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -208,13 +207,12 @@ def killed(length: Length) -> list[Row]:
 def _killed(fsync: str, length: Length) -> Row:
     from benchmarks.pipeline.aftermath import Aftermath
 
-    port = free_port()
-    address = f"127.0.0.1:{port}"
+    address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory() as folder, programs.store(Path(folder), fsync=fsync) as url:
         command = ("--redis", url, "--durability", fsync, "--retention-bytes", str(1 << 30))
         seconds = 8.0 * (length.kills + 1)
         aftermath = Aftermath(address, url)
-        collector = _collector(port, command)
+        collector = programs.start_collector(address, *command)
         try:
             agent = start_module("benchmarks.pipeline.agent_load", address, "--seconds", seconds)
             time.sleep(12)
@@ -223,7 +221,7 @@ def _killed(fsync: str, length: Length) -> Row:
                 killed_s = time.monotonic()
                 collector.send_signal(signal.SIGKILL)
                 collector.wait()
-                collector = _collector(port, command)
+                collector = programs.start_collector(address, *command)
                 up_s = time.monotonic()
                 aftermath.await_frames()
                 resumed.append(time.monotonic() - up_s)
@@ -244,20 +242,6 @@ def _killed(fsync: str, length: Length) -> Row:
         "silent_s": round(max(silent), 2),
         "target": "0 lost, 0 duplicates, agents resume <= 3 s",
     }
-
-
-def _collector(port: int, arguments: tuple[str, ...]) -> subprocess.Popen[str]:
-    import sys
-
-    address = f"127.0.0.1:{port}"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fulgurite.collector", "--listen", address, *arguments],
-        stdout=subprocess.DEVNULL,
-        text=True,
-        cwd=programs.ROOT,
-    )
-    programs.await_ready(address)
-    return process
 
 
 def cold(length: Length) -> list[Row]:

@@ -164,10 +164,11 @@ def _drawn_by_vtk(
         renderer.close()
 
 
+@pytest.mark.parametrize("apart_s", [0.12, 0.004], ids=["steps", "a storm"])
 @pytest.mark.parametrize("contribution", [False, True], ids=["by request", "by push"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_page_and_window_draw_the_same_picture(
-    browser: Browser, opened: list[Open], name: str, contribution: bool
+    browser: Browser, opened: list[Open], name: str, contribution: bool, apart_s: float
 ) -> None:
     from fulgurite.viewer.vtk.probe import probe
 
@@ -179,7 +180,7 @@ def test_page_and_window_draw_the_same_picture(
         site.announce(shape)
         for frame in frames:
             site.send(frame)
-            time.sleep(0.12)
+            time.sleep(apart_s)
         hue = "&hue=push" if contribution else ""
         one = _open(browser, opened, f"{site.url}#bare=1&detail=full{hue}")
         _tokens(one, 5)

@@ -351,6 +351,8 @@ class Codec:
             elif column.encoding == "f2" and values.size <= _FEW:
                 halves.append((len(data), values))
                 data.append(b"")
+            elif column.encoding == "f2":
+                data.append(_written(_to_halves([values]), column, count))
             else:
                 data.append(_written(_to_dtype(values, column).tobytes(), column, count))
         if halves:
@@ -654,8 +656,6 @@ def _to_halves(columns: list[Array]) -> bytes:
 
 
 def _to_dtype(values: Array, column: _Column) -> Array:
-    if column.encoding == "f2":  # minimum and maximum keep NaN
-        return np.minimum(np.maximum(values, -F2_MAX), F2_MAX).astype(column.dtype)
     if column.encoding == "f4":
         return values.astype(column.dtype)
     if values.dtype.kind not in "iub":

@@ -104,7 +104,7 @@ class Camera:
             return session.down_reason or f"the collector at {session.address} did not answer yet"
         if not session.replicas:
             return f"the collector at {session.address} answers, but no replica sends to it"
-        return f"{', '.join(map(session.name, session.replicas))}: there, but generating nothing"
+        return f"{', '.join(map(session.name, session.replicas))}: there, but no token has come yet"
 
     def film(self, film: Film, *, seconds: float, fps: float) -> Shot:
         """Draw for `seconds`, at most `fps` pictures per second."""

@@ -25,6 +25,7 @@ from fulgurite.viewer.pace import SHED
 from fulgurite.viewer.page_controls import offers
 from fulgurite.viewer.palettes import palettes
 from fulgurite.viewer.panel import shown
+from fulgurite.viewer.pulses import JOINED_PER_S
 from fulgurite.viewer.scene import RATE_OVER_S, SPREAD_S, ReplicaScene
 from fulgurite.viewer.shaders import source
 from fulgurite.viewer.writing import formula
@@ -76,6 +77,7 @@ def _constants() -> dict[str, Any]:
     """Numbers that the page's own scene shares with this one."""
     return {
         "fade_s": FADE_S, "fades_over_s": FADES_OVER_S, "spread_s": SPREAD_S, "life_s": LIFE_S,
+        "joined_per_s": JOINED_PER_S,
         "rate_over_s": RATE_OVER_S, "silent_s": SILENT_S, "ease_s": EASE_S,
         "linear_logits": LINEAR_LOGITS, "largest_logits": LARGEST_LOGITS,
         "segments": FINE.segments, "glow_segments": FINE.glow, "glow_from": FINE.glow_from,

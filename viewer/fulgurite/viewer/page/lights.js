@@ -305,6 +305,8 @@ export class Lights {
     this.carpet.clear();
     this.bolts.clear();
     this.pulses = [];
+    this.lastPass = -Infinity;  // when the last pass came
+    this.joined = null;         // what the last passes travel with
     this.seen = [];
     this.refusedUntil = -Infinity;
   }
@@ -343,7 +345,28 @@ export class Lights {
       this.seen.push({ at, chain, read: chunk.has("attended_positions") && chunk.column("attended_positions", i) !== null,
         push: chunk.has("head_contribution") && this._isVerified(chunk, i) });
     }
-    if (pulse) this.pulses.push(this._shown(pulse));
+    if (pulse) this._begin(this._shown(pulse));
+  }
+
+  /** A pass begins. Those that come closer upon each other than pictures travel as one, each faded by its wait: `pulses.py`. */
+  _begin(pulse) {
+    const { joined_per_s: rate, fade_s: fade } = this.constants, since = pulse.at - this.lastPass;
+    this.lastPass = pulse.at;
+    if (!(since > 0 && since < 1 / rate)) { this.pulses.push(pulse); return; }
+    const end = (Math.floor(pulse.at * rate) + 1) / rate, left = Math.exp((pulse.at - end) / fade);
+    for (const values of [pulse.heads, pulse.plates]) for (let n = 0; n < values.length; n++) values[n] *= left;
+    pulse.at = end;
+    if (this.joined?.at !== end) this.pulses.push(this.joined = pulse);
+    else for (const [values, hues] of [["heads", "headHues"], ["plates", "plateHues"]]) this._join(this.joined, pulse, values, hues);
+  }
+
+  _join(pulse, other, values, hues) {
+    const mine = pulse[values], theirs = other[values];
+    for (let n = 0; n < mine.length; n++) {
+      if (!(theirs[n] >= mine[n] || Number.isNaN(mine[n]))) continue;
+      mine[n] = theirs[n];
+      pulse[hues][n] = other[hues][n];
+    }
   }
 
   _pulse(at) {

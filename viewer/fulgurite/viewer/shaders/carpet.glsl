@@ -12,7 +12,7 @@ flat in float vLayer;
 in vec2 vAt;
 uniform sampler2D uNodes;
 //# fragment main
-float cell = clamp(floor(vAt.y), 0.0, uCells - 1.0);
+float cell = clamp(floor(vAt.y + 0.002), 0.0, uCells - 1.0);  // what lies on a seam belongs to one side, however it rounds
 vec4 node = texelFetch(uNodes, ivec2(vec2(vLayer, cell) + 0.5), 0);
 // Cells touch; the seams between them are drawn here, as wide as a pixel can show.
 vec2 from = 1.0 - abs(vec2(vAt.x, 2.0 * (vAt.y - cell) - 1.0));
