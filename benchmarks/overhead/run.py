@@ -1,4 +1,5 @@
-"""The two runs: every variant at batch 1, 8 and 32 in two dtypes; and the agent's cost along five axes."""
+"""The two runs: every variant at batch 1, 8 and 32 in two dtypes, and ours on a larger model too; and the
+agent's cost along five axes."""
 
 from __future__ import annotations
 
@@ -44,6 +45,7 @@ class Plan:
     tokens : by batch size: fewer, where each takes longer.
     own_tokens : by batch size, of what is measured in the agent's own code: one step in 16 is a deep one.
     prompt : tokens of all prompts of a batch together, and no fewer than 8 each.
+    with_peers : those of other environments are measured, too.
     """
 
     shape: Shape
@@ -51,6 +53,7 @@ class Plan:
     tokens: Mapping[int, int]
     own_tokens: Mapping[int, int]
     prompt: int
+    with_peers: bool = True
 
     def asked(self, batch: int) -> dict[str, int]:
         """What the workers are told of the prompts."""
@@ -61,6 +64,11 @@ FULL = Plan(
     Shape(), {"float32": {1: 7, 8: 3, 32: 2}, "bfloat16": {1: 4, 8: 2, 32: 2}},
     tokens={1: 24, 8: 12, 32: 6}, own_tokens={1: 65, 8: 33, 32: 17}, prompt=64,
 )  # fmt: skip
+# The agent costs mostly so much a layer and a step, however wide they are: here they are wide.
+LARGE = Plan(
+    Shape(layers=16, width=2048, heads=32, kv_heads=8, ffn=8192), {"float32": {1: 4}},
+    tokens={1: 12}, own_tokens={1: 33}, prompt=64, with_peers=False,
+)  # fmt: skip
 QUICK = Plan(
     Shape(layers=4, width=256, heads=8, kv_heads=4, ffn=512, vocabulary=2000), {"float32": {1: 2, 8: 2}},
     tokens={1: 8, 8: 8}, own_tokens={1: 17, 8: 17}, prompt=32,
@@ -69,19 +77,35 @@ QUICK = Plan(
 
 def overhead(*, quick: bool) -> dict[str, Any]:
     """Everything beside everything."""
-    plan = QUICK if quick else FULL
+    plans = (QUICK,) if quick else (FULL, LARGE)
     peers, skipped = _environments()
     rows: list[Row] = []
-    with TemporaryDirectory() as folder, collector_process("--history", "all") as endpoint:
-        parameters = build(plan.shape, Path(folder))
-        for dtype, rounds in plan.rounds.items():
-            with _workers(Path(folder), dtype, endpoint, peers, skipped) as workers:
-                for batch, times in rounds.items():
-                    found = _measured(workers, plan, batch, rounds=times)
-                    rows += [{"dtype": dtype, "batch": batch, **row} for row in found]
-    model = f"Llama, random weights, {parameters / 1e6:.0f} M parameters, {plan.shape}"
+    models: list[str] = []
+    with collector_process("--history", "all") as endpoint:
+        for plan in plans:
+            with TemporaryDirectory() as folder:
+                parameters = f"{build(plan.shape, Path(folder)) / 1e6:.0f} M"
+                models.append(f"{parameters} parameters, {plan.shape}")
+                beside = peers if plan.with_peers else []
+                found = _planned(plan, Path(folder), endpoint, beside, skipped)
+                rows += [{"model": parameters, **row} for row in found]
     versions = {peer.peer: peer.version for peer in peers}
+    model = f"Llama, random weights: {'; '.join(models)}"
     return {"about": ABOUT, "model": model, "peers": versions, "skipped": skipped, "rows": rows}
+
+
+def _planned(
+    plan: Plan,
+    folder: Path,
+    endpoint: str,
+    peers: Sequence[environment.Environment],
+    skipped: dict[str, str],
+) -> Iterator[Row]:
+    for dtype, rounds in plan.rounds.items():
+        with _workers(folder, dtype, endpoint, peers, skipped) as workers:
+            for batch, times in rounds.items():
+                for row in _measured(workers, plan, batch, rounds=times):
+                    yield {"dtype": dtype, "batch": batch, **row}
 
 
 def _environments() -> tuple[list[environment.Environment], dict[str, str]]:

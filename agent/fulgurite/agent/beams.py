@@ -105,7 +105,7 @@ class Beams:
         request = self.request
         passes = np.broadcast_to(request.generated[0], rows.shape)
         own = bool(request.generated[0] == 0)
-        request.generated += 1
+        request.generated = request.generated + 1
         return Committed(
             real=np.arange(rows.size),
             sequence=sequence,

@@ -340,31 +340,31 @@ class Capture:
         self,
         passing: Pass,
         request: Request,
-        tokens: torch.Tensor,
+        tokens: torch.Tensor | Array,
         stops: frozenset[int],
         *,
         committed_ns: int,
         lines: Committed | None = None,
         scores: torch.Tensor | None = None,
+        owns_scores: bool = False,
         hand_over: Callable[[Step], None] | None = None,
     ) -> None:
         """The tokens that followed from `passing` are known: reduce, and hand the frames over.
 
         Parameters
         ----------
-        tokens : Tensor of int64, shape (batch,), (batch, n) where one pass gave several, or (m,) with `lines`
+        tokens : of int64, shape (batch,), (batch, n) where one pass gave several, or (m,) with `lines`
         lines : which rows they followed from, where that is not one to one.
         scores : Tensor, shape (batch, V): what was sampled from, where processors changed the logits.
+        owns_scores : nobody else writes into them from now on.
         hand_over : takes the step in place of the exporter.
         """
         entered = time.perf_counter_ns()
-        passing.scores = scores
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(tokens.device.type):
-            with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
-                host = self._taken(passing, tokens, lines)
-        else:  # as `generate` leaves it
-            host = self._taken(passing, tokens, lines)
-        ids = host.pop("tokens").reshape(-1).astype(np.int32, copy=False)
+        passing.scores, passing.owns_scores = scores, owns_scores
+        host = self._taken(passing, tokens, lines)
+        ids = host.pop("tokens")
+        if ids.dtype != np.int32 or ids.ndim != 1:
+            ids = ids.reshape(-1).astype(np.int32)
         committed = lines if lines is not None else request.commit(ids, stops)
         self._tick_ahead()
         if committed.real.size and ("logprob" in host or passing.unreduced is not None):
@@ -393,8 +393,7 @@ class Capture:
         make : a step of what was measured.
         """
         entered = time.perf_counter_ns()
-        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
-            host = self._taken(passing, tokens, committed)
+        host = self._taken(passing, tokens, committed)
         ids = host.pop("tokens").reshape(-1).astype(np.int32)
         self._tick_ahead()
         if "logprob" in host or passing.unreduced is not None:
@@ -425,12 +424,14 @@ class Capture:
             self._make_unavailable(late)
         step.host = {name: found for name, found in host.items() if not name.startswith(_OF_DEEP)}
 
-    def _taken(self, passing: Pass, tokens: torch.Tensor, lines: Committed | None) -> dict[str, Array]:
-        if lines is not None:
-            passing.take(rows=torch.from_numpy(lines.row))
-        elif passing.keep > 1:
-            passing.take(first=tokens.shape[-1])
-        is_column = tokens.dim() == 2 and tokens.shape[1] == 1
+    def _taken(
+        self, passing: Pass, tokens: torch.Tensor | Array, lines: Committed | None
+    ) -> dict[str, Array]:
+        if lines is not None or passing.keep > 1:
+            with torch.no_grad():
+                rows = None if lines is None else torch.from_numpy(lines.row)
+                passing.take(first=None if lines is not None else tokens.shape[-1], rows=rows)
+        is_column = tokens.ndim == 2 and tokens.shape[1] == 1
         return self._measure(passing, tokens if is_column else tokens.reshape(-1, 1))
 
     def _step(
@@ -676,11 +677,12 @@ class Capture:
         unembedding = self.anatomy.unembedding
         return unembedding is not None and identity_of(unembedding) != self._readout_mark
 
-    def _measure(self, passing: Pass, tokens: torch.Tensor) -> dict[str, Array]:
+    def _measure(self, passing: Pass, tokens: torch.Tensor | Array) -> dict[str, Array]:
         """Every result of this pass on the host."""
         if passing.plan != self._probes.plan:
             passing.level = "pulse"  # what it kept is not what is looked for any more
-        return self._alive(passing, self._measures.of(passing, tokens, self._layout, self._attribution))
+        host = self._measures.of(passing, tokens, self._layout, self._attribution)
+        return host if passing.unreduced is not None else self._alive(passing, host)
 
     def _alive(self, passing: Pass, host: dict[str, Array]) -> dict[str, Array]:
         """What was measured, without what a compiled graph did not leave in this pass."""

@@ -36,11 +36,13 @@ class HeadWeights:
     Attributes
     ----------
     stacked : list of Tensor of float32, one per group of the plan, shape (layers, heads, D, D)
+    on_host : the same as arrays, where they are in host memory; else none.
     blind : by layer, why its heads cannot be told.
     """
 
     def __init__(self, layers: Sequence[LayerParts]) -> None:
         self.stacked: list[torch.Tensor] = []
+        self.on_host: tuple[Array, ...] = ()
         self.blind: dict[int, str] = {}
         self._layers = tuple(layer for layer in layers if layer.projection is not None)
         self._plain: dict[int, torch.Tensor] = {}
@@ -83,6 +85,8 @@ class HeadWeights:
         """Put those of a group together, in one tensor that holds them once."""
         grams = [[self._plain[int(index)] for index in group.layers] for group in layout.groups]
         self.stacked = [torch.stack([g.to(group[0].device) for g in group]) for group in grams]
+        are_on_host = all(stacked.device.type == "cpu" for stacked in self.stacked)
+        self.on_host = tuple(stacked.numpy() for stacked in self.stacked) if are_on_host else ()
         for group, stacked in zip(layout.groups, self.stacked, strict=True):
             for i, index in enumerate(group.layers):
                 self._plain[int(index)] = stacked[i]

@@ -19,6 +19,7 @@ from fulgurite.agent.kv import CacheReader
 from fulgurite.wire.frame import RequestRef
 
 Array = np.ndarray[Any, Any]
+_AHEAD = 64  # steps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,16 +73,26 @@ class Request:
     _all_run: bool = True
     _every_row: Array = field(init=False)
     _no_parent: Array = field(init=False)
+    _ahead: tuple[Array, Array] = field(init=False)
+    _given: Array = field(init=False)
+    _at: int = 0
 
     def __post_init__(self) -> None:
         self.generated = np.zeros(len(self.prompt), np.int64)
         self.finished = np.zeros(len(self.prompt), bool)
         self._every_row, self._no_parent = np.arange(len(self.prompt)), np.full(len(self.prompt), -1)
+        self._look_ahead()
 
     @property
     def rows(self) -> int:
         """How many sequences."""
         return len(self.prompt)
+
+    def lengthen(self, width: int) -> None:
+        """The prompt, none of whose tokens is padding, goes on for `width` positions."""
+        self.prompt = self.prompt + width
+        self.width += width
+        self._look_ahead()
 
     def commit(self, tokens: Array, stops: frozenset[int]) -> Committed:
         """Take the tokens of one pass.
@@ -99,7 +110,7 @@ class Request:
         real = ~self.finished[:, None] & ~behind
         passes = self.generated[:, None] + np.arange(tokens.shape[1])
         rows = np.repeat(np.arange(self.rows), tokens.shape[1])
-        self.generated += real.sum(-1)
+        self.generated = self.generated + real.sum(-1)  # what was handed out is not written to
         self.finished |= (ends & real).any(-1)
         self._all_run = not self.finished.any()
         return Committed(
@@ -113,16 +124,35 @@ class Request:
 
     def _commit_one(self, tokens: Array, stops: frozenset[int]) -> Committed:
         """One token of each row: what nearly every pass gives, so it is spared the arithmetic of several."""
-        rows, passes, real = self._every_row, self.generated, self._every_row
+        rows = real = self._every_row
         if self._all_run:
-            self.generated = passes + 1  # another array: what was handed out is not written to
+            passes, position = self._next()
         else:
-            running = ~self.finished
+            running, passes = ~self.finished, self.generated
+            position = self.prompt + passes
             self.generated, real = passes + running, np.flatnonzero(running)
         if stops and not stops.isdisjoint(tokens.tolist()):
             ends = [token in stops for token in tokens.tolist()]
             self.finished, self._all_run = self.finished | ends, False
-        return Committed(real, rows, self.prompt + passes, rows, passes, self._no_parent)
+        return Committed(real, rows, position, rows, passes, self._no_parent)
+
+    def _next(self) -> tuple[Array, Array]:
+        """Passes and positions of a step in which every row goes on."""
+        passes, positions = self._ahead
+        if self._at == _AHEAD or self.generated is not self._given:
+            self._look_ahead()
+            passes, positions = self._ahead
+        at = self._at
+        self._at = at + 1
+        found = passes[at], positions[at]
+        self.generated = self._given = passes[at + 1]
+        return found
+
+    def _look_ahead(self) -> None:
+        """Work the next steps out together: they are the same in every row but for where they begin."""
+        passes = self.generated + np.arange(_AHEAD + 1)[:, None]
+        self._ahead, self._at = (passes, self.prompt + passes), 0
+        self.generated = self._given = passes[0]
 
     def cached(self, resident: Array, rows: Array, passes: Array) -> Array:
         """Real tokens among the `resident` last positions of each layer's cache, shape (m, layers).

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from fulgurite.agent.wanted import EVERYTHING, Wanted
 from fulgurite.v1 import agent_pb2, frame_pb2
@@ -123,6 +123,14 @@ class Stop:
     """Never connect again; all that is and will be in the outbox is dropped for `reason`."""
 
     reason: str
+
+
+_ACK_TAG: Final = bytes([agent_pb2.CollectorMessage.ACK_FIELD_NUMBER << 3 | 2])
+
+
+def is_ack(message: bytes) -> bool:
+    """Whether a collector's serialised message is an acknowledgement, which can wait to be read."""
+    return message[:1] == _ACK_TAG
 
 
 Action = Open | Send | Answer | Draw | Report | Wait | Hang | Stop

@@ -23,6 +23,7 @@ from fulgurite.agent.contribution import Attribution
 from fulgurite.agent.deep import Deep
 from fulgurite.agent.headweights import HeadWeights
 from fulgurite.agent.probes import Pass
+from fulgurite.agent.renewed import Renewed
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.unreduced import Part, Unreduced
 from fulgurite.agent.weights import Watched
@@ -33,7 +34,6 @@ MOST_LEFT = 8  # steps that wait to be reduced
 MOST_AWAITED = 64  # steps that wait for what other processes hold
 MOST_BYTES = 16 << 20  # of one step that does
 MOST_WAITING_BYTES = 32 << 20  # of all of them
-_LEAST_HELD = 1 << 20  # bytes of layers that are held one by one: fewer are copied together in less time
 _is_absent = partial(is_, None)
 
 
@@ -62,23 +62,43 @@ class Measure:
         self._awaited: deque[weakref.ref[Awaited]] = deque(maxlen=MOST_AWAITED)
         self.exchange: Exchange | None = None
         self._on_host: reduce.Plan | None = None  # of which all is in host memory
+        self._renewed = Renewed()
+        self._sizes_of: reduce.Plan | None = None
+        self._sizes: dict[tuple[int, bool, bool], int] = {}
 
     def of(
-        self, passing: Pass, tokens: torch.Tensor, layout: reduce.Plan | None, attribution: Attribution | None
+        self,
+        passing: Pass,
+        tokens: torch.Tensor | Array,
+        layout: reduce.Plan | None,
+        attribution: Attribution | None,
     ) -> dict[str, Array]:
         """Every result of this pass.
 
         Parameters
         ----------
-        tokens : Tensor of int64, shape (n, 1)
+        tokens : of int64, shape (n, 1)
         layout, attribution : None where they are not known.
         """
+        size = self._size_left(passing, layout)
+        if size:
+            return self._leave(passing, tokens, layout, size)
+        assert passing.logits is not None
+        with torch.no_grad(), torch.autocast(passing.logits.device.type, enabled=False):
+            return self._now(passing, tokens, layout, attribution)
+
+    def _now(
+        self,
+        passing: Pass,
+        tokens: torch.Tensor | Array,
+        layout: reduce.Plan | None,
+        attribution: Attribution | None,
+    ) -> dict[str, Array]:
+        """Reduce on the device where the rows are."""
         logits = passing.logits
         assert logits is not None
-        ids = tokens if tokens.device == logits.device else tokens.to(logits.device)
+        ids = (torch.from_numpy(tokens) if isinstance(tokens, np.ndarray) else tokens).to(logits.device)
         full = passing.level in WITH_LAYERS
-        if self._is_left(passing, layout):
-            return self._leave(passing, ids, layout if full else None)
         logits = passing.logits = logits.flatten(0, -2)
         host: dict[str, Array] = {}
         found: dict[str, torch.Tensor] = {}
@@ -111,61 +131,86 @@ class Measure:
             found["logprob_sampled"] = sampled.gather(-1, ids.to(sampled.device))[:, 0]
         return found
 
-    def _is_left(self, passing: Pass, layout: reduce.Plan | None) -> bool:
-        """Whether the rows of this pass are left for whoever reads the block to reduce them."""
+    def _size_left(self, passing: Pass, layout: reduce.Plan | None) -> int:
+        """Bytes of the rows of this pass, where they are left for whoever reads the block to reduce them; 0
+        where they are not."""
         logits, kept = passing.logits, passing.kept
         if passing.level == "deep" or passing.alive is not None or passing.alive_logits is not None:
-            return False
-        if logits is None or logits.device.type != "cpu":
-            return False
-        size = logits.nbytes + (0 if passing.scores is None else 4 * passing.scores.numel())
-        if passing.level != "pulse":
+            return 0
+        if logits is None or not logits.is_cpu:
+            return 0
+        full = passing.level != "pulse"
+        if full:
             if layout is None or not layout.places or self._shield.is_out("reduce"):
-                return False
+                return 0
             if any(map(_is_absent, kept)) or not self._are_on_host(kept, layout):  # type: ignore[arg-type]
-                return False
-            size += len(kept) * logits.shape[0] * layout.width * logits.element_size()
+                return 0
+        key = (passing.measured, full, passing.scores is None)
+        if self._sizes_of is not layout or key not in self._sizes:
+            self._sizes_of = layout
+            self._sizes = {key: self._size(passing, logits, layout if full else None)}
+        size = self._sizes[key]
         if size > MOST_BYTES:
-            return False
-        waiting, most = self._waiting, min(MOST_LEFT, MOST_WAITING_BYTES // max(1, size))
-        return len(waiting) < most or waiting[-most]() is None  # else what is reduced weighs less
+            return 0
+        waiting, most = self._waiting, min(MOST_LEFT, MOST_WAITING_BYTES // size)
+        is_room = len(waiting) < most or waiting[-most]() is None  # else what is reduced weighs less
+        return size if is_room else 0
+
+    def _size(self, passing: Pass, logits: torch.Tensor, layout: reduce.Plan | None) -> int:
+        size = logits.nbytes + (0 if passing.scores is None else 4 * passing.scores.numel())
+        if layout is not None:
+            size += len(passing.kept) * passing.measured * layout.width * logits.element_size()
+        return max(1, size)
 
     def _are_on_host(self, kept: list[torch.Tensor], layout: reduce.Plan) -> bool:
         """Whether all of it is in host memory. A model moves as a whole; one that was spread is told when it
         is looked at first."""
         if self._on_host is layout:
-            return kept[0].device.type == "cpu"
-        if any(tensor.device.type != "cpu" for tensor in kept):
+            return kept[0].is_cpu
+        if not all(tensor.is_cpu for tensor in kept):
             return False
         self._on_host = layout
         return True
 
-    def _leave(self, passing: Pass, ids: torch.Tensor, layout: reduce.Plan | None) -> dict[str, Array]:
-        """Hold the rows, which nobody writes into once the model has made them; `scores` are copied, since
-        `generate` may hand them out. The results that are there already.
+    def _leave(
+        self, passing: Pass, tokens: torch.Tensor | Array, layout: reduce.Plan | None, size: int
+    ) -> dict[str, Array]:
+        """Hold the rows, which nobody writes into once the model has made them. `scores` are copied where
+        somebody may: `generate` may hand them out. The results that are there already.
         """
         assert passing.logits is not None
-        tokens = ids.numpy().reshape(-1).astype(np.int32)
-        unreduced = Unreduced(_held(passing.logits), tokens, full=layout is not None)
+        full = passing.level != "pulse"
+        ids = (tokens if isinstance(tokens, np.ndarray) else tokens.cpu().numpy()).reshape(-1)
+        ids = ids.astype(np.int32)  # a copy
+        unreduced = Unreduced(_held(passing.logits), ids, full, nbytes=size)
         scores = passing.scores
-        if scores is not None and scores.device.type == "cpu" and scores.shape[0] == ids.shape[0]:
-            unreduced.scores, passing.scores = _held(scores.clone()), None
-        if layout is not None:
+        if scores is not None and scores.is_cpu and scores.shape[0] == len(ids):
+            unreduced.scores = _held(scores if passing.owns_scores else scores.clone())
+            passing.scores = None
+        if full:
             with self._shield.at("reduce"):
-                self._leave_layers(unreduced, passing.kept, layout)  # type: ignore[arg-type]
+                self._leave_layers(unreduced, passing.kept, layout, is_own=passing.width > 1)  # type: ignore[arg-type]
         passing.unreduced = unreduced
         self._waiting.append(weakref.ref(unreduced))
-        found = self._beside(passing, ids, full=layout is not None)
-        return {"tokens": tokens, **(reduce.to_host(found) if found else {})}
+        host = {"tokens": ids}
+        if passing.scores is not None or passing.extra:
+            found = self._beside(passing, torch.from_numpy(ids.astype(np.int64)[:, None]), full=full)
+            if found:
+                host.update(reduce.to_host(found))
+        return host
 
-    def _leave_layers(self, unreduced: Unreduced, kept: list[torch.Tensor], layout: reduce.Plan) -> None:
-        grams = tuple(gram.numpy() for gram in self._weights.stacked)
+    def _leave_layers(
+        self, unreduced: Unreduced, kept: list[torch.Tensor], layout: reduce.Plan, *, is_own: bool
+    ) -> None:
+        """Of a pass of several positions what was kept is our own."""
         parts = [kept] if layout.is_joint else [kept[part] for part in layout.parts]
-        if kept[0].nbytes * len(kept) >= _LEAST_HELD:
-            held: list[Part] = [[_held(tensor) for tensor in part] for part in parts]
+        if not is_own and not self._renewed.is_trusted(kept, layout):
+            held: list[Part] = [reduce.numbers(reduce.together(part)) for part in parts]
+        elif kept[0].requires_grad:  # what leads to it is not to be held
+            held = [[tensor.detach() for tensor in part] for part in parts]
         else:
-            held = [reduce.numbers(reduce.together(part)) for part in parts]
-        unreduced.kept, unreduced.grams = tuple(held), grams
+            held = list(parts)
+        unreduced.kept, unreduced.grams = tuple(held), self._weights.on_host
 
     def _layers(
         self,
@@ -260,10 +305,9 @@ class Measure:
         return found, stacked
 
 
-def _held(rows: torch.Tensor) -> Array:
-    """As numbers (n, V) in the same memory."""
-    found = reduce.numbers(rows)
-    return found if found.ndim == 2 else found.reshape(-1, found.shape[-1])
+def _held(rows: torch.Tensor) -> torch.Tensor:
+    """The same memory, and nothing of what led to it."""
+    return rows.detach() if rows.requires_grad else rows
 
 
 def _by_layer(kept: list[torch.Tensor], layout: reduce.Plan) -> dict[int, torch.Tensor]:

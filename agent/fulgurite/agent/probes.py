@@ -48,6 +48,7 @@ class Pass:
     looks : layers whose attention is looked at.
     picked : of many requests packed into one row: the positions that matter, shape (n,).
     scores : (batch, vocabulary), what was sampled from, where processors changed the logits.
+    owns_scores : nobody else writes into `scores`.
     references : what probes that are not trusted yet made a copy of.
     unreduced : rows that are not reduced on the host's thread.
     awaited : what rests on what other processes hold, an `Awaited`.
@@ -56,8 +57,8 @@ class Pass:
     __slots__ = (
         "__weakref__", "alive", "alive_deep", "alive_experts", "alive_logits", "arrivals", "awaited", "batch",
         "cache", "call", "crowded", "deep", "extra", "fetched", "keep", "kept", "last", "level", "logits",
-        "looks", "mask", "measured", "own_ns", "picked", "plan", "position_ids", "references", "scores",
-        "stamp", "started_ns", "step", "unreduced", "width",
+        "looks", "mask", "measured", "own_ns", "owns_scores", "picked", "plan", "position_ids", "references",
+        "scores", "stamp", "started_ns", "step", "unreduced", "width",
     )  # fmt: skip
 
     def __init__(self, batch: int, width: int, slots: int, *, plan: int = 0) -> None:
@@ -82,6 +83,7 @@ class Pass:
         self.looks: frozenset[int] = frozenset()
         self.logits: torch.Tensor | None = None
         self.scores: torch.Tensor | None = None
+        self.owns_scores = False
         self.unreduced: Unreduced | None = None
         self.awaited: Any = None
         self.cache: Any = None

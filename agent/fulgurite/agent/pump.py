@@ -34,6 +34,7 @@ from fulgurite.agent.link import (
     Report,
     Send,
     Stop,
+    is_ack,
 )
 from fulgurite.agent.outage import Outage
 from fulgurite.agent.outbox import NEVER, Drawn, Outbox
@@ -61,6 +62,8 @@ EVENTS_ASIDE: Final = 512
 UNCERTAIN: Final = "unacknowledged"
 """Sent, and nobody said whether it is stored: it counts as dropped, and may be there."""
 _LONGEST_SLEEP_S: Final = 1.0
+_ACKS_WAIT_S: Final = 0.3
+"""At most so long is an acknowledgement left unread: it frees memory and settles the account, no more."""
 _FAREWELL_S: Final = 0.5
 
 
@@ -117,6 +120,8 @@ class Pump:
         self._lone_event_s: float | None = None
         self._close_by_s: float | None = None
         self._hurry = False
+        self._has_asked = False  # for an acknowledgement of all that was sent
+        self._is_held_up = False  # nothing can be done before the collector says something
         self._is_called = False
         self._thread = Thread(target=self._run, name="fulgurite-link", daemon=True)
 
@@ -200,6 +205,7 @@ class Pump:
         if isinstance(action, Draw):
             self._draw(action.until_s, now_s)
         elif isinstance(action, Send):
+            self._has_asked = False
             self._send(action.data)
         elif isinstance(action, Open):
             self._open(now_s)
@@ -215,7 +221,10 @@ class Pump:
 
     def _sleep(self, timeout_s: float) -> None:
         longest_s = FOLD_S if self._is_folding or self.spool is not None else _LONGEST_SLEEP_S
-        self._outbox.wait(max(0.0, min(timeout_s, longest_s)), frames=NEVER)
+        self._is_held_up = True  # before the look, so that what comes after the look wakes
+        if self._stream is None or not self._stream.unread:
+            self._outbox.wait(max(0.0, min(timeout_s, longest_s)), frames=NEVER)
+        self._is_held_up = False
 
     def _send(self, message: bytes) -> None:
         if self._stream is not None:
@@ -226,11 +235,18 @@ class Pump:
     def _open(self, now_s: float) -> None:
         self.link.opened(now_s)
         try:
-            self._stream = Stream(self._endpoint, self._access, self._outbox.wake)
+            self._stream = Stream(self._endpoint, self._access, self._came)
         except Exception as error:  # no thread to be had, a name that cannot be parsed
             self._break(End("absent", str(error)), now_s)
             return
         self._send(agent_pb2.AgentMessage(hello=self._hello(self.link)).SerializeToString())
+
+    def _came(self, message: bytes | End) -> None:
+        """On the reading thread. An acknowledgement that nobody waits for is read with the next tokens: to
+        wake this thread for each would cost as much as sending does."""
+        is_awaited = self._is_held_up or self._hurry or self._close_by_s is not None
+        if is_awaited or not isinstance(message, bytes) or not is_ack(message):
+            self._outbox.wake()
 
     def _receive(self, now_s: float) -> None:
         while self._stream is not None and self._stream.unread:
@@ -285,16 +301,21 @@ class Pump:
             self._draw_events(until_s, now_s)
             return
         if self._ripe_s is None:
-            came_s = self._outbox.oldest_s(now_s)
-            self._rhythm.came(came_s)
-            self._ripe_s = came_s + GATHER_S
-            self._flows = came_s < self._packed_s + FLOWS_S
+            self._ripe_s = self._ripens_s(self._outbox.oldest_s(now_s))
         if waiting < BATCH_FRAMES and now_s < self._ripe_s and not self._hurry:
             self._outbox.wait(self._ripe_s - now_s, frames=BATCH_FRAMES)
             return
         self._ripe_s = self._lone_event_s = None
         self._packed_s = now_s
         self._pack(self._gather())
+        self._do(self.link.due(now_s), now_s)
+
+    def _ripens_s(self, came_s: float) -> float:
+        """When what came is to be sent: at once where the rhythm says that nothing joins it in time."""
+        self._rhythm.came(came_s)
+        self._flows = came_s < self._packed_s + FLOWS_S
+        expected, ripe_s = self._rhythm.next_s, came_s + GATHER_S
+        return came_s if expected is not None and expected[0] > ripe_s else ripe_s
 
     def _draw_events(self, until_s: float, now_s: float) -> None:
         """No frame waits. Events that waited long enough for one go alone."""
@@ -314,11 +335,19 @@ class Pump:
     def _await_frames(self, until_s: float, now_s: float) -> None:
         """Sleep until there is something. While frames flow, or come in a rhythm, no host's thread pays for
         waking this one."""
-        expected_s = self._rhythm.next_s
+        if self._hurry and self.link.unacknowledged and not self._has_asked:
+            self._has_asked = True
+            self._do(Report(), now_s)  # which the collector answers by an acknowledgement
+            return
+        soonest_s, latest_s = self._rhythm.next_s or (now_s - GATHER_S, now_s - GATHER_S)
+        if self.link.unacknowledged:
+            until_s = min(until_s, now_s + _ACKS_WAIT_S)
         if self._flows and now_s < self._packed_s + FLOWS_S:
             self._outbox.wait(min(until_s - now_s, GATHER_S), frames=BATCH_FRAMES)
-        elif expected_s is not None and now_s < expected_s + GATHER_S:
-            self._outbox.wait(min(until_s, expected_s + GATHER_S) - now_s, frames=BATCH_FRAMES)
+        elif now_s < soonest_s + GATHER_S:
+            self._outbox.wait(min(until_s, soonest_s + GATHER_S) - now_s, frames=BATCH_FRAMES)
+        elif now_s < latest_s + GATHER_S:  # later than others were: look again, and again
+            self._outbox.wait(min(until_s - now_s, GATHER_S), frames=BATCH_FRAMES)
         else:
             self._outbox.wait(until_s - now_s)
 

@@ -11,7 +11,8 @@ from typing import Final
 
 GAPS: Final = 4
 JITTER_S: Final = 0.004
-"""Gaps that differ by more are no rhythm."""
+JITTER: Final = 0.25
+"""Gaps that differ by more, in seconds and as a share of the longest, are no rhythm."""
 LONGEST_S: Final = 0.25
 """Of a gap: a host that is slower pays for a wake, which is little to it."""
 
@@ -30,11 +31,12 @@ class Rhythm:
         self._came_s = at_s
 
     @property
-    def next_s(self) -> float | None:
-        """When the next ones are to be expected, at the earliest; None where nothing can be told."""
+    def next_s(self) -> tuple[float, float] | None:
+        """When the next ones are to be expected, at the earliest and at the latest; None where nothing can be
+        told."""
         if self._came_s is None or len(self._gaps_s) < GAPS:
             return None
         least, most = min(self._gaps_s), max(self._gaps_s)
-        if most > LONGEST_S or most - least > JITTER_S:
+        if most > LONGEST_S or most - least > max(JITTER_S, JITTER * most):
             return None
-        return self._came_s + least
+        return self._came_s + least, self._came_s + most

@@ -64,10 +64,10 @@ class Stream:
     access : Access, optional
         The token and the certificates, read anew for each stream. Without: plain text, no token.
     notify : callable
-        Called on the reading thread when there is something in `unread`. Must not block.
+        Called on the reading thread with what came, which is in `unread` by then. Must not block.
     """
 
-    def __init__(self, endpoint: str, access: Access | None, notify: Callable[[], None]) -> None:
+    def __init__(self, endpoint: str, access: Access | None, notify: Callable[[bytes | End], None]) -> None:
         self.unread: deque[bytes | End] = deque()
         self._notify = notify
         self._closed = False
@@ -126,7 +126,7 @@ class Stream:
 
     def _hand_on(self, message: bytes | End) -> None:
         self.unread.append(message)
-        self._notify()
+        self._notify(message)
 
 
 def _end_of(error: Any) -> End:

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from fulgurite.agent.reduce import Plan
+from fulgurite.agent.reduce import Plan, numbers
 from fulgurite.wire.channels import TOP_K
 
 Array = np.ndarray[Any, Any]
-Part = Array | list[Array]
+Rows = Array | torch.Tensor
+"""Rows in host memory, in the end (n, width)."""
+Part = Array | list[torch.Tensor]
 """Rows of several slots: together, or one by one as the model left them."""
 _BLOCK = 64
 _LEAST = -1e4  # log-probability below which a token adds nothing to the entropy: keeps 0 * inf out
@@ -32,38 +35,34 @@ class Unreduced:
 
     Attributes
     ----------
-    logits : ndarray, shape (n, V), of the model's own type: see `widened`.
+    logits : ndarray, shape (n, V), of the model's own type: see `widened`; or the tensor that they are in.
     tokens : ndarray of int32, shape (n,), the emitted ones.
     full : all of uncertainty, not the log-probability alone.
+    nbytes : what the step holds of its own, at most about.
     kept : (S, n, d), one per slot of the plan, then per group (L, n, H * D); as one part (S + L, n, d) where
-        the plan is joint; none where layers are not measured. Each of them one array, or one per slot.
+        the plan is joint; none where layers are not measured. Each of them one array, or one tensor per slot.
     grams : per group, float32 (L, H, D, D); of the model, not of the step.
-    scores : ndarray, shape (n, V), what was sampled from; None where nothing processed the logits.
+    scores : as `logits`, what was sampled from; None where nothing processed the logits.
     """
 
-    logits: Array
+    logits: Rows
     tokens: Array
     full: bool
+    nbytes: int
     kept: tuple[Part, ...] = ()
     grams: tuple[Array, ...] = ()
-    scores: Array | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """What the step holds of its own."""
-        held = self.logits.nbytes + (0 if self.scores is None else self.scores.nbytes)
-        return held + sum(len(part) * part[0].nbytes for part in self.kept)
+    scores: Rows | None = None
 
     def reduced(self, layout: Plan | None) -> dict[str, Array]:
         """What `reduce` gives for these rows."""
         with np.errstate(invalid="ignore"):  # of scores that leave no token nothing can be told: NaN
-            found = uncertainty(widened(self.logits), self.tokens, full=self.full)
+            found = uncertainty(_rows(self.logits), self.tokens, full=self.full)
             if self.scores is not None:
-                sampled = uncertainty(widened(self.scores), self.tokens, full=False)
+                sampled = uncertainty(_rows(self.scores), self.tokens, full=False)
                 found["logprob_sampled"] = sampled["logprob"]
         if self.kept and layout is not None:
             count = len(layout.places)
-            parts = [widened(np.stack(part) if isinstance(part, list) else part) for part in self.kept]
+            parts = [_together(part) for part in self.kept]
             stacked, inputs = parts[0][:count], [parts[0][count:]] if layout.is_joint else parts[1:]
             found.update(stream(stacked, layout))
             for i, (rows, grams) in enumerate(zip(inputs, self.grams, strict=True)):
@@ -71,12 +70,26 @@ class Unreduced:
         return found
 
 
-def widened(numbers: Array) -> Array:
+def widened(found: Array) -> Array:
     """As float32; int16 are the bits of a bfloat16, which are the upper half of a float32's."""
-    if numbers.dtype != np.int16:
-        return numbers.astype(np.float32, copy=False)
-    found: Array = np.left_shift(numbers, 16, dtype=np.int32).view(np.float32)
-    return found
+    if found.dtype != np.int16:
+        return found.astype(np.float32, copy=False)
+    wide: Array = np.left_shift(found, 16, dtype=np.int32).view(np.float32)
+    return wide
+
+
+def _rows(rows: Rows) -> Array:
+    """As float32 (n, width)."""
+    found = rows if isinstance(rows, np.ndarray) else numbers(rows)
+    return widened(found.reshape(-1, found.shape[-1]))
+
+
+def _together(part: Part) -> Array:
+    """As float32 (slots, n, width)."""
+    if isinstance(part, np.ndarray):
+        return widened(part)
+    slots = [numbers(rows) for rows in part]
+    return widened(np.stack([rows.reshape(-1, rows.shape[-1]) for rows in slots]))
 
 
 def uncertainty(logits: Array, tokens: Array, *, full: bool) -> dict[str, Array]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import types
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,11 +38,20 @@ class ProcessorsWrapper:
         found = types.MethodType(self._plain, self._model())(*args, **kwargs)
         call = self.engine.call.get() if self.engine is not None else None
         if call is not None and len(found) and not (call.draft or call.assisted or call.search is not None):
+            call.owns_scores = not _are_shared(found, args[0] if args else kwargs.get("generation_config"))
             found.append(_keeper_class()(call))
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self._model(), NAME)
+
+
+def _are_shared(processors: Iterable[object], options: object) -> bool:
+    """Whether somebody else may hold the scores, and write into them: the caller of `generate`, where it
+    hands them out, or a processor of somebody else's."""
+    if getattr(options, "output_scores", True) or getattr(options, "return_dict_in_generate", True):
+        return True
+    return not all(type(one).__module__.startswith("transformers.") for one in processors)
 
 
 def wrap(engine: Engine, model: nn.Module) -> ProcessorsWrapper | None:

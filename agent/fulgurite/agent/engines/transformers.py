@@ -59,6 +59,7 @@ class Call:
     cache : of the last pass.
     since, arrivals : when its tokens were handed over; how many calls had begun or ended by then.
     scores : of this step (b, V) behind all processors, until its tokens are known.
+    owns_scores : nobody gets them who could write into them.
     held : the last step and the length of its text, where `generate` may take it back.
     deferred : whether it may, None until the first step.
     seen, counted : length of the text at the last step, and up to where its tokens were counted.
@@ -66,7 +67,7 @@ class Call:
 
     __slots__ = (
         "arrivals", "assisted", "began_ns", "cache", "counted", "deferred", "draft", "held", "mask",
-        "passing", "ref", "request", "scores", "search", "seen", "since", "stops", "width",
+        "owns_scores", "passing", "ref", "request", "scores", "search", "seen", "since", "stops", "width",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +94,7 @@ class Call:
         self.seen = self.counted = width
         self.cache: Any = None
         self.scores: torch.Tensor | None = None
+        self.owns_scores = False
         self.held: tuple[Step, int] | None = None
         self.deferred: bool | None = None
         self.since = self.arrivals = 0
@@ -336,9 +338,11 @@ class Engine:
         if call.deferred is None:
             call.deferred = is_deferred(input_ids.device)
         hand_over = self._holder(call, length) if call.deferred else None
+        last = slice(length - n, length)
+        tokens = input_ids.numpy()[:, last] if input_ids.is_cpu else input_ids[:, last]
         self.capture.commit(
-            passing, request, input_ids.narrow(1, length - n, n), call.stops,
-            committed_ns=now, scores=scores, hand_over=hand_over,
+            passing, request, tokens, call.stops,
+            committed_ns=now, scores=scores, owns_scores=call.owns_scores, hand_over=hand_over,
         )  # fmt: skip
         call.since, call.arrivals = time.perf_counter_ns(), self._arrivals
 
@@ -467,8 +471,7 @@ class Engine:
             del self._loops[cache]
             self.loop_ended(loop.request)
         else:
-            loop.request.prompt += width
-            loop.request.width += width
+            loop.request.lengthen(width)
 
     def _await_tokens(self, cache: Any, passing: Pass) -> None:
         loop = self._loops.get(cache)
@@ -528,7 +531,7 @@ class _Closes(_ModelHook):
                 _leave_logits(output, self.place)
             return
         try:
-            self.engine.closes(args, kwargs, output, is_outer=hasattr(of, "_orig_mod"))
+            self.engine.closes(args, kwargs, output, is_outer="_orig_mod" in of._modules)
         except Exception as error:
             self.engine.failed("close", error)
 

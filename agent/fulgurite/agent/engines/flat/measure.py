@@ -186,7 +186,12 @@ class Measure:
         self._sum(kept[0])
         parts: tuple[Any, ...] = tuple(map(reduce.numbers, kept))
         found = Unreduced(
-            reduce.numbers(logits), tokens.astype(np.int32), full=True, kept=parts, grams=self._host_grams
+            reduce.numbers(logits),
+            tokens.astype(np.int32),
+            full=True,
+            nbytes=size,
+            kept=parts,
+            grams=self._host_grams,
         )
         waiting.append(weakref.ref(found))
         return found
