@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Any
@@ -520,7 +519,6 @@ async def test_a_goodbye_ends_the_replica_and_silence_loses_it() -> None:
 
 async def _states(address: object, **wanted: str) -> bool:
     states = {status.resource.service_instance_id: status.state for status in await listed(address)}
-    print(f"{time.monotonic():.2f}", states)  # shown where it fails
     return wanted.items() <= states.items()
 
 
