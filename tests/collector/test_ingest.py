@@ -523,6 +523,50 @@ async def _states(address: object, **wanted: str) -> bool:
 
 
 @asynchronous
+async def test_a_call_that_is_cancelled_while_it_ends_leaves_all_the_same() -> None:
+    async with collecting() as collector:
+        service, fed = collector._agents, asyncio.Event()
+        call = asyncio.create_task(service.connect(_Lingering(fed), _Deaf()))
+        assert await until(lambda: service._intakes)
+        replica = next(iter(service._intakes.values())).replica
+        call.cancel()
+        await fed.wait()  # its reader was told to end, and it waits for it
+        call.cancel()
+        with suppress(asyncio.CancelledError):
+            await call
+        assert not service._intakes
+        assert replica.left_s is not None
+
+
+class _Lingering:
+    """What an agent sends: a hello, and then nothing. Whoever ends the reading waits a while."""
+
+    def __init__(self, ending: asyncio.Event) -> None:
+        self._ending = ending
+        self._hello: list[bytes] = [agent_pb2.AgentMessage(hello=hello_of()).SerializeToString()]
+
+    def __aiter__(self) -> _Lingering:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._hello:
+            return self._hello.pop()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._ending.set()
+            await asyncio.sleep(0.1)
+        raise StopAsyncIteration
+
+
+class _Deaf:
+    """A call to which nothing that is written matters."""
+
+    async def write(self, message: object) -> None:
+        """Take it."""
+
+
+@asynchronous
 async def test_a_collector_that_ends_stores_and_acknowledges_what_came() -> None:
     store = MemoryStore()
     async with collecting(store, ack_delay_s=30.0) as collector:

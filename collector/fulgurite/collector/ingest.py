@@ -99,8 +99,10 @@ class AgentService:
             await self._talk(intake, context)
         finally:
             pump.cancel()
-            await asyncio.gather(pump, return_exceptions=True)
-            self._leave(intake)
+            try:
+                await asyncio.gather(pump, return_exceptions=True)
+            finally:  # a call that ends by itself may be cancelled while it does
+                self._leave(intake)
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing more; end each stream when what came is stored, or when the time is up."""
