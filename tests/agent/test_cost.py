@@ -152,6 +152,45 @@ def test_a_model_that_writes_every_pass_into_the_same_memory_is_measured_rightly
     assert trusted == [False] * learning + [not reuses] * (TOKENS - 1 - learning)
 
 
+def test_what_is_our_own_copy_teaches_nothing_of_the_models_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for most in (measure.MOST_BYTES, 0):
+        monkeypatch.setattr(measure, "MOST_BYTES", most)
+        model, exporter = _llama(2), _Hoard()
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.register_forward_pre_hook(_Reusing())
+        with instrument(model, level="heads", exporter=exporter, budget=None):
+            _generate(model, 1, num_beams=2)  # whose rows are picked, which copies them
+            for block in exporter.hoard:
+                assert block.columns
+            exporter.hoard.clear()
+            _generate(model, 1)
+            found.append([block.columns["head_write"] for block in exporter.hoard])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+def test_what_is_left_of_a_model_in_training_is_told() -> None:
+    torch.manual_seed(0)
+    settings = transformers.MixtralConfig(
+        vocab_size=101, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64,
+    )  # fmt: skip
+    told = []
+    for grad in (False, True):
+        torch.manual_seed(0)
+        model, exporter = transformers.MixtralForCausalLM(settings), InMemoryExporter()
+        with instrument(model, level="heads", exporter=exporter, budget=None), torch.set_grad_enabled(grad):
+            cache, fed = transformers.DynamicCache(config=model.config), torch.arange(5, 9)[None]
+            for _ in range(4):
+                logits = model(fed, past_key_values=cache, use_cache=True).logits
+                assert logits.requires_grad == grad
+                fed = logits[:, -1].argmax(-1, keepdim=True)
+        told.append([block.columns for block in exporter.blocks])
+    for plain, trained in zip(*told, strict=True):
+        for name in ("logprob", "head_write", "ffn_write", "expert_ids", "expert_weights"):
+            np.testing.assert_allclose(trained[name], plain[name], rtol=1e-5, err_msg=name)
+
+
 class _ReusingScores:
     """A processor of somebody else's that writes every step's scores into the same memory."""
 

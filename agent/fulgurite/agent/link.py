@@ -210,7 +210,7 @@ class Link:
             return Wait(min(self._hold_s, self._report_s))
         if self._sent >= min(self._credit, self._limits.max_credit):
             return Wait(self._report_s)
-        if self._sent < len(self._window):
+        if self.has_unsent:
             parcel = self._window[self._sent]
             if not self._sent:
                 self._heard_s = now_s  # silence is counted from the first that waits for an answer
@@ -290,6 +290,11 @@ class Link:
     def unacknowledged(self) -> int:
         """Batches in the window."""
         return len(self._window)
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether a batch in the window is not on its way."""
+        return self._sent < len(self._window)
 
     @property
     def last_sequence(self) -> int:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from operator import is_
 from typing import Any
@@ -84,7 +86,7 @@ class Measure:
         if size:
             return self._leave(passing, tokens, layout, size)
         assert passing.logits is not None
-        with torch.no_grad(), torch.autocast(passing.logits.device.type, enabled=False):
+        with _computing_on(passing.logits.device):
             return self._now(passing, tokens, layout, attribution)
 
     def _now(
@@ -169,6 +171,8 @@ class Measure:
             return kept[0].is_cpu
         if not all(tensor.is_cpu for tensor in kept):
             return False
+        if len(self._weights.on_host) != len(self._weights.stacked):
+            return False
         self._on_host = layout
         return True
 
@@ -189,20 +193,21 @@ class Measure:
             passing.scores = None
         if full:
             with self._shield.at("reduce"):
-                self._leave_layers(unreduced, passing.kept, layout, is_own=passing.width > 1)  # type: ignore[arg-type]
+                self._leave_layers(unreduced, passing.kept, layout, is_own=passing.is_own)  # type: ignore[arg-type]
         passing.unreduced = unreduced
         self._waiting.append(weakref.ref(unreduced))
         host = {"tokens": ids}
         if passing.scores is not None or passing.extra:
-            found = self._beside(passing, torch.from_numpy(ids.astype(np.int64)[:, None]), full=full)
-            if found:
-                host.update(reduce.to_host(found))
+            with _computing_on(passing.logits.device):
+                found = self._beside(passing, torch.from_numpy(ids.astype(np.int64)[:, None]), full=full)
+                if found:
+                    host.update(reduce.to_host(found))
         return host
 
     def _leave_layers(
         self, unreduced: Unreduced, kept: list[torch.Tensor], layout: reduce.Plan, *, is_own: bool
     ) -> None:
-        """Of a pass of several positions what was kept is our own."""
+        """`is_own`: what was kept is copies of ours already."""
         parts = [kept] if layout.is_joint else [kept[part] for part in layout.parts]
         if not is_own and not self._renewed.is_trusted(kept, layout):
             held: list[Part] = [reduce.numbers(reduce.together(part)) for part in parts]
@@ -303,6 +308,13 @@ class Measure:
             inputs = kept[group.slots[0] : group.slots[-1] + 1]
             found[f"heads{i}"] = reduce.head_squares(inputs, grams[i])
         return found, stacked
+
+
+@contextmanager
+def _computing_on(device: torch.device) -> Iterator[None]:
+    """Whatever the host's settings are: nothing of ours is differentiated or computed in fewer bits."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def _held(rows: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,7 @@ class Pass:
         each.
     stamp, crowded : number of the pass on the shelf; whether another thread's pass ran at the same time.
     arrivals : how many calls of `generate` had begun or ended when it was opened.
+    is_own : what was kept is copies of ours, into which the model cannot write.
     keep : how many last positions matter: 1, or several where drafts are verified.
     measured : how many rows are measured: batch * keep, or those that `take` left.
     last : position that matters per row where it is not the last (right padding), shape (batch,), or None.
@@ -56,14 +57,15 @@ class Pass:
 
     __slots__ = (
         "__weakref__", "alive", "alive_deep", "alive_experts", "alive_logits", "arrivals", "awaited", "batch",
-        "cache", "call", "crowded", "deep", "extra", "fetched", "keep", "kept", "last", "level", "logits",
-        "looks", "mask", "measured", "own_ns", "owns_scores", "picked", "plan", "position_ids", "references",
-        "scores", "stamp", "started_ns", "step", "unreduced", "width",
+        "cache", "call", "crowded", "deep", "extra", "fetched", "is_own", "keep", "kept", "last", "level",
+        "logits", "looks", "mask", "measured", "own_ns", "owns_scores", "picked", "plan", "position_ids",
+        "references", "scores", "stamp", "started_ns", "step", "unreduced", "width",
     )  # fmt: skip
 
     def __init__(self, batch: int, width: int, slots: int, *, plan: int = 0) -> None:
         self.batch = batch
         self.width = width
+        self.is_own = width > 1
         self.plan = plan
         self.keep = 1
         self.measured = batch
@@ -125,6 +127,7 @@ class Pass:
         if self.logits is not None:
             self.logits = self._taken(self.logits, first, rows)
         self.measured = len(rows) if rows is not None else self.batch * (first or self.keep)
+        self.is_own |= rows is not None
 
     def _taken(self, tensor: torch.Tensor, first: int | None, rows: torch.Tensor | None) -> torch.Tensor:
         by_row = tensor.reshape(self.batch, self.keep, *tensor.shape[-1:])

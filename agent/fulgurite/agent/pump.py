@@ -198,7 +198,10 @@ class Pump:
         self._receive(now_s)
         self._fold()
         self._relieve(now_s)
-        self._do(self.link.due(now_s), now_s)
+        action = self.link.due(now_s)
+        self._do(action, now_s)
+        if isinstance(action, Draw) and self.link.has_unsent:  # what was drawn goes in the same turn
+            self._do(self.link.due(now_s), now_s)
 
     def _do(self, action: Action, now_s: float) -> None:
         if isinstance(action, Draw):
@@ -306,7 +309,6 @@ class Pump:
         self._ripe_s = self._lone_event_s = None
         self._packed_s = now_s
         self._pack(self._gather())
-        self._do(self.link.due(now_s), now_s)
 
     def _ripens_s(self, came_s: float) -> float:
         """When what came is to be sent: at once where the rhythm says that nothing joins it in time."""

@@ -2,7 +2,7 @@
 
 Takes the place of `reduce` where the rows are in host memory and not too many. The host's thread then pays
 for keeping hold of them; whoever reads the block pays for the arithmetic, about as much as the host's thread
-would. Uses no operator of torch, so that no thread of its pools is asked for, and none is started.
+would. Computes nothing with torch, so that no thread of its pools is asked for, and none is started.
 
 Shape letters: n rows, S vectors, L layers, H heads, D width of a head, d residual width, V vocabulary.
 """
