@@ -246,6 +246,11 @@ async def collecting(store: Store | None = None, **settings: Any) -> AsyncIterat
         yield collector
 
 
+async def watching(collector: Collector, viewers: int = 1) -> None:
+    """Wait until so many viewers are there: who comes behind the first token is told from the newest on."""
+    await until(lambda: collector._viewers._viewers >= viewers)
+
+
 class StoreServer:
     """A Redis-compatible server on a socket in `folder`, that a test may kill and start again."""
 

@@ -23,6 +23,7 @@ from tests.collector.stage import (
     collecting,
     listed,
     until,
+    watching,
 )
 
 from fulgurite.collector.config import Listen, Settings
@@ -175,6 +176,7 @@ async def test_events_come_with_the_stream_and_exactly_once() -> None:
 async def test_a_replica_that_comes_later_is_announced_and_seen_from_its_first_frame() -> None:
     async with collecting() as collector:
         viewer = Viewer(collector.address, "*")
+        await watching(collector)
         early = await Agent(collector.address).hello("early")
         await writes(early, 1)
         await viewer.seen(4)
