@@ -75,6 +75,17 @@ def test_completions_tell_columns_and_their_first_token_may_have_none() -> None:
     assert second == Piece(0, "b", -1, -0.25, (Alternative(-1, -0.25), Alternative(-1, -9.0)))
 
 
+def test_alternatives_that_may_be_several_of_one_text_are_not_told() -> None:
+    tops = [{"a": -0.5, "\ufffd": -2.0, "b": -3.0}, {"token_id:3": -0.5, "token_id:4": -2.0}]
+    told = {"tokens": ["b", "token_id:4"], "token_logprobs": [-3.0, -2.0], "top_logprobs": tops}
+    first, second = pieces(text([{"index": 0, "text": "b\ufffd", "logprobs": told}]))
+    assert first == Piece(0, "b", -1, -3.0, ())
+    assert second == Piece(0, "", 4, -2.0, (Alternative(3, -0.5), Alternative(4, -2.0)))
+    (frame,) = heard(text([{"index": 0, "text": "b", "logprobs": {k: v[:1] for k, v in told.items()}}])).frames
+    assert frame.logprob == -3.0
+    assert frame.top_logprobs is frame.margin is frame.rank is None
+
+
 def test_ids_count_the_tokens_where_a_server_tells_them() -> None:
     found = pieces(chat([{"index": 0, "delta": {"content": "abc"}, "token_ids": [4, 5]}]))
     assert [(piece.text, piece.token_id) for piece in found] == [("abc", 4), ("", 5)]

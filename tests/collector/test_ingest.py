@@ -17,12 +17,14 @@ from tests.collector.stage import (
     Viewer,
     asynchronous,
     batch_of,
+    block_of,
     collecting,
     hello_of,
     listed,
     until,
 )
 
+from fulgurite.agent.exporter import GrpcExporter
 from fulgurite.collector.store import Entry, Position, Store
 from fulgurite.collector.stores.memory import MemoryStore
 from fulgurite.v1 import agent_pb2, frame_pb2
@@ -573,6 +575,19 @@ async def test_a_collector_that_ends_stores_and_acknowledges_what_came() -> None
         await until(lambda: _has_entries(store, 1))
     await agent.acknowledged(4)
     await agent.hang_up()
+
+
+@asynchronous
+async def test_whoever_waits_for_all_to_be_stored_does_not_wait_for_company() -> None:
+    async with collecting(ack_delay_s=30.0) as collector:
+        exporter = GrpcExporter(str(collector.address))
+        named = {"service.name": "served"}
+        exporter.attach(TOPOLOGY, level="heads", ceiling="heads", tokens="off", resource=named)
+        for step in range(3):
+            exporter.export(block_of(2, position=2 * step))
+            assert await asyncio.to_thread(exporter.flush, 10.0)
+        assert exporter.stats().acknowledged == exporter.stats().captured > 0
+        await asyncio.to_thread(exporter.close)
 
 
 @asynchronous

@@ -75,6 +75,31 @@ def test_with_little_credit_an_acknowledgement_does_not_wait_for_company() -> No
     assert (ack.ack.sequence, ack.ack.credit) == (4, 2)
 
 
+def test_who_asks_is_answered_at_once() -> None:
+    one = link()
+    assert not one.hurry()
+    assert one.say(98.0) is None
+    one.keep([taken(one, 1).entry], 98.0)
+    assert one.hurry()
+    ack = one.say(98.0)
+    assert ack is not None
+    assert ack.ack.sequence == 4
+    one.keep([taken(one, 5).entry], 98.0)
+    assert one.say(98.0) is None  # the next waits again
+
+
+def test_much_is_acknowledged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = link()
+    entry = taken(one, 1).entry
+    monkeypatch.setattr("fulgurite.collector.link.ACK_BYTES", 2 * len(entry.batch))
+    one.keep([entry], 98.0)
+    assert one.say(98.0) is None
+    one.keep([taken(one, 5).entry], 98.0)
+    ack = one.say(98.0)
+    assert ack is not None
+    assert ack.ack.sequence == 8
+
+
 def test_an_acknowledgement_waits_for_company_but_not_long() -> None:
     one = link()
     one.keep([taken(one, 1).entry], 98.0)

@@ -187,7 +187,8 @@ def test_a_black_box_beside_the_glass_one_says_the_same(eager: Any) -> None:
     chat = client.chat.completions.create(
         messages=[told], logprobs=True, top_logprobs=4, extra_body={**more, **form}, **asking
     )
-    text = client.completions.create(prompt="Once upon", logprobs=3, extra_body=more, n=2, **drawn)
+    numbered = {**more, "return_tokens_as_token_ids": True}  # by their texts some of them would be one
+    text = client.completions.create(prompt="Once upon", logprobs=3, extra_body=numbered, n=2, **drawn)
     ids = [{chunk.id for chunk in stream}.pop() for stream in (chat, text)]
     ended = {event.request_id: event for event in exporter.events if event.kind == "finished"}
     for request_id, count, choices in zip(ids, (4, 3), (1, 2), strict=True):
@@ -199,6 +200,10 @@ def test_a_black_box_beside_the_glass_one_says_the_same(eager: Any) -> None:
         assert np.allclose([f.logprob for f in box], [f.logprob for f in glass], atol=2e-3)
         for ours, theirs in zip(box, glass, strict=True):
             assert np.allclose(ours.top_logprobs[:count], theirs.top_logprobs[:count], atol=2e-2)
+            if request_id == ids[1]:
+                told = zip(theirs.top_ids[:count], theirs.top_logprobs[:count], strict=True)
+                certain = {i for i, value in told if value > theirs.top_logprobs[count] + 2e-2}
+                assert certain <= set(ours.top_ids[:count])
             assert abs(ours.margin - theirs.margin) < 4e-3
             assert ours.rank in (theirs.rank, -1)
             assert ours.head_write is ours.entropy is None

@@ -120,6 +120,7 @@ class Pump:
         self._lone_event_s: float | None = None
         self._close_by_s: float | None = None
         self._hurry = False
+        self._has_asked = False  # for an acknowledgement of all that was sent
         self._is_held_up = False  # nothing can be done before the collector says something
         self._is_called = False
         self._thread = Thread(target=self._run, name="fulgurite-link", daemon=True)
@@ -207,6 +208,7 @@ class Pump:
         if isinstance(action, Draw):
             self._draw(action.until_s, now_s)
         elif isinstance(action, Send):
+            self._has_asked = False
             self._send(action.data)
         elif isinstance(action, Open):
             self._open(now_s)
@@ -335,6 +337,10 @@ class Pump:
     def _await_frames(self, until_s: float, now_s: float) -> None:
         """Sleep until there is something. While frames flow, or come in a rhythm, no host's thread pays for
         waking this one."""
+        if self._hurry and self.link.unacknowledged and not self._has_asked:
+            self._has_asked = True
+            self._do(Report(), now_s)  # which the collector answers by an acknowledgement
+            return
         soonest_s, latest_s = self._rhythm.next_s or (now_s - GATHER_S, now_s - GATHER_S)
         if self.link.unacknowledged:
             until_s = min(until_s, now_s + _ACKS_WAIT_S)

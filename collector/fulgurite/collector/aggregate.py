@@ -32,7 +32,9 @@ from fulgurite.wire.sketch import (
 
 WINDOWS: Final = 5
 GATHER_TOKENS: Final = 512
-GATHER_S: Final = 0.2
+GATHER_BYTES: Final = 512 << 10
+"""So that no fold takes long where a token has many samples."""
+GATHER_S: Final = 0.5
 
 Array = np.ndarray[Any, Any]
 
@@ -65,7 +67,7 @@ class Aggregate:
         self._gauges = Gauges(is_kept_whole)
         self._throughput = Throughput()
         self._gathered: list[FrameBlock] = []
-        self._gathered_tokens = 0
+        self._gathered_tokens = self._gathered_bytes = 0
         self._gathered_ns = 0
 
     def fold(self, batch: FrameBatch, now_ns: int) -> None:
@@ -73,6 +75,7 @@ class Aggregate:
         if (
             not 0 <= now_ns - self._gathered_ns < GATHER_S * SECOND_NS
             or self._gathered_tokens > GATHER_TOKENS
+            or self._gathered_bytes > GATHER_BYTES
         ):
             self.settle()
         if self._gathered and now_ns // SECOND_NS != self._gathered_ns // SECOND_NS:
@@ -88,7 +91,9 @@ class Aggregate:
         if not self._gathered:
             self._gathered_ns = now_ns
         for block in batch.blocks:
-            self._gathered.append(foldable(block))
+            folded = foldable(block)
+            self._gathered.append(folded)
+            self._gathered_bytes += sum(column.nbytes for column in folded.columns.values())
             self._gathered_tokens += len(block)
             self.tokens_total += len(block)
             self.frames_total += len(block)
@@ -112,7 +117,8 @@ class Aggregate:
 
     def settle(self) -> None:
         """Fold what was gathered."""
-        blocks, self._gathered, self._gathered_tokens = self._gathered, [], 0
+        blocks, self._gathered = self._gathered, []
+        self._gathered_tokens = self._gathered_bytes = 0
         if not blocks:
             return
         window = self.windows.at(self._gathered_ns)

@@ -135,7 +135,8 @@ class Settings:
     held_bytes : int
         Batches of one agent that wait for the store.
     ack_batches, ack_delay_s : int, float
-        An acknowledgement is sent after so many batches, or so long after the first that is not acknowledged.
+        An acknowledgement is sent after so many batches, or so long after the first that is not acknowledged;
+        at once where an agent asks, by its account.
     max_replicas, max_viewers : int
         More of them are refused.
     viewer_bytes : int
@@ -172,7 +173,7 @@ class Settings:
     credit: int = 64
     held_bytes: int = 4 << 20
     ack_batches: int = 32
-    ack_delay_s: float = 0.05
+    ack_delay_s: float = 0.25
     retry_after_s: float = 1.0
     drain_s: float = 5.0
     max_replicas: int = 1024

@@ -69,6 +69,17 @@ class Cursor:
             return False
         return bool(entry.count) or entry.id >= self._events_from
 
+    def expects(self, entry: Entry) -> bool:
+        """Whether `entry` has the frames that come next, and none is missing before it."""
+        expected = self._expected
+        return (
+            expected is not None
+            and entry.count > 0
+            and entry.first_sequence == expected.sequence
+            and entry.id.epoch_ms == expected.epoch_ms
+            and not self.position.covers(entry)
+        )
+
     def missing_before(self, entry: Entry, ends: Mapping[int, int] = NOTHING) -> list[Missing]:
         """What lies between the last frame and those of `entry`.
 

@@ -117,6 +117,11 @@ class Channel:
             sequence = entry.at.sequence
         return True
 
+    def at(self, number: int) -> Entry | None:
+        """The entry of that number; None where it is not held."""
+        place = number - self.first
+        return self._entries[place] if 0 <= place < len(self._entries) else None
+
     def after(self, number: int, limit: int = PAGE) -> list[Entry]:
         """At most `limit` entries from `number` on, which must be held."""
         start = number - self.first

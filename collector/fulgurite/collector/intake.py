@@ -68,7 +68,8 @@ class Intake:
         try:
             while messages := await self.inbox.take(max_bytes=MOST_BYTES_AT_ONCE, max_messages=MOST_AT_ONCE):
                 await self._handle(messages)
-                await asyncio.sleep(0)
+                if self.inbox.nbytes:  # where there is nothing more it waits anyway
+                    await asyncio.sleep(0)
         except Refused as refusal:
             self.refusal = self.refusal or refusal
         except GivenUp:
@@ -99,6 +100,7 @@ class Intake:
         self.replica.seen_ns = now_ns
         taken: list[Taken] = []
         refusal: Refused | None = None
+        is_asked = False
         for data in messages:
             try:
                 message = self.link.read(data, now_ns)
@@ -109,12 +111,15 @@ class Intake:
                 taken.append(message)
             elif isinstance(message, agent_pb2.AgentStats):
                 self.replica.hear(message)
+                is_asked = True
             elif isinstance(message, agent_pb2.Goodbye):
                 self.replica.has_ended = True
             elif isinstance(message, agent_pb2.Pong):
                 self.link.pong(message, now_s=time.monotonic(), wall_ns=now_ns)
         if taken:
             await self._keep(taken, now_ns)
+        if is_asked and self.link.hurry():
+            self.news.set()
         if refusal:
             raise refusal
 

@@ -25,6 +25,8 @@ FIRST_PING_EVERY_S: Final = 0.25
 """So that the clocks are compared early, and not by one journey alone."""
 MAX_WORD_BYTES: Final = 64 << 10
 """Of a message that is not a batch."""
+ACK_BYTES: Final = 1 << 20
+"""So much that is stored is acknowledged at once: the agent keeps it until then."""
 ENVELOPE_BYTES: Final = 64 << 10
 """What a batch may grow by on its way to a viewer, whose limit for a message is the same."""
 
@@ -91,7 +93,8 @@ class Link:
         self._told = agent_pb2.Control()
         self._pings = 0
         self._ping_s = now_s
-        self._owed = 0  # batches that are stored and not acknowledged
+        self._owed = self._owed_bytes = 0  # batches that are stored and not acknowledged
+        self._is_asked = False
         self._owed_since_s = 0.0
 
     # --- what came
@@ -162,6 +165,13 @@ class Link:
         if not self._owed:
             self._owed_since_s = now_s
         self._owed += len(with_frames)
+        self._owed_bytes += sum(len(entry.batch) for entry in with_frames)
+
+    def hurry(self) -> bool:
+        """The agent gave its account, which it does when it waits for ours: acknowledge now. Whether there is
+        something to."""
+        self._is_asked = self._owed > 0
+        return self._is_asked
 
     def pong(self, pong: agent_pb2.Pong, *, now_s: float, wall_ns: int) -> None:
         """The agent answered a ping."""
@@ -201,7 +211,7 @@ class Link:
         company = self._settings.ack_batches
         if (credit := self.credit) < self._settings.credit:  # the agent waits for it
             company = min(company, max(1, credit // 2))
-        soon = self._owed >= company
+        soon = self._is_asked or self._owed >= company or self._owed_bytes >= ACK_BYTES
         return min(self._ping_s, self._owed_since_s + (0.0 if soon else self._settings.ack_delay_s))
 
     def say(self, now_s: float, *, at_last: bool = False) -> agent_pb2.CollectorMessage | None:
@@ -212,7 +222,8 @@ class Link:
         if not at_last and now_s >= self._ping_s:
             return self._ping(now_s)
         if self._owed and (at_last or now_s >= self.silent_until_s):
-            self._owed = 0
+            self._owed = self._owed_bytes = 0
+            self._is_asked = False
             ack = agent_pb2.Ack(epoch_ms=self.epoch_ms, sequence=self.stored, credit=self.credit)
             return agent_pb2.CollectorMessage(ack=ack)
         return None

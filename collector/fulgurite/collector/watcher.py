@@ -89,6 +89,11 @@ class View:
         self.announced = b""
         self.schema_hash = b""
 
+    @property
+    def is_at_the_end(self) -> bool:
+        """Whether it is live, and all that there is was told."""
+        return self.has_caught_up and self.number is not None and self.number == self.channel.end
+
 
 class Watcher:
     """One viewer's subscription."""
@@ -120,17 +125,14 @@ class Watcher:
         try:
             while not self._closing.is_set():
                 self._wake.clear()
-                progress = False
                 try:
                     async for response in self._turn():
-                        progress = True
                         yield response
                 except StoreError as error:  # the viewer hears no news, which is the truth
                     self._outage.failed("read", error)
                     await self._rest(self._outage.retry_after_s)
                     continue
-                if not progress:
-                    await self._rest(self._look_s - time.monotonic())
+                await self._rest(self._look_s - time.monotonic())
         finally:
             self._fleet.ignore(self._look_soon)
             for key in list(self._views):
@@ -150,8 +152,15 @@ class Watcher:
             for response in self._look(rows, now_s):
                 yield response
         for view in list(self._views.values()):
-            async for response in self._advance(view):
-                yield response
+            left = PAGE
+            while left and (batch := self._next_live(view)) is not None:
+                left -= 1
+                yield batch
+            if not left:
+                self._wake.set()  # there may be more, behind what others have
+            elif not view.is_at_the_end:
+                async for response in self._advance(view):
+                    yield response
 
     async def _rest(self, timeout_s: float) -> None:
         await wait_at_most(self._wake, timeout_s)
@@ -249,9 +258,23 @@ class Watcher:
             async for response in self._told(view, cursor, entry, is_past=False):
                 yield response
             number = view.number = number + 1
-        if number == view.channel.end and not view.has_caught_up:
+        if number < view.channel.end:
+            self._wake.set()
+        elif not view.has_caught_up:
             view.has_caught_up = True
             yield Response(caught_up=viewer_pb2.CaughtUp(key=cursor.key))
+
+    def _next_live(self, view: View) -> Response | None:
+        """The next batch, where nothing has to be said or asked before it: as mostly, once it is live."""
+        cursor, channel, number = view.cursor, view.channel, view.number
+        if cursor is None or number is None or not view.has_caught_up or view.reducer is not None:
+            return None
+        entry = channel.at(number)
+        if entry is None or entry.schema_hash != view.schema_hash or not cursor.expects(entry):
+            return None
+        cursor.pass_over(entry)
+        view.number = number + 1
+        return _batch(cursor, entry, entry.batch, 0)
 
     async def _skip(self, view: View, cursor: Cursor) -> AsyncIterator[Response]:
         gone = cursor.skip_to(view.channel.position, view.channel.ends)
@@ -280,14 +303,7 @@ class Watcher:
         cursor.pass_over(entry)
         batch, left_out = _reduced(view, entry)
         if batch:
-            watched = viewer_pb2.WatchedBatch(
-                key=cursor.key,
-                entry_id=entry.id.text,
-                batch=batch,
-                ingested_ns=entry.ingested_ns,
-                left_out=left_out,
-            )
-            yield Response(batch=watched)
+            yield _batch(cursor, entry, batch, left_out)
 
     async def _why(self, view: View, cursor: Cursor, entry: Entry) -> str:
         """Why there is nothing before `entry`: where it is the oldest, what was before it was trimmed."""
@@ -306,6 +322,17 @@ def _reduced(view: View, entry: Entry) -> tuple[bytes, int]:
     left_out += view.left_out
     view.left_out = 0 if batch else left_out
     return batch, min(left_out, (1 << 32) - 1)
+
+
+def _batch(cursor: Cursor, entry: Entry, batch: bytes, left_out: int) -> Response:
+    watched = viewer_pb2.WatchedBatch(
+        key=cursor.key,
+        entry_id=entry.id.text,
+        batch=batch,
+        ingested_ns=entry.ingested_ns,
+        left_out=left_out,
+    )
+    return Response(batch=watched)
 
 
 def _gap(cursor: Cursor, missing: Missing, reason: str) -> Response:

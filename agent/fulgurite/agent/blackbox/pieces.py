@@ -15,6 +15,7 @@ from typing import Any
 
 _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 _NUMBERED = re.compile(r"token_id:(\d+)")
+_PIECE = "\N{REPLACEMENT CHARACTER}"  # what every token that is a part of a character is decoded to
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,13 @@ def _told(logprobs: Any) -> Iterator[_Told]:
     words, tops = _listed(logprobs, "tokens"), _listed(logprobs, "top_logprobs")
     for i, logprob in enumerate(columns):
         top = tops[i] if i < len(tops) else None
-        others = list(top.items()) if isinstance(top, Mapping) else []
+        others = list(top.items()) if isinstance(top, Mapping) and not _may_be_merged(top) else []
         yield (str(words[i]) if i < len(words) else ""), _real(logprob), _ordered(others)
+
+
+def _may_be_merged(top: Mapping[Any, Any]) -> bool:
+    """Completions tell alternatives by their text: of several pieces of characters one may be left."""
+    return any(_PIECE in str(word) for word in top)
 
 
 def _ordered(others: Iterable[tuple[Any, Any]]) -> tuple[Alternative, ...]:

@@ -53,12 +53,14 @@ from fulgurite.collector.store import (
     Wish,
     windows_kept,
 )
+from fulgurite.collector.stores.lane import Command, Lane, unrefused
 from fulgurite.collector.stores.servers import ANSWER_TIMEOUT_S, Address, servers_at
 from fulgurite.wire.replica import ReplicaKey
 
 REGISTRY: Final = "fulgurite:replicas"
 _WINDOWS: Final = tuple(f"w{width_s}" for width_s in WINDOWS_KEPT)
 FORGET_S: Final = 60.0
+MARKS_AT_ONCE: Final = 128
 SPANS: Final = "fulgurite:spans"
 SPANS_EVERY_S: Final = 60
 SPANS_AT_ONCE: Final = 1000
@@ -219,6 +221,10 @@ class RedisStore:
         """The server that holds all keys of a replica."""
         return await self._servers.of(_key(key, "frames"))
 
+    async def _lane(self, key: ReplicaKey) -> Lane:
+        """The short way to it."""
+        return await self._servers.lane_of(_key(key, "frames"))
+
     async def _enlist(self, key: ReplicaKey) -> None:
         await (await self._servers.of(REGISTRY)).sadd(REGISTRY, key.text)
 
@@ -253,8 +259,11 @@ class RedisStore:
     @_guarded
     async def append(self, key: ReplicaKey, entries: Sequence[Entry]) -> list[Outcome]:
         """See `Store.append`."""
-        client = await self._of(key)
-        replies = await _added(client, [("XADD", *_written(key, entry)) for entry in entries])
+        lane = await self._lane(key)
+        commands = [("XADD", *_written(key, entry)) for entry in entries]
+        # A transaction: a server that is full may refuse one command and take the next, a hole for ever.
+        ask = lane.ask if len(commands) == 1 else lane.transact
+        replies = await ask(*commands)
         outcomes = []
         for entry, reply in zip(entries, replies, strict=True):
             if isinstance(reply, Exception):
@@ -263,7 +272,7 @@ class RedisStore:
                 self._unmarked[key] = self._unmarked.get(key, 0) + len(entry.batch)
                 outcomes.append(Outcome.APPENDED)
         if self._waits_for_disk or self._wait_replicas:
-            await self._wait_until_safe(client, key)
+            await self._wait_until_safe(await self._of(key), key)
         return outcomes
 
     async def _rejected(self, key: ReplicaKey, entry: Entry, error: Exception) -> Outcome:
@@ -299,34 +308,43 @@ class RedisStore:
     @_guarded
     async def beat(self, key: ReplicaKey, status: bytes) -> None:
         """See `Store.beat`."""
-        newest = (await self._last_ids(key)).frames
+        lane = await self._lane(key)
+        newest = _last_id(*await lane.ask(("XINFO", "STREAM", _key(key, "frames"))))
         nbytes = self._unmarked.pop(key, 0)
-        pipe = (await self._of(key)).pipeline(transaction=True)
-        pipe.hset(_key(key, "state"), "status", status)
-        pipe.set(_key(key, "alive"), 1, px=int(ALIVE_S * 1000))
+        state = _key(key, "state")
+        commands: list[Command] = [
+            ("HSET", state, "status", status),
+            ("SET", _key(key, "alive"), 1, "PX", int(ALIVE_S * 1000)),
+        ]
         if newest != self._marked.get(key) or nbytes:
-            pipe.execute_command("XADD", _key(key, "marks"), "*", "p", newest.text, "b", nbytes)
-            pipe.hincrby(_key(key, "state"), "bytes", nbytes)
+            commands.append(("XADD", _key(key, "marks"), "*", "p", newest.text, "b", nbytes))
+            commands.append(("HINCRBY", state, "bytes", nbytes))
         for name in ("frames", "events", "marks", "state", "schemas", "epoch", *_WINDOWS):
-            pipe.expire(_key(key, name), self._expiry_s)
+            commands.append(("EXPIRE", _key(key, name), self._expiry_s))
+        enlists = ("SADD", REGISTRY, key.text)
+        if not self._servers.is_cluster:  # where the list is in another slot
+            commands.append(enlists)
         try:
-            await pipe.execute()
+            unrefused(await lane.transact(*commands))
         except BaseException:
             self._unmarked[key] = self._unmarked.get(key, 0) + nbytes
             raise
         self._marked[key] = newest
-        await self._enlist(key)
+        if self._servers.is_cluster:
+            unrefused(await (await self._servers.lane_of(REGISTRY)).ask(enlists))
 
     @_guarded
     async def trim(self, key: ReplicaKey) -> None:
         """See `Store.trim`."""
-        client, marks = await self._of(key), _key(key, "marks")
-        too_old_ms = await _server_ms(client) - int(self._retention.age_s * 1000)
-        held = int(await client.hget(_key(key, "state"), "bytes") or 0)
+        lane, marks = await self._lane(key), _key(key, "marks")
+        first = ("XRANGE", marks, "-", "+", "COUNT", MARKS_AT_ONCE)
+        told = await lane.ask(("TIME",), ("HGET", _key(key, "state"), "bytes"), first)
+        (seconds, micros), held_text, rows = unrefused(told)
+        too_old_ms = int(seconds) * 1000 + int(micros) // 1000 - int(self._retention.age_s * 1000)
+        held = int(held_text or 0)
         cut: tuple[Any, EntryId] | None = None
         cut_bytes = 0
-        start = "-"
-        while rows := await client.execute_command("XRANGE", marks, start, "+", "COUNT", 128):
+        while rows:
             for mark, fields in rows:
                 mark_id = EntryId.parse(_text(mark))
                 row = _fields(fields)
@@ -334,17 +352,18 @@ class RedisStore:
                     break
                 cut, cut_bytes = (mark_id, EntryId.parse(_text(row[b"p"]))), cut_bytes + int(row[b"b"])
             else:
-                start = f"({_text(rows[-1][0])}"
+                after = ("XRANGE", marks, f"({_text(rows[-1][0])}", "+", "COUNT", MARKS_AT_ONCE)
+                (rows,) = unrefused(await lane.ask(after))
                 continue
             break
-        pipe = client.pipeline(transaction=False)
+        commands: list[Command] = []
         if cut:
-            pipe.execute_command("XTRIM", marks, "MINID", cut[0].next.text)
-            pipe.execute_command("XTRIM", _key(key, "frames"), "MINID", cut[1].next.text)
-            pipe.hincrby(_key(key, "state"), "bytes", -cut_bytes)
+            commands.append(("XTRIM", marks, "MINID", cut[0].next.text))
+            commands.append(("XTRIM", _key(key, "frames"), "MINID", cut[1].next.text))
+            commands.append(("HINCRBY", _key(key, "state"), "bytes", -cut_bytes))
         oldest_ms = max(too_old_ms, cut[0].epoch_ms if cut else 0, 0)  # sketches may be large as well
-        pipe.execute_command("XTRIM", _key(key, "events"), "MINID", f"{oldest_ms}-0")
-        await pipe.execute()
+        commands.append(("XTRIM", _key(key, "events"), "MINID", f"{oldest_ms}-0"))
+        unrefused(await lane.ask(*commands))
 
     # --- reading
 
@@ -402,11 +421,9 @@ class RedisStore:
     @_guarded
     async def mark_watched(self, keys: Sequence[ReplicaKey], seconds: float) -> None:
         """See `Store.mark_watched`."""
-        for client, of_it in (await self._by_server(keys)).items():
-            pipe = client.pipeline(transaction=False)
-            for key in of_it:
-                pipe.set(_key(key, "watched"), 1, px=int(seconds * 1000))
-            await pipe.execute()
+        for lane, of_it in (await self._by_server(keys)).items():
+            lasts_ms = int(seconds * 1000)
+            unrefused(await lane.ask(*(("SET", _key(key, "watched"), 1, "PX", lasts_ms) for key in of_it)))
 
     @_guarded
     async def ask(self, key: ReplicaKey, control: bytes) -> None:
@@ -420,24 +437,22 @@ class RedisStore:
     async def wishes(self, keys: Sequence[ReplicaKey]) -> dict[ReplicaKey, Wish]:
         """See `Store.wishes`."""
         found: dict[ReplicaKey, Wish] = {}
-        for client, of_it in (await self._by_server(keys)).items():
-            pipe = client.pipeline(transaction=False)
-            for key in of_it:
-                pipe.exists(_key(key, "watched"))
-                pipe.hget(_key(key, "state"), "control")
-            replies = await pipe.execute()
-            rows = zip(of_it, replies[::2], replies[1::2], strict=True)
-            found |= {key: Wish(bool(watched), control or b"") for key, watched, control in rows}
+        for lane, of_it in (await self._by_server(keys)).items():
+            watched = [("EXISTS", _key(key, "watched")) for key in of_it]
+            asked = [("HGET", _key(key, "state"), "control") for key in of_it]
+            replies = unrefused(await lane.ask(*watched, *asked))
+            rows = zip(of_it, replies[: len(of_it)], replies[len(of_it) :], strict=True)
+            found |= {key: Wish(bool(is_watched), control or b"") for key, is_watched, control in rows}
         return found
 
     @_guarded
     async def keep_windows(self, key: ReplicaKey, windows: Sequence[tuple[int, bytes]]) -> None:
         """See `Store.keep_windows`."""
-        pipe = (await self._of(key)).pipeline(transaction=False)
+        commands = []
         for width_s, window in windows:
             most = windows_kept(width_s, len(window), self._retention)
-            pipe.execute_command("XADD", _key(key, f"w{width_s}"), "MAXLEN", most, "*", "b", window)
-        await pipe.execute()
+            commands.append(("XADD", _key(key, f"w{width_s}"), "MAXLEN", most, "*", "b", window))
+        unrefused(await (await self._lane(key)).ask(*commands))
 
     @_guarded
     async def windows(self, key: ReplicaKey, width_s: int, *, seconds: float) -> list[bytes]:
@@ -447,11 +462,11 @@ class RedisStore:
         rows = await client.execute_command("XRANGE", _key(key, f"w{width_s}"), start, "+")
         return [bytes(_fields(fields)[b"b"]) for _, fields in rows]
 
-    async def _by_server(self, keys: Sequence[ReplicaKey]) -> dict[Any, list[ReplicaKey]]:
+    async def _by_server(self, keys: Sequence[ReplicaKey]) -> dict[Lane, list[ReplicaKey]]:
         """The replicas of each server that holds some."""
-        shards: dict[Any, list[ReplicaKey]] = {}
+        shards: dict[Lane, list[ReplicaKey]] = {}
         for key in keys:
-            shards.setdefault(await self._of(key), []).append(key)
+            shards.setdefault(await self._lane(key), []).append(key)
         return shards
 
     @_guarded
@@ -486,14 +501,17 @@ class RedisStore:
     @_guarded
     async def replicas(self) -> list[ReplicaRow]:
         """See `Store.replicas`."""
-        registry = await self._servers.of(REGISTRY)
-        keys = _keys(await registry.smembers(REGISTRY))
-        shards = await self._by_server(keys)
-        found = await asyncio.gather(*(_rows(client, of_it) for client, of_it in shards.items()))
+        registry = await self._servers.lane_of(REGISTRY)
+        (members,) = unrefused(await registry.ask(("SMEMBERS", REGISTRY)))
+        shards = await self._by_server(_keys(members))
+        if len(shards) == 1:
+            found = [await _rows(lane, of_it) for lane, of_it in shards.items()]
+        else:
+            found = await asyncio.gather(*(_rows(lane, of_it) for lane, of_it in shards.items()))
         rows = [row for of_it in found for row in of_it]
         forgotten = [row.key.text for row in rows if row.announcement is None]
         if forgotten:
-            await _strike(registry, forgotten)
+            await _strike(await self._servers.of(REGISTRY), forgotten)
         return sorted((row for row in rows if row.announcement is not None), key=lambda row: row.key)
 
     async def _last_ids(self, key: ReplicaKey) -> Position:
@@ -519,16 +537,16 @@ async def _server_ms(client: Any) -> int:
     return int(seconds) * 1000 + int(micros) // 1000
 
 
-async def _rows(client: Any, keys: Sequence[ReplicaKey]) -> list[Any]:
+async def _rows(lane: Lane, keys: Sequence[ReplicaKey]) -> list[ReplicaRow]:
     """What a server knows of these replicas; without an announcement where it has forgotten one."""
-    pipe = client.pipeline(transaction=False)
-    for key in keys:
-        pipe.hmget(_key(key, "state"), "announcement", "status")
-        pipe.exists(_key(key, "alive"))
-    replies = await pipe.execute()
+    states = [("HMGET", _key(key, "state"), "announcement", "status") for key in keys]
+    beats = [("EXISTS", _key(key, "alive")) for key in keys]
+    replies = unrefused(await lane.ask(*states, *beats))
     return [
         ReplicaRow(key, announcement, status or b"", bool(alive))
-        for key, (announcement, status), alive in zip(keys, replies[::2], replies[1::2], strict=True)
+        for key, (announcement, status), alive in zip(
+            keys, replies[: len(keys)], replies[len(keys) :], strict=True
+        )
     ]
 
 
@@ -553,21 +571,6 @@ def _keys(members: Iterable[bytes | str]) -> list[ReplicaKey]:
 
 def _key(key: ReplicaKey, name: str) -> str:
     return f"fulgurite:{{{key.text}}}:{name}"
-
-
-async def _added(client: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """What the server answers to each command, refusals among it."""
-    if len(commands) == 1:  # as most are where tokens come one by one: a third of the words
-        try:
-            return [await client.execute_command(*commands[0])]
-        except ResponseError as error:
-            return [error]
-    # A transaction: a server that is full may refuse one command and take the next, a hole for ever.
-    pipe = client.pipeline(transaction=True)
-    for command in commands:
-        pipe.execute_command(*command)
-    replies: list[Any] = await pipe.execute(raise_on_error=False)
-    return replies
 
 
 def _written(key: ReplicaKey, entry: Entry) -> tuple[Any, ...]:

@@ -34,6 +34,7 @@ from redis.exceptions import RedisError
 
 from fulgurite.collector.config import without_password
 from fulgurite.collector.store import StoreUnfit
+from fulgurite.collector.stores.lane import Lane
 
 CONNECT_TIMEOUT_S: Final = 2.0
 ANSWER_TIMEOUT_S: Final = 5.0
@@ -56,6 +57,9 @@ class Servers(Protocol):
 
     async def of(self, key: str) -> Client:
         """For commands on `key`, and on all with the same hash tag."""
+
+    async def lane_of(self, key: str) -> Lane:
+        """The same for commands that are asked many times a second."""
 
     async def blocking_of(self, key: str) -> Client:
         """The same for commands that wait, on connections of their own."""
@@ -162,6 +166,11 @@ def client_at(url: str, *, answers_soon: bool = True) -> Client:
         raise _no_address(url, error) from error
 
 
+def lane_to(blocking: Client) -> Lane:
+    """The short way to the server of a client that waits for its answers without a limit."""
+    return Lane(blocking, timeout_s=ANSWER_TIMEOUT_S)
+
+
 def _patience(answers_soon: bool) -> dict[str, Any]:
     return {
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
@@ -188,10 +197,15 @@ class OneServer:
     def __init__(self, url: str) -> None:
         self._client = client_at(url)
         self._blocking = client_at(url, answers_soon=False)
+        self._lane = lane_to(self._blocking)
 
     async def of(self, key: str) -> Client:  # noqa: ARG002 - it holds every key
         """See `Servers.of`."""
         return self._client
+
+    async def lane_of(self, key: str) -> Lane:  # noqa: ARG002 - it holds every key
+        """See `Servers.lane_of`."""
+        return self._lane
 
     async def blocking_of(self, key: str) -> Client:  # noqa: ARG002 - it holds every key
         """See `Servers.blocking_of`."""
@@ -206,6 +220,7 @@ class OneServer:
 
     async def close(self) -> None:
         """See `Servers.close`."""
+        await self._lane.close()
         await self._client.aclose()
         await self._blocking.aclose()
 
@@ -240,6 +255,7 @@ class Sentinels(OneServer):
             _raw(self._sentinel.master_for(address.name, ssl=encrypted, **shared, **_patience(soon)))
             for soon in (True, False)
         )
+        self._lane = lane_to(self._blocking)
 
     async def close(self) -> None:
         """See `Servers.close`."""
@@ -270,6 +286,10 @@ class Cluster:
     async def of(self, key: str) -> Client:
         """See `Servers.of`."""
         return (await self._node(key)).client
+
+    async def lane_of(self, key: str) -> Lane:
+        """See `Servers.lane_of`."""
+        return (await self._node(key)).lane
 
     async def blocking_of(self, key: str) -> Client:
         """See `Servers.blocking_of`."""
@@ -341,6 +361,7 @@ class _Node:
         self.url = url
         self.client = client_at(url)
         self.blocking = client_at(url, answers_soon=False)
+        self.lane = lane_to(self.blocking)
 
     def beside(self, host: str | None, port: int) -> str:
         """The address of another node, reached in the same way as this one."""
@@ -352,5 +373,6 @@ class _Node:
         return f"{match[1]}{at}:{port}{match[4] or ''}"
 
     async def close(self) -> None:
+        await self.lane.close()
         await self.client.aclose()
         await self.blocking.aclose()
