@@ -81,7 +81,8 @@ def test_alternatives_that_may_be_several_of_one_text_are_not_told() -> None:
     first, second = pieces(text([{"index": 0, "text": "b\ufffd", "logprobs": told}]))
     assert first == Piece(0, "b", -1, -3.0, ())
     assert second == Piece(0, "", 4, -2.0, (Alternative(3, -0.5), Alternative(4, -2.0)))
-    (frame,) = heard(text([{"index": 0, "text": "b", "logprobs": {k: v[:1] for k, v in told.items()}}])).frames
+    first_alone = {name: column[:1] for name, column in told.items()}
+    (frame,) = heard(text([{"index": 0, "text": "b", "logprobs": first_alone}])).frames
     assert frame.logprob == -3.0
     assert frame.top_logprobs is frame.margin is frame.rank is None
 

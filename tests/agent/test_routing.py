@@ -25,7 +25,7 @@ from fulgurite.agent import InMemoryExporter, instrument, neurons, routing  # no
 from fulgurite.agent.interface import INTERCEPTION  # noqa: E402
 from fulgurite.agent.looks import UNCONFIRMED  # noqa: E402
 from fulgurite.agent.probes import Pass  # noqa: E402
-from fulgurite.agent.softmax_row import recomputed  # noqa: E402
+from fulgurite.agent.softmax_row import products, softmax_rows  # noqa: E402
 from fulgurite.wire.channels import KV_HEAT_BUCKETS, KV_HEAT_RECENT  # noqa: E402
 
 KERNEL = "kernel_of_the_tests"
@@ -271,9 +271,8 @@ def test_a_row_is_the_softmax_of_its_own_heads_keys(grouped: int) -> None:
     passing = Pass(b, t, 0)
     mask = torch.ones(t, s, dtype=torch.bool).tril(s - t).expand(b, 1, t, s).clone()
     mask[1, :, :, :2] = False
-    weights, visible = recomputed(
-        passing, {"query": query, "key": key, "attention_mask": mask, "scaling": 0.7}
-    )
+    call = {"query": query, "key": key, "attention_mask": mask, "scaling": 0.7}
+    (weights,), visible = softmax_rows(passing, [products(passing, call)])
     for row in range(b):
         for head in range(heads):
             scores = query[row, head, -1] @ key[row, head // grouped].T * 0.7

@@ -139,6 +139,7 @@ class Agent:
         if known is None:
             raise ValueError(f"level must be one of {', '.join(LEVELS)}, not {level!r}")
         self._demand.ask(known)
+        self._capture.rate.restore()
         self._apply()
 
     def pause(self) -> None:
@@ -185,6 +186,7 @@ class Agent:
             ceiling=self.settings.level,
             steps=self._capture.steps,
             overhead_ratio=self._capture.overhead_ratio,
+            deep_ratio=self._capture.rate.value,
             gram_bytes=self._capture.gram_bytes,
             shelf_bytes=self._capture.shelf.nbytes,
             folded=told.folded,

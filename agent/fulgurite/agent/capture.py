@@ -34,7 +34,7 @@ from fulgurite.agent.posts import Posts
 from fulgurite.agent.probe_cost import probe_cost_ns
 from fulgurite.agent.probes import Current, Pass, Probes
 from fulgurite.agent.readout import Readout, find_readout
-from fulgurite.agent.sampling import Budget, Demand, level_of_step
+from fulgurite.agent.sampling import Budget, DeepRate, Demand, level_of_step
 from fulgurite.agent.shelf import EVERY, NOBODY, ROWS, Place, Shelf
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
@@ -77,7 +77,7 @@ class Capture:
         self.exporter = exporter
         self.demand = demand
         self.budget = budget
-        self.deep_ratio = self._own_deep_ratio = deep_ratio
+        self.rate = DeepRate(deep_ratio)
         self._wanted_deep_ratio = getattr(exporter, "wanted_deep_ratio", None)  # an exporter may have it
         self.shield = shield
         self.texts = texts
@@ -112,7 +112,7 @@ class Capture:
         self._joints = _joints(anatomy)
         self._posts = Posts(anatomy, self._probes, is_deep=self._is_deep)
         self._weights = HeadWeights(anatomy.layers)
-        self._deep = Deep(anatomy, self.current, self.shield, self.shelf, always=self.deep_ratio >= 1.0)
+        self._deep = Deep(anatomy, self.current, self.shield, self.shelf, always=self.rate.value >= 1.0)
         self._measures = Measure(
             anatomy.topology.layers,
             weights=self._weights,
@@ -192,8 +192,7 @@ class Capture:
         before = self.demand.level
         self.demand.hear(self.exporter.wanted_level())
         if self._wanted_deep_ratio is not None:
-            asked = self._wanted_deep_ratio()
-            self.deep_ratio = self._own_deep_ratio if asked is None else asked
+            self.rate.hear(self._wanted_deep_ratio())
         level = self.demand.level
         if level != before:
             self.install()
@@ -206,7 +205,7 @@ class Capture:
         plan, slots = self._opening
         passing = Pass(batch, width, slots, plan=plan)
         passing.step = self._count_step()
-        passing.level = level_of_step(passing.step, level, self.deep_ratio)
+        passing.level = level_of_step(passing.step, level, self.rate.value)
         if self._is_deep:
             passing.looks = self._looks_of(passing.step, passing.level)
         if self.shelf.is_used:
@@ -219,7 +218,7 @@ class Capture:
     def _looks_of(self, step: int, level: Level) -> frozenset[int]:
         """The layers whose attention is looked at in a step: asked twice, it says the same."""
         if self._coming is None or self._coming[:2] != (step, level) or self._layout is None:
-            every = self._layout is None or (level == "deep" and self.deep_ratio >= 1.0)
+            every = self._layout is None or (level == "deep" and self.rate.value >= 1.0)
             self._coming = (step, level, self._deep.turn(level, every=every))
         return self._coming[2]
 
@@ -232,7 +231,7 @@ class Capture:
         """The next pass may be one that nothing of ours sees begin."""
         if not self.shelf.is_used:
             return
-        level = level_of_step(self.steps, self.demand.level, self.deep_ratio)
+        level = level_of_step(self.steps, self.demand.level, self.rate.value)
         self._tick(level, self._looks_of(self.steps, level) if self._is_deep else frozenset())
 
     def _takes_off(self, passing: Pass) -> None:
@@ -263,6 +262,7 @@ class Capture:
         passing.cache = cache
         rows = logits if logits.shape[1] == 1 else _last_logits(passing, logits)
         passing.logits = rows.clone() if copies and _shares(rows, logits) else rows
+        self._deep.closes(passing)
         raw = passing.deep.get(("unembedded", 0)) if passing.deep else None
         if raw is not None:
             passing.deep["unembedded", 0] = _last_logits(passing, raw)
@@ -288,7 +288,7 @@ class Capture:
         plan, slots = self._opening
         passing = Pass(batch, width, slots, plan=plan)
         passing.step = self._count_step()
-        passing.level = level_of_step(passing.step, self.demand.level, self.deep_ratio)
+        passing.level = level_of_step(passing.step, self.demand.level, self.rate.value)
         if self._is_deep:
             passing.looks = self._looks_of(passing.step, passing.level)
         passing.started_ns = started_ns
@@ -503,6 +503,7 @@ class Capture:
             passing.level = "pulse"
             return
         if self._layout is None:
+            passing.is_usual = False
             with self._lock:
                 if self._layout is None and passing.plan == self._probes.plan:
                     self._wire(passing)
@@ -732,13 +733,22 @@ class Capture:
     def _account(self, passing: Pass) -> None:
         now = time.perf_counter_ns()
         own = passing.own_ns + self._hooks() * self._probe_ns
-        self.budget.spend(own, now - passing.started_ns)
+        if passing.is_usual:
+            self.budget.spend(own, now - passing.started_ns, is_deep=passing.level == "deep")
         verdict = self.budget.verdict(now)
         if verdict is None:
             return
         self.overhead_ratio, over = verdict
-        if over:
+        if over or not self.rate.fit(self.budget.affordable()):
             self._degrade()
+        if self.rate.is_lowered:
+            self.shield.say_once(
+                "budget:rate",
+                "the budget of %.1f %% of step time does not bear all that was asked for at deep: "
+                "1 step in %.0f is captured at deep, more or less as steps allow",
+                100 * (self.budget.limit or 0.0),
+                1 / self.rate.value,
+            )
         self.exporter.report(
             overhead_ratio=self.overhead_ratio,
             level=self.demand.level,

@@ -15,6 +15,7 @@ Shape letters: n rows, L layers, H heads, D width of a head, d residual width, V
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import nn
 
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.readout import Readout
-from fulgurite.agent.reduce import Plan
+from fulgurite.agent.reduce import Plan, stack
 from fulgurite.agent.weights import (
     Unreadable,
     effective_bias,
@@ -44,6 +45,7 @@ CHANNELS = (
     "residue",
     "logit_centered",
 )
+_WIDENED = 1 << 19  # numbers at once: 2 MiB
 
 
 class Attribution:
@@ -114,7 +116,9 @@ class Attribution:
             unembedded = None  # a part of it
         values = self.readout.uncapped(logits, unembedded)
         chosen = values.gather(-1, tokens[:, None])[:, 0]
-        return chosen, values.mean(-1), values.std(-1, correction=0)
+        mean = values.mean(-1)
+        spread = torch.linalg.vector_norm(values - mean[:, None], dim=-1) / math.sqrt(values.shape[-1])
+        return chosen, mean, spread
 
     def through(self, readout: Readout, matrices: Mapping[int, torch.Tensor]) -> Attribution:
         """The same through rows of the unembedding that were put together, for another thread: it touches no
@@ -197,13 +201,13 @@ class Attribution:
         }
 
     def _weight(self, index: int, projection: nn.Module) -> torch.Tensor:
-        """As `effective_weight`; asked once where the weights are read in place. Exchanged weights bring
-        another `Attribution`."""
+        """As `effective_weight`, of whatever type; asked once where the weights are read in place. Exchanged
+        weights bring another `Attribution`."""
         if self._given is not None:
-            return self._given[index].float()  # one at a time
+            return self._given[index]
         weight = self._held.get(index)
         if weight is None:
-            weight = effective_weight(projection)
+            weight = effective_weight(projection, widened=False)
             if _is_held(weight, projection):
                 self._held[index] = weight
         return weight
@@ -288,19 +292,41 @@ class Attribution:
         """Contributions of the heads (n, L, H), NaN where there are none."""
         rows = push.shape[0]
         found = torch.full((rows, len(self.layers), self.layout.heads), float("nan"), device=push.device)
-        for i, kept in inputs.items():
-            layer, mixer = self.layers[i], self.wiring[i].mixer
-            assert layer.projection is not None
-            assert mixer is not None
-            aim = push if mixer.factor == 1.0 else push * mixer.factor
-            if mixer.norm is not None:
-                aim = aim * torch.as_tensor(mixer.norm.gain, dtype=torch.float32, device=aim.device)
-                aim = (aim - aim.mean(-1, keepdim=True) if mixer.norm.centred else aim) / scales[i][:, None]
-            weight = self._weight(i, layer.projection).to(aim.device)
-            products = (aim @ weight) * kept.reshape(rows, -1).to(aim.device, torch.float32)
-            held = slice(layer.first_head, layer.first_head + layer.held_heads)
-            found[:, i, held] = products.view(rows, layer.held_heads, -1).sum(-1)
+        for group in self.layout.groups:
+            first, last = group.first, group.first + group.heads
+            members = group.layers.tolist()
+            kept = stack([inputs[i].to(push.device) for i in members]).view(len(members), rows, -1)
+            for i, index in enumerate(members):
+                kept[i] *= self._aimed(index, push, scales)
+            told = kept.view(*kept.shape[:2], group.heads, -1).sum(-1)
+            found[:, torch.as_tensor(group.layers, device=push.device), first:last] = told.transpose(0, 1)
         return found
+
+    def _aimed(self, index: int, push: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """With what each input of a layer's projection is multiplied, (n, H * D)."""
+        layer, mixer = self.layers[index], self.wiring[index].mixer
+        assert layer.projection is not None
+        assert mixer is not None
+        aim = push if mixer.factor == 1.0 else push * mixer.factor
+        if mixer.norm is not None:
+            aim = aim * torch.as_tensor(mixer.norm.gain, dtype=torch.float32, device=aim.device)
+            aim = (aim - aim.mean(-1, keepdim=True) if mixer.norm.centred else aim) / scales[index][:, None]
+        return _product(aim, self._weight(index, layer.projection).to(aim.device))
+
+
+def _product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """`rows` (n, d) times `matrix` (d, i), in float32. What is to be widened for it is so in parts: all of it
+    at once would be new memory for each layer, and leave the caches."""
+    if matrix.dtype == torch.float32 or matrix.device.type != "cpu":
+        return rows @ matrix.float()
+    height, width = matrix.shape
+    room = torch.empty(min(height, max(1, _WIDENED // width)), width)
+    found = torch.zeros(rows.shape[0], width)
+    for start in range(0, height, len(room)):
+        part = room[: height - start]
+        part.copy_(matrix[start : start + len(room)])
+        found.addmm_(rows[:, start : start + len(room)], part)
+    return found
 
 
 def _is_held(weight: torch.Tensor, projection: nn.Module) -> bool:

@@ -15,6 +15,7 @@ import torch
 
 from fulgurite.agent import lens, neurons, routing
 from fulgurite.agent.anatomy import Anatomy
+from fulgurite.agent.looked import tell
 from fulgurite.agent.looks import Looks
 from fulgurite.agent.probes import Current, Pass
 from fulgurite.agent.readout import Readout, UnembeddingProbe
@@ -45,6 +46,7 @@ class Deep:
         self.readout: Readout | None = None
         self._unembedding = UnembeddingProbe(anatomy.unembedding, current)
         self._shelf = shelf
+        self._shield = shield
         self._looks = Looks(layers, current, shield, shelf, always=always)
         self._neurons = neurons.Neurons(current, shield, shelf)
         self._late: dict[int, str] = {}
@@ -72,6 +74,12 @@ class Deep:
     def keys(self) -> set[tuple[int, str]]:
         """Of the places on the shelf."""
         return self._looks.keys | self._neurons.keys
+
+    def closes(self, passing: Pass) -> None:
+        """A pass has ended: tell what its looks kept."""
+        if passing.looked and not self._shield.is_out("attention"):
+            with self._shield.at("attention"):
+                tell(passing)
 
     def fetch(self, passing: Pass, *, now: bool) -> None:
         """Take what a compiled graph may have left of this pass; `passing.alive_deep` says what it did.

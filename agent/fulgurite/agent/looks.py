@@ -23,12 +23,13 @@ from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.interface import INTERCEPTION
+from fulgurite.agent.looked import Handed, keep
 from fulgurite.agent.probes import Current, Pass
-from fulgurite.agent.routing import learned_sinks, summary
+from fulgurite.agent.routing import learned_sinks
 from fulgurite.agent.shelf import ROWS, Place, Shelf
 from fulgurite.agent.shelf_looks import forget, leave_weights, misfit, register, width_of
 from fulgurite.agent.shield import Shield
-from fulgurite.agent.softmax_row import exact, is_plain, recomputed, seen_keys
+from fulgurite.agent.softmax_row import exact, is_plain, products, seen_keys, softmax_rows
 
 Array = np.ndarray[Any, Any]
 UNREACHED = (
@@ -178,10 +179,12 @@ class _Look:
         try:
             if is_plain(call, passing):
                 with torch.no_grad(), exact(call["query"]):
-                    weights, visible = recomputed(passing, call)
+                    found = products(passing, call)
                     if (passing.width > 1) not in self._confirmed:
+                        weights = softmax_rows(passing, [found])[0][0]
                         self._confirm_kernel(passing, weights, call["value"], output)
-                    self._keep(passing, weights, visible, is_whole=call.get("s_aux") is None)
+                if not self.refused:
+                    keep(passing, self.index, found)
         except Exception as error:
             self.failed(error)
         passing.own_ns += time.perf_counter_ns() - started
@@ -198,18 +201,15 @@ class _Look:
             with torch.no_grad(), exact(weights):
                 rows = passing.rows(weights.detach().transpose(1, 2)).float()  # (b, k, H, s)
                 mask = _mask_of(module, args, kwargs)
-                visible = seen_keys(passing, mask, rows.shape[-1], None, rows.device)
                 if (passing.width > 1) not in self._confirmed:
+                    visible = seen_keys(passing, mask, rows.shape[-1], None, rows.device)
                     self._confirm_weights(passing, rows, visible)
+            if not self.refused:
                 is_whole = not self.sinks and weights.dtype == torch.float32  # else they are rounded
-                self._keep(passing, rows, visible != self._is_inverted, is_whole=is_whole)
+                keep(passing, self.index, Handed(rows, mask, self._is_inverted, is_whole))
         except Exception as error:
             self.failed(error)
         passing.own_ns += time.perf_counter_ns() - started
-
-    def _keep(self, passing: Pass, weights: torch.Tensor, visible: torch.Tensor, *, is_whole: bool) -> None:
-        if not self.refused:
-            passing.deep["attention", self.index] = summary(weights, visible, is_whole=is_whole)
 
     def _confirm_kernel(self, passing: Pass, weights: torch.Tensor, value: torch.Tensor, output: Any) -> None:
         """The kernel's result (b, t, H, D) is these weights times the values."""

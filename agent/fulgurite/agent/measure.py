@@ -84,7 +84,7 @@ class Measure:
         """
         size = self._size_left(passing, layout)
         if size:
-            return self._leave(passing, tokens, layout, size)
+            return self._leave(passing, tokens, layout, attribution, size)
         assert passing.logits is not None
         with _computing_on(passing.logits.device):
             return self._now(passing, tokens, layout, attribution)
@@ -137,7 +137,7 @@ class Measure:
         """Bytes of the rows of this pass, where they are left for whoever reads the block to reduce them; 0
         where they are not."""
         logits, kept = passing.logits, passing.kept
-        if passing.level == "deep" or passing.alive is not None or passing.alive_logits is not None:
+        if passing.alive is not None or passing.alive_logits is not None:
             return 0
         if logits is None or not logits.is_cpu:
             return 0
@@ -177,10 +177,16 @@ class Measure:
         return True
 
     def _leave(
-        self, passing: Pass, tokens: torch.Tensor | Array, layout: reduce.Plan | None, size: int
+        self,
+        passing: Pass,
+        tokens: torch.Tensor | Array,
+        layout: reduce.Plan | None,
+        attribution: Attribution | None,
+        size: int,
     ) -> dict[str, Array]:
         """Hold the rows, which nobody writes into once the model has made them. `scores` are copied where
-        somebody may: `generate` may hand them out. The results that are there already.
+        somebody may: `generate` may hand them out. The results that are there already: those of `deep`, which
+        need the model's weights, among them.
         """
         assert passing.logits is not None
         full = passing.level != "pulse"
@@ -197,12 +203,33 @@ class Measure:
         passing.unreduced = unreduced
         self._waiting.append(weakref.ref(unreduced))
         host = {"tokens": ids}
-        if passing.scores is not None or passing.extra:
+        if passing.scores is not None or passing.extra or passing.level == "deep":
             with _computing_on(passing.logits.device):
-                found = self._beside(passing, torch.from_numpy(ids.astype(np.int64)[:, None]), full=full)
+                column = torch.from_numpy(ids.astype(np.int64)[:, None])
+                found = self._beside(passing, column, full=full)
+                if passing.level == "deep":
+                    with self._shield.at("reduce"):
+                        found.update(self._above(passing, unreduced, layout, attribution, column))  # type: ignore[arg-type]
                 if found:
                     host.update(reduce.to_host(found))
         return host
+
+    def _above(
+        self,
+        passing: Pass,
+        unreduced: Unreduced,
+        layout: reduce.Plan,
+        attribution: Attribution | None,
+        tokens: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """What `deep` tells of a pass the rest of which is left."""
+        kept: list[torch.Tensor] = passing.kept  # type: ignore[assignment]
+        assert passing.logits is not None
+        passing.logits = passing.logits.flatten(0, -2).float()
+        candidates = reduce.largest(passing.logits)
+        unreduced.top_ids = candidates.numpy()
+        stacked = reduce.stack(kept[: len(layout.places)])
+        return self._deeply(passing, layout, attribution, stacked, tokens, candidates)
 
     def _leave_layers(
         self, unreduced: Unreduced, kept: list[torch.Tensor], layout: reduce.Plan, *, is_own: bool
@@ -235,21 +262,36 @@ class Measure:
         if not layout.places:
             return {}
         found, stacked = self._activity(kept, layout)
+        found.update(self._deeply(passing, layout, attribution, stacked, tokens, candidates))
+        return found
+
+    def _deeply(
+        self,
+        passing: Pass,
+        layout: reduce.Plan,
+        attribution: Attribution | None,
+        stacked: torch.Tensor,
+        tokens: torch.Tensor,
+        candidates: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """What `deep` tells besides; lowers the level of a pass whose weights are no longer there."""
+        found: dict[str, torch.Tensor] = {}
         if passing.level == "deep" and self._watched.has_changed():
             passing.level = "heads"  # the weights of this pass are not those that are there now
-        if passing.level == "deep":
-            with self._shield.at("deep"):
-                found.update(self._deep.measure(passing, layout, stacked, candidates))
+        if passing.level != "deep":
+            return found
+        with self._shield.at("deep"):
+            found.update(self._deep.measure(passing, layout, stacked, candidates))
         readout = self._deep.readout
-        if passing.level == "deep" and readout is not None and readout.is_split:
+        if readout is not None and readout.is_split:
             with self._shield.at("contribution"):
                 self._await(passing, layout, attribution, stacked, tokens, candidates)
-        elif passing.level == "deep" and attribution is not None and passing.logits is not None:
+        elif attribution is not None and passing.logits is not None:
             with self._shield.at("contribution"):
                 found.update(
                     attribution.of(
                         stacked,
-                        _by_layer(kept, layout),
+                        _by_layer(passing.kept, layout),  # type: ignore[arg-type]  # none is None by now
                         passing.logits,
                         tokens[:, 0].to(stacked.device),
                         unembedded=passing.deep.get(("unembedded", 0)),

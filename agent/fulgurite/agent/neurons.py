@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,9 @@ class Neurons:
         self.places: dict[int, Place] = {}
         self.keys: set[tuple[int, str]] = set()
         self._sizes: dict[int, torch.Tensor] = {}
+        self._stacked: dict[
+            tuple[tuple[int, ...], torch.device], tuple[list[torch.Tensor], torch.Tensor]
+        ] = {}
         self._firsts: dict[int, int] = {}
         self._reasons: dict[int, str] = {}
         self._marks: dict[int, tuple[object, ...]] = {}
@@ -105,16 +109,34 @@ class Neurons:
         self, inputs: Mapping[int, torch.Tensor], layers: Mapping[int, LayerParts]
     ) -> dict[str, torch.Tensor]:
         """Ids and sizes of the largest neurons, by layer: ``neurons{layer}``, float32 (n, 2, N)."""
-        found: dict[str, torch.Tensor] = {}
+        alike: dict[tuple[object, ...], list[int]] = {}
         for index, kept in inputs.items():
             sizes = self._size_of(layers[index])
-            if sizes is None or sizes.shape[0] != kept.shape[-1]:
-                continue
-            written = kept.reshape(-1, kept.shape[-1]).abs().float() * sizes.to(kept.device)
-            top = torch.topk(written, min(TOP_NEURONS, written.shape[-1]), -1)
-            ids = top.indices.float() + self._firsts[index]
-            found[f"neurons{index}"] = torch.stack([ids, top.values], 1)
-        return found
+            if sizes is not None and sizes.shape[0] == kept.shape[-1]:
+                alike.setdefault((kept.shape, kept.dtype, kept.device), []).append(index)
+        return {
+            name: told
+            for group in alike.values()
+            for name, told in zip(
+                (f"neurons{index}" for index in group), self._largest(group, inputs), strict=True
+            )
+        }
+
+    def _largest(self, group: list[int], inputs: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        """Of layers that are alike, in one go: (layers, n, 2, N)."""
+        kept = torch.stack([inputs[index] for index in group]).flatten(1, -2).float()  # (layers, n, f)
+        written = kept.abs_() * self._together(group, kept.device)
+        top = torch.topk(written, min(TOP_NEURONS, written.shape[-1]), -1)
+        firsts = torch.tensor([self._firsts[index] for index in group], device=kept.device)
+        return torch.stack([top.indices + firsts[:, None, None], top.values], 2)
+
+    def _together(self, group: list[int], device: torch.device) -> torch.Tensor:
+        """The sizes of these layers' columns, (layers, 1, f)."""
+        sizes, key = [self._sizes[index] for index in group], (tuple(group), device)
+        known = self._stacked.get(key)
+        if known is None or not all(map(is_, known[0], sizes)):
+            known = self._stacked[key] = (sizes, torch.stack([one.to(device) for one in sizes])[:, None])
+        return known[1]
 
     def unreadable(self, layer: LayerParts) -> str:
         """Why the columns cannot be measured, empty where they can."""

@@ -39,6 +39,7 @@ class Pass:
     stamp, crowded : number of the pass on the shelf; whether another thread's pass ran at the same time.
     arrivals : how many calls of `generate` had begun or ended when it was opened.
     is_own : what was kept is copies of ours, into which the model cannot write.
+    is_usual : nothing was learned in it that need not be learned again: it costs what a pass does.
     keep : how many last positions matter: 1, or several where drafts are verified.
     measured : how many rows are measured: batch * keep, or those that `take` left.
     last : position that matters per row where it is not the last (right padding), shape (batch,), or None.
@@ -47,6 +48,8 @@ class Pass:
     extra : integer and weight tensors of expert routing, by layer.
     deep : what level `deep` keeps besides, by kind and layer, one row per position that matters.
     looks : layers whose attention is looked at.
+    looked, looked_bytes : what these looks kept and what it weighs, until `looked.tell` tells of it in
+        `deep`.
     picked : of many requests packed into one row: the positions that matter, shape (n,).
     scores : (batch, vocabulary), what was sampled from, where processors changed the logits.
     owns_scores : nobody else writes into `scores`.
@@ -56,16 +59,18 @@ class Pass:
     """
 
     __slots__ = (
-        "__weakref__", "alive", "alive_deep", "alive_experts", "alive_logits", "arrivals", "awaited", "batch",
-        "cache", "call", "crowded", "deep", "extra", "fetched", "is_own", "keep", "kept", "last", "level",
-        "logits", "looks", "mask", "measured", "own_ns", "owns_scores", "picked", "plan", "position_ids",
-        "references", "scores", "stamp", "started_ns", "step", "unreduced", "width",
+        "__weakref__", "alive", "alive_deep", "alive_experts", "alive_logits", "arrivals", "awaited",
+        "batch", "cache", "call", "crowded", "deep", "extra", "fetched", "is_own", "is_usual", "keep",
+        "kept", "last", "level", "logits", "looked", "looked_bytes", "looks", "mask", "measured", "own_ns",
+        "owns_scores", "picked", "plan", "position_ids", "references", "scores", "stamp", "started_ns",
+        "step", "unreduced", "width",
     )  # fmt: skip
 
     def __init__(self, batch: int, width: int, slots: int, *, plan: int = 0) -> None:
         self.batch = batch
         self.width = width
         self.is_own = width > 1
+        self.is_usual = True
         self.plan = plan
         self.keep = 1
         self.measured = batch
@@ -83,6 +88,8 @@ class Pass:
         self.extra: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.deep: dict[tuple[str, int], torch.Tensor] = {}
         self.looks: frozenset[int] = frozenset()
+        self.looked: list[tuple[int, Any]] = []
+        self.looked_bytes = 0
         self.logits: torch.Tensor | None = None
         self.scores: torch.Tensor | None = None
         self.owns_scores = False

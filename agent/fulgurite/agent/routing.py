@@ -30,6 +30,7 @@ CHANNELS = (
     "kv_heat",
 )
 LEARNED = "learned_sink_mass"
+_SMALLEST = torch.finfo(torch.float32).tiny  # of which the logarithm is finite; times a weight of 0 it is 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,48 +64,52 @@ def learned_sinks(layer: LayerParts) -> torch.Tensor | None:
 
 
 def summary(weights: torch.Tensor, visible: torch.Tensor, *, is_whole: bool) -> torch.Tensor:
-    """What is told of rows (b, k, H, s): one vector per row, float32 (b, k, H * (3 + 2 * K) + B + 1).
+    """What is told of rows (…, b, k, H, s) that see the same keys (b, k, s): one vector per row of the pass,
+    float32 (…, b, k, H * (3 + 2 * K) + B + 1).
 
     In it, per head: entropy, sum, weight of the first key that is seen, K largest weights, their distances;
     then the mean mass per bucket of distance, and the number of keys that are seen. `is_whole`: the rows sum
     to 1, no learned sink takes its part.
     """
-    b, k, heads, s = weights.shape
+    *outer, heads, s = weights.shape
     weights = weights.masked_fill(~visible[:, :, None], 0.0)
     after = visible.flip(-1).cumsum(-1).flip(-1)  # keys that are seen from here to the query, itself included
-    distance = (after - 1).clamp(min=0)
-    first = visible.int().argmax(-1)[..., None, None].expand(b, k, heads, 1)
+    distance = (after - 1).clamp_(min=0)
+    first = visible.int().argmax(-1)[..., None, None].expand(*outer, heads, 1)
     top = torch.topk(weights, min(TOP_K, s), -1)
-    back = distance[:, :, None].expand(b, k, heads, s).gather(-1, top.indices).float()
+    back = distance[:, :, None].expand(*outer, heads, s).gather(-1, top.indices).float()
     back = torch.where(top.values > 0, back, -1.0)
     short = TOP_K - top.values.shape[-1]
     values, back = (nn.functional.pad(x, (0, short), value=-1.0) for x in (top.values, back))
-    heat = torch.zeros(b, k, KV_HEAT_BUCKETS, device=weights.device)
-    heat.scatter_add_(-1, bucket_of(distance), weights.mean(2))
+    heat = torch.zeros(*outer, KV_HEAT_BUCKETS, device=weights.device)
+    heat.scatter_add_(-1, bucket_of(distance).expand(*outer, s), weights.mean(-2))
     told = (
-        _entropy(weights, top.indices[..., :1], is_whole=is_whole),
+        _entropy(weights, top.values[..., 0], top.indices[..., :1], is_whole=is_whole),
         weights.sum(-1),
         weights.gather(-1, first)[..., 0],
         values,
         back,
         heat,
-        after[..., :1].float(),
+        after[..., :1].float().expand(*outer, 1),
     )
-    return torch.cat([x.reshape(b, k, -1).float() for x in told], -1)
+    return torch.cat([x.reshape(*outer, -1).float() for x in told], -1)
 
 
-def _entropy(weights: torch.Tensor, largest: torch.Tensor, *, is_whole: bool) -> torch.Tensor:
-    """-sum w ln w over the keys, (b, k, H); `largest` (b, k, H, 1) are the places of the largest weights.
+def _entropy(
+    weights: torch.Tensor, largest: torch.Tensor, places: torch.Tensor, *, is_whole: bool
+) -> torch.Tensor:
+    """-sum w ln w over the keys, (…, H); `largest` (…, H) are the largest weights, `places` (…, H, 1) where
+    they are.
 
     A weight close to 1 has no digits left: in a row that sums to 1 it is told from all the others.
     """
-    plain: torch.Tensor = -torch.special.xlogy(weights, weights).sum(-1)
+    others = weights.scatter(-1, places, 0.0)
+    of_others = (others * torch.log(others.clamp(min=_SMALLEST))).sum(-1)
+    plain: torch.Tensor = -(of_others + torch.special.xlogy(largest, largest))
     if not is_whole:
         return plain
-    others = weights.scatter(-1, largest, 0.0)
-    rest = others.sum(-1).clamp(max=0.5)
-    fine = -torch.special.xlogy(others, others).sum(-1) - (1.0 - rest) * torch.log1p(-rest)
-    return torch.where(rest < 0.5, fine, plain)
+    rest = others.sum(-1).clamp_(max=0.5)
+    return torch.where(rest < 0.5, -of_others - (1.0 - rest) * torch.log1p(-rest), plain)
 
 
 def bucket_of(distance: torch.Tensor) -> torch.Tensor:

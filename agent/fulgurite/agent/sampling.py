@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor, nan
+from math import ceil, floor, log2, nan
 
 from fulgurite.wire.channels import LEVELS, Level
+
+_FEWEST_STEPS = 8  # of a window that is judged
+_WINDOWS_OVER = 3  # on end, before it is more than an outlier
+_KEPT = 0.8  # of what was spent, from window to window
+_ROOM = 1.5  # that must be left before `deep` comes more often again
 
 
 def lower(first: Level, second: Level) -> Level:
@@ -96,9 +101,82 @@ class Demand:
         self._level = "off" if self._paused else wanted
 
 
+class DeepRate:
+    """The share of steps at `deep`: what was asked for locally, else remotely, halved as often as the budget
+    makes it.
+
+    Parameters
+    ----------
+    own : what was asked for locally.
+    """
+
+    MOST_HALVINGS = 8
+
+    def __init__(self, own: float) -> None:
+        self._own = self._asked = own
+        self._halvings = self._times_too_much = 0
+
+    @property
+    def value(self) -> float:
+        """In force."""
+        return self._asked / (1 << self._halvings)
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether the budget made it less than what was asked for."""
+        return self._halvings > 0
+
+    def hear(self, asked: float | None) -> None:
+        """What the remote side asks for; None: nothing."""
+        self._asked = self._own if asked is None else asked
+
+    def restore(self) -> None:
+        """As often as it was asked for, until the budget is asked again."""
+        self._halvings = self._times_too_much = 0
+
+    def fit(self, affordable: float) -> bool:
+        """Go down to what the budget allows, or up again where that leaves room; False where even the rarest
+        stays too much."""
+        wanted = self._fewest(affordable)
+        if wanted < self._halvings:
+            wanted = min(self._halvings, self._fewest(affordable / _ROOM))
+        self._times_too_much = self._times_too_much + 1 if wanted > self.MOST_HALVINGS else 0
+        self._halvings = min(wanted, self.MOST_HALVINGS)
+        return self._times_too_much < _WINDOWS_OVER
+
+    def _fewest(self, affordable: float) -> int:
+        """Halvings after which the rate is at most that."""
+        if affordable >= self._asked:
+            return 0
+        most = self.MOST_HALVINGS + 1
+        return most if affordable <= 0.0 else min(most, ceil(log2(self._asked / affordable)))
+
+
 @dataclass(slots=True)
+class _Spent:
+    """Time and number of steps; `own_ns` of it was ours."""
+
+    steps: float = 0
+    own_ns: float = 0
+    step_ns: float = 0
+
+    def add(self, own_ns: float, step_ns: float) -> None:
+        self.steps += step_ns > 0  # what is spent besides belongs to a step that is counted
+        self.own_ns += own_ns
+        self.step_ns += step_ns
+
+    def fade(self) -> None:
+        self.steps *= _KEPT
+        self.own_ns *= _KEPT
+        self.step_ns *= _KEPT
+
+    @property
+    def own_of_step(self) -> float:
+        return self.own_ns / self.steps if self.steps else 0.0
+
+
 class Budget:
-    """Our own share of step time over a window, and whether it is over what was allowed.
+    """Our own share of step time over a window, and whether it stays over what was allowed.
 
     Parameters
     ----------
@@ -108,28 +186,47 @@ class Budget:
         Length of a window, seconds of wall clock.
     """
 
-    limit: float | None
-    window_s: float = 1.0
-    _own_ns: int = 0
-    _step_ns: int = 0
-    _since_ns: int = 0
-    _steps: int = 0
+    def __init__(self, limit: float | None, window_s: float = 1.0) -> None:
+        self.limit = limit
+        self.window_s = window_s
+        self._since_ns = 0
+        self._windows_over = 0
+        self._all, self._plain = _Spent(), _Spent()  # of this window; all but `deep`
+        self._usual, self._deep = _Spent(), _Spent()  # those before it count less and less
 
-    def spend(self, own_ns: int, step_ns: int) -> None:
+    def spend(self, own_ns: int, step_ns: int, *, is_deep: bool = False) -> None:
         """One step took `step_ns` in all, of which `own_ns` were ours."""
-        self._own_ns += own_ns
-        self._step_ns += step_ns
-        self._steps += 1
+        self._all.add(own_ns, step_ns)
+        for kind in (self._deep,) if is_deep else (self._plain, self._usual):
+            kind.add(own_ns, step_ns)
 
     def verdict(self, now_ns: int) -> tuple[float, bool] | None:
-        """(our share, whether it is over the limit) when a window has passed, else None. Opens the next
-        window."""
+        """(our share, whether it was over the limit in several windows on end, steps at `deep` left out) when
+        a window has passed, else None. Opens the next window."""
         if self._since_ns == 0:
             self._since_ns = now_ns
         if now_ns - self._since_ns < self.window_s * 1e9:
             return None
-        ratio = self._own_ns / self._step_ns if self._step_ns else nan
-        over = self.limit is not None and self._steps >= 8 and ratio > self.limit
-        self._own_ns = self._step_ns = self._steps = 0
+        spent, plain = self._all, self._plain
+        ratio = spent.own_ns / spent.step_ns if spent.step_ns else nan
+        own = plain.own_of_step * spent.steps
+        if spent.steps >= _FEWEST_STEPS:
+            is_over = self.limit is not None and own > self.limit * spent.step_ns
+            self._windows_over = self._windows_over + 1 if is_over else 0
+        over = self._windows_over >= _WINDOWS_OVER
+        self._windows_over %= _WINDOWS_OVER
+        self._all, self._plain = _Spent(), _Spent()
+        self._usual.fade()
+        self._deep.fade()
         self._since_ns = now_ns
         return ratio, over
+
+    def affordable(self) -> float:
+        """The share of steps that may be at `deep`, 0 to 1, by what steps took of late."""
+        usual, deep = self._usual, self._deep
+        more = deep.own_of_step - usual.own_of_step
+        if self.limit is None or more <= 0.0 or self.limit >= 1.0:
+            return 1.0
+        others_ns = usual.step_ns + deep.step_ns - usual.own_ns - deep.own_ns
+        bearable = others_ns / (usual.steps + deep.steps) * self.limit / (1.0 - self.limit)
+        return min(1.0, max(0.0, (bearable - usual.own_of_step) / more))

@@ -22,7 +22,7 @@ from torch.compiler import is_exporting
 from fulgurite.agent.probes import Pass
 from fulgurite.agent.routing import summary
 from fulgurite.agent.shelf import DEEP, EVERY, OPEN, ROWS, TURN, Place, put
-from fulgurite.agent.softmax_row import exact, is_plain, recomputed, seen_keys
+from fulgurite.agent.softmax_row import exact, is_plain, products, seen_keys, softmax_rows
 from fulgurite.wire.channels import KV_HEAT_BUCKETS, TOP_K
 
 _PACKED = ("cu_seq_lens_q", "cu_seqlens_q", "position_bias")
@@ -111,7 +111,8 @@ def _look(
     if passing.batch > ROWS or not is_plain(call, passing):
         return
     with exact(query):
-        weights, visible = recomputed(passing, call)
+        rows, visible = softmax_rows(passing, [products(passing, call)])
+        weights = rows[0]
         error = misfit(passing, weights, value, output)
         _leave(weights, visible, error, sinks is None, buffer, clock, layer)
 

@@ -8,7 +8,8 @@ Shape letters: b rows and t positions of the pass, k of them that matter, s keys
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,10 +32,37 @@ def is_plain(call: Mapping[str, Any], passing: Pass) -> bool:
     return shaped and grouped and told and not packed
 
 
-def recomputed(passing: Pass, call: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The softmax rows that matter, float32 (b, k, H, s), and which keys they see, bool (b, k, s).
+@dataclass(frozen=True, slots=True, eq=False)
+class Products:
+    """The queries that matter of one call, times its keys, and what makes softmax rows of them.
 
-    Grouped queries share their keys without a copy of them.
+    Attributes
+    ----------
+    dots : Tensor of float32, b * H * k * s items: by row, key head, query head of it, position, key.
+    heads, positions : H and k.
+    scaling, cap, window : as the attention function was told; None: none.
+    mask : likewise, of the pass.
+    sinks : learned logits, (H,), that take their part of each row; None: none.
+    """
+
+    dots: torch.Tensor
+    heads: int
+    positions: int
+    scaling: float
+    cap: float | None
+    window: int | None
+    mask: torch.Tensor | None
+    sinks: torch.Tensor | None
+
+    @property
+    def likeness(self) -> tuple[object, ...]:
+        """Rows of calls in which this is the same are formed together."""
+        shape = (self.dots.shape, self.dots.device, self.heads)
+        return (*shape, self.scaling, self.cap, self.window, id(self.mask), self.sinks is None)
+
+
+def products(passing: Pass, call: Mapping[str, Any]) -> Products:
+    """Of one call. Grouped queries share their keys without a copy of them.
 
     Parameters
     ----------
@@ -44,25 +72,41 @@ def recomputed(passing: Pass, call: Mapping[str, Any]) -> tuple[torch.Tensor, to
     b, heads, t, width = query.shape
     if mask is None and t > 1 and key.shape[2] > t:
         key = key[:, :, :t]  # an empty static cache: what is beyond the prompt is not filled yet
-    s = key.shape[2]
     rows = passing.rows(query.detach().transpose(1, 2)).float()  # (b, k, H, D)
     k = rows.shape[1]
     spread = rows.transpose(1, 2).reshape(b, key.shape[1], heads // key.shape[1] * k, width)
-    scores = spread @ key.detach().float().transpose(-1, -2)
-    scaling = call.get("scaling")
-    scores = scores.reshape(b, heads, k, s).transpose(1, 2)
-    scores = scores * (width**-0.5 if scaling is None else float(scaling))
-    cap = call.get("softcap")
-    if cap is not None:
-        scores = torch.tanh(scores / cap) * cap
-    visible = seen_keys(passing, mask, s, call.get("sliding_window"), scores.device)
+    dots = spread @ key.detach().float().transpose(-1, -2)
+    scaling, window, sinks = (call.get(name) for name in ("scaling", "sliding_window", "s_aux"))
+    return Products(
+        dots,
+        heads,
+        k,
+        width**-0.5 if scaling is None else float(scaling),
+        call.get("softcap"),
+        window if isinstance(window, int) and window > 0 else None,
+        mask,
+        None if sinks is None else sinks.detach().float(),
+    )
+
+
+def softmax_rows(passing: Pass, calls: Sequence[Products]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The softmax rows of g calls that are alike, float32 (g, b, k, H, s), and which keys all of them see,
+    bool (b, k, s)."""
+    first = calls[0]
+    b, s, k, heads = passing.batch, first.dots.shape[-1], first.positions, first.heads
+    scores = torch.stack([one.dots for one in calls]).view(len(calls), b, heads, k, s).transpose(2, 3)
+    scores = scores * first.scaling
+    if first.cap is not None:
+        scores = torch.tanh(scores / first.cap) * first.cap
+    mask = first.mask
+    visible = seen_keys(passing, mask, s, first.window, scores.device)
     if mask is not None and mask.dim() == 4 and mask.is_floating_point():
         scores = scores + _mask_rows(passing, mask, s).float()
     scores = scores.masked_fill(~visible[:, :, None], float("-inf"))
-    sinks = call.get("s_aux")
-    if sinks is None:
+    if first.sinks is None:
         return scores.softmax(-1), visible
-    with_sink = torch.cat([scores, sinks.float().reshape(1, 1, -1, 1).expand(b, k, heads, 1)], -1)
+    sinks = torch.stack([one.sinks for one in calls if one.sinks is not None]).view(-1, 1, 1, heads, 1)
+    with_sink = torch.cat([scores, sinks.expand(-1, b, k, -1, -1)], -1)
     return with_sink.softmax(-1)[..., :-1], visible
 
 

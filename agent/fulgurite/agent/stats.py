@@ -24,6 +24,9 @@ class AgentStats:
         Forward passes seen.
     overhead_ratio : float
         Our measured share of step time over the last second; NaN before it was measured.
+    deep_ratio : float
+        Share of steps captured at ``deep`` where that is the level: what was asked for, less where the budget
+        does not bear it.
     gram_bytes : int
         Memory of the precomputed projections' Gram matrices.
     shelf_bytes : int
@@ -46,6 +49,7 @@ class AgentStats:
     ceiling: str
     steps: int
     overhead_ratio: float
+    deep_ratio: float = 0.0
     gram_bytes: int = 0
     shelf_bytes: int = 0
     folded: int = 0

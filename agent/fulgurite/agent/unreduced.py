@@ -43,6 +43,7 @@ class Unreduced:
         the plan is joint; none where layers are not measured. Each of them one array, or one tensor per slot.
     grams : per group, float32 (L, H, D, D); of the model, not of the step.
     scores : as `logits`, what was sampled from; None where nothing processed the logits.
+    top_ids : ndarray of int, shape (n, K), the most probable tokens, where they are known already.
     """
 
     logits: Rows
@@ -52,11 +53,12 @@ class Unreduced:
     kept: tuple[Part, ...] = ()
     grams: tuple[Array, ...] = ()
     scores: Rows | None = None
+    top_ids: Array | None = None
 
     def reduced(self, layout: Plan | None) -> dict[str, Array]:
         """What `reduce` gives for these rows."""
         with np.errstate(invalid="ignore"):  # of scores that leave no token nothing can be told: NaN
-            found = uncertainty(_rows(self.logits), self.tokens, full=self.full)
+            found = uncertainty(_rows(self.logits), self.tokens, full=self.full, top_ids=self.top_ids)
             if self.scores is not None:
                 sampled = uncertainty(_rows(self.scores), self.tokens, full=False)
                 found["logprob_sampled"] = sampled["logprob"]
@@ -92,7 +94,9 @@ def _together(part: Part) -> Array:
     return widened(np.stack([rows.reshape(-1, rows.shape[-1]) for rows in slots]))
 
 
-def uncertainty(logits: Array, tokens: Array, *, full: bool) -> dict[str, Array]:
+def uncertainty(
+    logits: Array, tokens: Array, *, full: bool, top_ids: Array | None = None
+) -> dict[str, Array]:
     """As `reduce.uncertainty`, of rows in host memory."""
     rows = np.arange(len(tokens))
     most = logits.max(-1)
@@ -104,7 +108,7 @@ def uncertainty(logits: Array, tokens: Array, *, full: bool) -> dict[str, Array]
     found = {"logprob": chosen}
     if not full:
         return found
-    ids = _top_ids(logits)
+    ids = _top_ids(logits) if top_ids is None else top_ids
     top = shifted[rows[:, None], ids] - logarithm[:, None]
     if not (chosen >= top[:, -1]).all():
         found["rank"] = np.count_nonzero(logits > logits[rows, tokens][:, None], -1)

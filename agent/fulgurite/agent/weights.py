@@ -92,8 +92,12 @@ def _offloaded(module: nn.Module, name: str) -> torch.Tensor:
 
 
 @torch.no_grad()
-def effective_weight(projection: nn.Module) -> torch.Tensor:
+def effective_weight(projection: nn.Module, *, widened: bool = True) -> torch.Tensor:
     """The matrix (d, i) that `projection` applies, as float32: of the columns that this process holds.
+
+    Parameters
+    ----------
+    widened : otherwise weights that are stored as numbers of another type stay what and where they are.
 
     Raises
     ------
@@ -102,7 +106,8 @@ def effective_weight(projection: nn.Module) -> torch.Tensor:
     """
     with torch.inference_mode(False), torch.autocast(_device_type(projection), enabled=False):
         if not list(projection.children()):
-            return _of_leaf(projection)
+            found = _of_leaf(projection)
+            return found.float() if widened else found
         if any(is_distributed(p) for p in projection.parameters()):
             raise Unreadable("an adapter is on top of weights that are split over several processes")
         return _of_adapter(projection)
@@ -129,7 +134,7 @@ def _of_leaf(projection: nn.Module) -> torch.Tensor:
     declared = getattr(projection, "in_features", None)
     if held is None and isinstance(declared, int) and matrix.shape[1] != declared:
         raise Unreadable("its weights are not of the size that it declares: they may be split")
-    return matrix.float()
+    return matrix
 
 
 def _of_adapter(projection: nn.Module) -> torch.Tensor:

@@ -25,7 +25,7 @@ from fulgurite.agent.engines.flat.step import Step
 from fulgurite.agent.exporter import Exporter
 from fulgurite.agent.figures import Figures
 from fulgurite.agent.late import LateBlock
-from fulgurite.agent.sampling import Budget, Demand, level_of_step
+from fulgurite.agent.sampling import Budget, DeepRate, Demand, level_of_step
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
 from fulgurite.wire.channels import Level
@@ -105,7 +105,7 @@ class Observer:
         self.shield = shield
         self.figures = Figures()
         self._demand, self._budget = demand, budget
-        self._deep_ratio = deep_ratio
+        self._rate = DeepRate(deep_ratio)
         self._desk, self._measure = desk, measure
         self._position_bytes = position_bytes
         self._texts = texts
@@ -126,11 +126,9 @@ class Observer:
         if level == "off":
             return
         asked = getattr(self.exporter, "wanted_deep_ratio", None)  # an exporter may have it
-        ratio = asked() if asked is not None else None
+        self._rate.hear(asked() if asked is not None else None)
         number = next(self._numbers)
-        step = _Open(
-            level_of_step(number, level, self._deep_ratio if ratio is None else ratio), number, entered
-        )
+        step = _Open(level_of_step(number, level, self._rate.value), number, entered)
         if step.level != "pulse" and self._measure is not None:
             step.kept = self._desk.open(chosen)
         self._open = step
@@ -261,13 +259,21 @@ class Observer:
 
     def _account(self, step: _Open) -> None:
         now = time.perf_counter_ns()
-        self._budget.spend(step.own_ns, now - step.started_ns)
+        self._budget.spend(step.own_ns, now - step.started_ns, is_deep=step.level == "deep")
         verdict = self._budget.verdict(now)
         if verdict is None:
             return
         self._overhead_ratio, over = verdict
-        if over:
+        if over or not self._rate.fit(self._budget.affordable()):
             self._degrade()
+        if self._rate.is_lowered:
+            self.shield.say_once(
+                "budget:rate",
+                "the budget of %.1f %% of step time does not bear all that was asked for at deep: "
+                "1 step in %.0f is captured at deep, more or less as steps allow",
+                100 * (self._budget.limit or 0.0),
+                1 / self._rate.value,
+            )
         self.report()
 
     def report(self) -> None:

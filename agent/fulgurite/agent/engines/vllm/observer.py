@@ -24,7 +24,7 @@ from fulgurite.agent.engines.vllm.rows import Known, Rows, Sampled, sampled
 from fulgurite.agent.exporter import Exporter
 from fulgurite.agent.figures import Figures
 from fulgurite.agent.late import LateBlock
-from fulgurite.agent.sampling import Budget, Demand, level_of_step
+from fulgurite.agent.sampling import Budget, DeepRate, Demand, level_of_step
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
 from fulgurite.agent.unreduced import Unreduced
@@ -81,7 +81,7 @@ class Observer:
         self.exporter = exporter
         self.demand = demand
         self.budget = budget
-        self.deep_ratio = self._ratio = deep_ratio
+        self.rate = DeepRate(deep_ratio)
         self.shield = shield
         self.desk = desk
         self.measure = measure
@@ -110,7 +110,7 @@ class Observer:
             return
         self._hear_ratio()
         number = next(self._numbers)
-        step = _Open(rows, level_of_step(number, level, self._ratio), number, started_ns)
+        step = _Open(rows, level_of_step(number, level, self.rate.value), number, started_ns)
         if step.level != "pulse" and self.measure is not None:
             step.kept = self.desk.open(chosen)
         self._open = step
@@ -118,8 +118,7 @@ class Observer:
 
     def _hear_ratio(self) -> None:
         asked = getattr(self.exporter, "wanted_deep_ratio", None)  # an exporter may have it
-        ratio = asked() if asked is not None else None
-        self._ratio = self.deep_ratio if ratio is None else ratio
+        self.rate.hear(asked() if asked is not None else None)
 
     def see(self, logits: torch.Tensor | None, *, is_overwritten: bool) -> None:
         """The forward pass is over: these are the raw logits of the rows.
@@ -262,13 +261,21 @@ class Observer:
 
     def _account(self, step: _Open) -> None:
         now = time.perf_counter_ns()
-        self.budget.spend(step.own_ns, now - step.started_ns)
+        self.budget.spend(step.own_ns, now - step.started_ns, is_deep=step.level == "deep")
         verdict = self.budget.verdict(now)
         if verdict is None:
             return
         self.overhead_ratio, over = verdict
-        if over:
+        if over or not self.rate.fit(self.budget.affordable()):
             self._degrade()
+        if self.rate.is_lowered:
+            self.shield.say_once(
+                "budget:rate",
+                "the budget of %.1f %% of step time does not bear all that was asked for at deep: "
+                "1 step in %.0f is captured at deep, more or less as steps allow",
+                100 * (self.budget.limit or 0.0),
+                1 / self.rate.value,
+            )
         self.report()
 
     def report(self) -> None:
