@@ -90,8 +90,10 @@ def _together(part: Part) -> Array:
     """As float32 (slots, n, width)."""
     if isinstance(part, np.ndarray):
         return widened(part)
-    slots = [numbers(rows) for rows in part]
-    return widened(np.stack([rows.reshape(-1, rows.shape[-1]) for rows in slots]))
+    slots = [found.reshape(-1, found.shape[-1]) for found in map(numbers, part)]
+    if any(found.dtype != slots[0].dtype for found in slots):  # under autocast parts differ
+        slots = [widened(found) for found in slots]
+    return widened(np.stack(slots))
 
 
 def uncertainty(
