@@ -42,12 +42,12 @@ def test_a_hidden_node_is_bare_and_the_others_keep_their_light() -> None:
         scene.set_scale(SCALE)
         scene.apply(block(SHAPE), 1000.0)
         scene.advance(1001.0)
-    state = narrow.heads.texture(0.0)[..., 2]
+    state = narrow.heads.texels[..., 2]
     assert (state == 2.0).all(axis=1).tolist() == [True, True, False, False, True, True]
-    assert np.array_equal(narrow.heads.texture(0.0)[2:4], plain.heads.texture(0.0)[2:4])
+    assert np.array_equal(narrow.heads.texels[2:4], plain.heads.texels[2:4])
     assert set(narrow.bolts.slots[narrow.bolts.slots[:, 3, 1] == 1][:, 0, 3] > 0) <= {True}
     narrow.set_focus(EVERYTHING)
-    assert np.array_equal(narrow.heads.texture(0.0), plain.heads.texture(0.0))
+    assert np.array_equal(narrow.heads.texels, plain.heads.texels)
 
 
 def test_only_the_tokens_of_a_request_are_lit() -> None:
@@ -59,5 +59,5 @@ def test_only_the_tokens_of_a_request_are_lit() -> None:
         scene.set_scale(SCALE)
         scene.apply(made, 1000.0)
         scene.advance(1001.0)
-    assert np.array_equal(one.heads.texture(0.0), both.heads.texture(0.0))
+    assert np.array_equal(one.heads.texels, both.heads.texels)
     assert [token.request_id for token in both.strip] == ["alpha"]

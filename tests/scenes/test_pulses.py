@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fulgurite.viewer.contribution import NOT_CAPTURED
 from fulgurite.viewer.glow import FADE_S, Glow
 from fulgurite.viewer.pulses import HEADS_AT, JOINED_PER_S, PLATES_AT, Pulse, Pulses
 
@@ -22,7 +23,11 @@ def _pulse(seed: int, at_s: float, spread_s: float, *, gaps: bool = False) -> Pu
     heads, plates = (rng.random(shape).astype(np.float32) for shape in ((L, H), (L, 1)))
     if gaps:
         heads[rng.random((L, H)) < 0.4] = np.nan
-    return Pulse(at_s, spread_s, heads, plates, head_hues=heads - 0.5 if seed % 2 else None)
+    return Pulse.of(at_s, spread_s, heads, plates, head_hues=heads - 0.5 if seed % 2 else None)
+
+
+def _lights() -> tuple[Pulses, Glow]:
+    return Pulses(L, H, 1), Glow((L, H + 1))
 
 
 def _wanted(pulses: list[Pulse], now_s: float, *, plates: bool) -> np.ndarray:
@@ -36,7 +41,8 @@ def _wanted(pulses: list[Pulse], now_s: float, *, plates: bool) -> np.ndarray:
             along_s = pulse.spread_s * (layer + (PLATES_AT if plates else HEADS_AT)) / L
             due_s = pulse.at_s + along_s
             if begin_s + (0.0 if pulse.spread_s == 0.0 else along_s) <= now_s:
-                values = (pulse.plates if plates else pulse.heads)[layer]
+                row = pulse.values.reshape(L, H + 1)[layer]
+                values = row[H:] if plates else row[:H]
                 light[layer] = np.fmax(light[layer], values * np.exp((due_s - now_s) / FADE_S))
     return light
 
@@ -50,7 +56,7 @@ def _wanted(pulses: list[Pulse], now_s: float, *, plates: bool) -> np.ndarray:
 def test_every_node_shows_the_largest_of_what_has_reached_it(
     passes: list[tuple[float, float]], looks: list[float], gaps: bool
 ) -> None:
-    under_way, heads, plates, all_of_them = Pulses(), Glow((L, H)), Glow((L, 1)), []
+    (under_way, glow), all_of_them = _lights(), []
     at_s = T0
     for seed, (gap_s, spread_s) in enumerate(passes):
         at_s += gap_s
@@ -59,27 +65,24 @@ def test_every_node_shows_the_largest_of_what_has_reached_it(
     now_s = T0
     for look_s in looks:
         now_s += look_s + 1e-4
-        under_way.advance(now_s, heads, plates)
-        assert np.allclose(
-            heads.light(now_s), _wanted(all_of_them, now_s, plates=False), rtol=1e-4, atol=1e-6
-        )
-        assert np.allclose(
-            plates.light(now_s), _wanted(all_of_them, now_s, plates=True), rtol=1e-4, atol=1e-6
-        )
-    under_way.advance(at_s + 1.0, heads, plates)
+        under_way.advance(now_s, glow)
+        wanted = [_wanted(all_of_them, now_s, plates=plates) for plates in (False, True)]
+        assert np.allclose(glow.light(now_s), np.concatenate(wanted, axis=1), rtol=1e-4, atol=1e-6)
+    under_way.advance(at_s + 1.0, glow)
     assert len(under_way) == 0
 
 
 def test_a_hue_comes_with_the_light_of_its_own_pass() -> None:
-    under_way, heads, plates = Pulses(), Glow((L, H)), Glow((L, 1))
+    under_way, glow = _lights()
     bright, dim = _pulse(1, T0, 0.0), _pulse(2, T0 + 0.01, 0.0)
-    bright.heads[:] = 0.9
-    dim.heads[:] = 0.1
+    bright.values[:] = 0.9
+    dim.values[:] = 0.1
     for pulse in (bright, dim):
         under_way.add(pulse)
-    under_way.advance(T0 + 0.02, heads, plates)
-    assert bright.head_hues is not None
-    assert heads.push == pytest.approx(bright.head_hues)
+    under_way.advance(T0 + 0.02, glow)
+    assert bright.hues is not None
+    assert glow.texels[..., 3].ravel() == pytest.approx(bright.hues)
+    assert (glow.texels[:, H:, 3] == NOT_CAPTURED).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -87,22 +90,51 @@ def test_a_hue_comes_with_the_light_of_its_own_pass() -> None:
 def test_how_often_one_looks_while_passes_come_changes_no_light(
     gaps_s: list[float], looks: list[float]
 ) -> None:
-    seldom, often = [(Pulses(), Glow((L, H)), Glow((L, 1))) for _ in range(2)]
+    seldom, often = _lights(), _lights()
     at_s = T0
     for seed, gap_s in enumerate(gaps_s):
         for look in sorted(looks):
-            often[0].advance(at_s + look * gap_s, *often[1:])
+            often[0].advance(at_s + look * gap_s, often[1])
         at_s += gap_s
-        for under_way, *_ in (seldom, often):
+        for under_way, _ in (seldom, often):
             under_way.add(_pulse(seed, at_s, 0.2))
-    for under_way, *glows in (seldom, often):
-        under_way.advance(at_s + 1.0, *glows)
-    for one, other in zip(seldom[1:], often[1:], strict=True):
-        assert np.allclose(one.light(at_s + 1.0), other.light(at_s + 1.0), rtol=1e-4, atol=1e-7)
+    for under_way, glow in (seldom, often):
+        under_way.advance(at_s + 1.0, glow)
+    assert np.allclose(seldom[1].light(at_s + 1.0), often[1].light(at_s + 1.0), rtol=1e-4, atol=1e-7)
 
 
 def test_passes_that_come_faster_than_pictures_travel_as_one() -> None:
-    under_way = Pulses()
+    under_way, _ = _lights()
     for step in range(40):
         under_way.add(_pulse(step, T0 + step * 0.005, 0.45))
     assert len(under_way) <= 1 + math.ceil(40 * 0.005 * JOINED_PER_S)
+
+
+def test_a_pass_that_joins_late_lights_what_is_still_to_be_reached() -> None:
+    under_way, glow = _lights()
+    begin_s = T0 + 1.0 / JOINED_PER_S
+    for at_s in (T0, T0 + 0.005):
+        under_way.add(_level(at_s, 0.1))
+    under_way.advance(begin_s + 0.225, glow)
+    under_way.add(_level(T0 + 0.006, 0.9))
+    under_way.advance(T0 + 1.0, glow)
+    late = 0.9 * math.exp((T0 + 0.006 - begin_s) / FADE_S)
+    assert glow.texels[:2, :, 0].max() <= 0.1 + 1e-6
+    assert glow.texels[3:, :, 0] == pytest.approx(np.full((2, H + 1), late), rel=1e-5)
+
+
+def test_an_origin_that_moves_while_a_pass_is_under_way_moves_its_stamps_and_no_light() -> None:
+    (moved, other), (stayed, glow) = _lights(), _lights()
+    for under_way in (moved, stayed):
+        under_way.add(_level(T0, 0.5))
+    moved.advance(T0 + 0.2, other)
+    other.move_origin(T0)
+    for under_way, lights in ((moved, other), (stayed, glow)):
+        under_way.advance(T0 + 1.0, lights)
+    assert other.texels[..., 1] + T0 == pytest.approx(glow.texels[..., 1], abs=1e-3)
+    assert other.light(T0 + 1.0) == pytest.approx(glow.light(T0 + 1.0), rel=1e-4)
+
+
+def _level(at_s: float, value: float) -> Pulse:
+    """A pass with one value for all nodes."""
+    return Pulse.of(at_s, 0.45, np.full((L, H), value, np.float32), np.full((L, 1), value, np.float32))

@@ -16,6 +16,7 @@ from tests.scenes.streams import SCALE, block, topology
 from fulgurite.viewer.bolts import Arcs, Bolts, Kind, frame_seed
 from fulgurite.viewer.colors import Display
 from fulgurite.viewer.contribution import NOT_CAPTURED, hue
+from fulgurite.viewer.glow import NEVER_S
 from fulgurite.viewer.scene import RATE_OVER_S, SPREAD_S, ReplicaScene, Storm
 from fulgurite.wire.frame import FrameBlock, RequestEvent
 from fulgurite.wire.topology import Topology
@@ -54,7 +55,7 @@ def test_heads_that_change_places_change_lights_and_nothing_else() -> None:
     before = _scene(frames)
     after = _scene(_with(frames, head_write=frames.columns["head_write"][..., order]))
     assert np.array_equal(after.heads.display, before.heads.display[:, order])
-    assert np.array_equal(after.plates.texture(0.0), before.plates.texture(0.0))
+    assert np.array_equal(after.plates.texels, before.plates.texels)
     assert np.array_equal(after.carpet.texture(0.0), before.carpet.texture(0.0))
 
 
@@ -62,7 +63,7 @@ def test_one_value_changes_one_texel() -> None:
     frames = block(SHAPE)
     values = frames.columns["head_write"].copy()
     values[0, 2, 3] *= 1.5
-    one, other = (_scene(f).heads.texture(0.0) for f in (frames, _with(frames, head_write=values)))
+    one, other = (_scene(f).heads.texels for f in (frames, _with(frames, head_write=values)))
     assert np.argwhere((one != other).any(axis=-1)).tolist() == [[2, 3]]
 
 
@@ -94,8 +95,8 @@ def test_experts_show_their_gate_weights_and_those_not_chosen_are_dark() -> None
 def test_without_frames_everything_is_unmeasured() -> None:
     scene = _scene()
     scene.advance(T0)
-    assert (scene.heads.texture(0.0)[..., 2] == 1.0).all()
-    assert (scene.plates.texture(0.0)[..., 2] == 1.0).all()
+    assert (scene.heads.texels[..., 2] == 1.0).all()
+    assert (scene.plates.texels[..., 2] == 1.0).all()
     assert (scene.carpet.texture(0.0)[..., 0] == -1.0).all()
     assert scene.tokens_per_chain is None
 
@@ -157,7 +158,7 @@ def test_attention_lights_no_node_and_strikes_reach_the_cells_of_the_largest_wei
     frames = block(SHAPE, deep=True)
     other = _with(frames, attended_weights=frames.columns["attended_weights"][..., ::-1].copy())
     one, two = (_scene(f) for f in (frames, other))
-    assert np.array_equal(one.heads.texture(0.0), two.heads.texture(0.0))
+    assert np.array_equal(one.heads.texels, two.heads.texels)
     assert not np.array_equal(one.carpet.read_s, two.carpet.read_s)
 
 
@@ -179,11 +180,11 @@ def test_what_was_captured_is_counted_over_the_last_seconds() -> None:
 def test_a_node_has_the_hue_of_its_own_contribution_and_its_light_stays_its_write() -> None:
     frames = block(SHAPE, deep=True)
     scene, plain = _scene(frames), _scene(block(SHAPE))
-    assert np.allclose(scene.heads.push, hue(frames.columns["head_contribution"][0]))
-    assert np.allclose(scene.plates.push[:, 0], hue(frames.columns["ffn_contribution"][0]))
+    assert np.allclose(scene.heads.hue, hue(frames.columns["head_contribution"][0]))
+    assert np.allclose(scene.plates.hue[:, 0], hue(frames.columns["ffn_contribution"][0]))
     assert np.array_equal(scene.heads.display, HEAD(frames.columns["head_write"][0]))
-    assert np.isnan(plain.heads.push).all()
-    assert (plain.heads.texture(0.0)[..., 3] == NOT_CAPTURED).all()
+    assert (plain.heads.hue == NOT_CAPTURED).all()
+    assert (plain.heads.texels[..., 3] == NOT_CAPTURED).all()
 
 
 def test_light_and_hue_of_a_node_are_those_of_one_token() -> None:
@@ -191,16 +192,16 @@ def test_light_and_hue_of_a_node_are_those_of_one_token() -> None:
     scene = _scene(frames)
     largest = HEAD(frames.columns["head_write"]).argmax(axis=0)
     hues = hue(frames.columns["head_contribution"])
-    assert np.allclose(scene.heads.push, np.take_along_axis(hues, largest[None], axis=0)[0])
+    assert np.allclose(scene.heads.hue, np.take_along_axis(hues, largest[None], axis=0)[0])
     scene.apply(_with(block(SHAPE), head_write=np.full((1, 4, 6), 9.0, np.float32)), T0 + 1.0)
     scene.advance(T0 + 2.0)
-    assert np.isnan(scene.heads.push).all()  # a brighter hit whose contribution was not captured
+    assert (scene.heads.hue == NOT_CAPTURED).all()  # a brighter hit whose contribution was not captured
 
 
 def test_an_unverified_token_has_no_hue_and_says_so() -> None:
     frames = _with(block(SHAPE, deep=True), residue=np.array([0.5], np.float32))
     scene = _scene(frames)
-    assert np.isnan(scene.heads.push).all()
+    assert (scene.heads.hue == NOT_CAPTURED).all()
     assert scene.shares is not None
     assert not scene.shares.is_verified
     assert scene.contributions.tokens == 0
@@ -215,7 +216,7 @@ def test_layers_light_up_one_after_the_other() -> None:
     lit = []
     for share in (0.0, 0.2, 0.5, 0.8, 1.0):
         scene.advance(T0 + share * SPREAD_S)
-        lit.append(int(np.isfinite(scene.heads.stamp_s).any(axis=1).sum()))
+        lit.append(int((scene.heads.stamp > NEVER_S).any(axis=1).sum()))
     assert lit == [0, 1, 2, 3, 4]
 
 
@@ -233,8 +234,8 @@ def test_what_is_lit_does_not_depend_on_when_it_was_looked_at(looks: list[float]
         often.advance(now_s)
     for scene in (often, once):
         scene.advance(end_s)
-    for part in ("heads", "plates", "carpet"):
-        assert np.array_equal(getattr(often, part).texture(0.0), getattr(once, part).texture(0.0))
+    assert np.array_equal(often.nodes.texels, once.nodes.texels)
+    assert np.array_equal(often.carpet.texture(0.0), once.carpet.texture(0.0))
     assert often.bolts.live(end_s) == once.bolts.live(end_s)
 
 
@@ -244,8 +245,8 @@ def test_after_clear_the_same_past_gives_the_same_scene() -> None:
     for scene in (fresh, used):
         scene.apply(block(SHAPE), T0)
         scene.advance(T0 + 0.3)
-    for part in ("heads", "plates", "carpet"):
-        assert np.array_equal(getattr(fresh, part).texture(0.0), getattr(used, part).texture(0.0))
+    assert np.array_equal(fresh.nodes.texels, used.nodes.texels)
+    assert np.array_equal(fresh.carpet.texture(0.0), used.carpet.texture(0.0))
     assert list(fresh.strip) == list(used.strip)
 
 
@@ -345,5 +346,5 @@ def test_time_stays_exact_far_from_the_epoch() -> None:
     at_s = 1.9e9
     storm.scenes[0].apply(block(SHAPE), at_s)
     storm.advance(at_s + 0.5)
-    stamps = storm.scenes[0].heads.texture(storm.origin_s)[..., 1]
+    stamps = storm.scenes[0].heads.texels[..., 1]
     assert math.isclose(float(stamps.min()) + storm.origin_s, at_s + SPREAD_S * 0.25 / 4, abs_tol=1e-3)

@@ -16,6 +16,7 @@ attended positions.
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
@@ -374,6 +375,7 @@ class Bolts:
         self._births = np.full(slots, -np.inf)
         self._next = 0
         self._coming_s = np.zeros(0)  # births of the arcs to come, in order
+        self._next_s = math.inf  # the first of them
         self._coming = np.zeros((0, TEXELS, 4), np.float32)
         self._busy: dict[int, int] = {}  # arcs alive in each interval of the admission's grid
         self._origin_s = 0.0
@@ -385,7 +387,7 @@ class Bolts:
         """No arc, none to come."""
         self.slots[:] = 0.0
         self._births[:] = -np.inf
-        self._coming_s, self._coming = self._coming_s[:0], self._coming[:0]
+        self._coming_s, self._coming, self._next_s = self._coming_s[:0], self._coming[:0], math.inf
         self._busy.clear()
         self.revision += 1
 
@@ -441,6 +443,7 @@ class Bolts:
         place = np.searchsorted(self._coming_s, births, side="right")  # never decreasing, as the births
         self._coming_s = np.insert(self._coming_s, place, births)
         self._coming = np.insert(self._coming, place, texels, axis=0)
+        self._next_s = float(self._coming_s[0])
 
     def advance(self, now_s: float, origin_s: float) -> None:
         """Arcs that are born by `now_s` take their slots, the oldest arc's first."""
@@ -448,19 +451,26 @@ class Bolts:
             self._origin_s = origin_s
             self.slots[:, 0, 3] = np.where(np.isfinite(self._births), self._births - origin_s, 0.0)
             self.revision += 1
-        due = int(np.searchsorted(self._coming_s, now_s, side="right"))
-        if due:
-            births, texels = self._coming_s[:due], self._coming[:due]
-            self._coming_s, self._coming = self._coming_s[due:], self._coming[due:]
-            alive = np.flatnonzero(births + LIFE_S > now_s)[-len(self.slots) :]
-            self._place(births[alive], texels[alive])
+        if now_s < self._next_s:
+            return
+        # Of those that are born by now, the ones that live, and for which there are slots.
+        dead, due = self._coming_s.searchsorted((now_s - LIFE_S, now_s), side="right").tolist()
+        first = max(dead, due - len(self.slots))
+        while first < due:  # once, or twice where the ring ends in between
+            last = min(due, first + len(self.slots) - self._next)
+            self._place(self._coming_s[first:last], self._coming[first:last])
+            first = last
+        self._coming_s, self._coming = self._coming_s[due:], self._coming[due:]
+        self._next_s = float(self._coming_s[0]) if len(self._coming_s) else math.inf
 
     def _place(self, births: NDArray[np.float64], texels: Floats) -> None:
-        where = (self._next + np.arange(len(births))) % len(self.slots)
-        self.slots[where] = texels
-        self.slots[where, 0, 3] = births - self._origin_s
-        self._births[where] = births
-        self._next = (self._next + len(births)) % len(self.slots)
+        """Let these begin in the next slots; they fit in before the ring's end."""
+        end = self._next + len(births)
+        slots = self.slots[self._next : end]
+        slots[:] = texels
+        slots[:, 0, 3] = births - self._origin_s
+        self._births[self._next : end] = births
+        self._next = end % len(self.slots)
         self.revision += 1
 
     def live(self, now_s: float) -> int:

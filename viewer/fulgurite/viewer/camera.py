@@ -278,7 +278,7 @@ class CameraRig:
         """Azimuth, elevation and opening angle now, in degrees, for a free area of that aspect."""
         preset = PRESETS[self.preset]
         # 0 in a wide area, 1 in one as high as wide; below 0 in a very wide one: seen more from the side
-        high = float(np.clip((2.55 - aspect) / 1.35, -0.25, 1.0))
+        high = min(1.0, max(-0.25, (2.55 - aspect) / 1.35))
         azimuth = preset.azimuth_deg + high * (preset.azimuth_high_deg - preset.azimuth_deg)
         elevation = preset.elevation_deg + high * (preset.elevation_high_deg - preset.elevation_deg)
         if preset.orbit_s:

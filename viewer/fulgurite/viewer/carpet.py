@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
+_FILL, _WRITTEN, _READ = range(3)  # channels of a texel
+
 SILENT_S = 3.0
 FIRST_TOKENS_PER_CELL = 1
 
@@ -44,6 +46,8 @@ class Carpet:
         self._fill: Floats | None = None
         self._measured = False
         self._texels = np.zeros((layers, cells, 4), np.float32)
+        self._stale = {_FILL, _WRITTEN, _READ}  # channels of the texels that are to be written
+        self._origin_s = 0.0
 
     def clear(self) -> None:
         """Nothing cached, nothing measured."""
@@ -51,7 +55,7 @@ class Carpet:
         self._sequences.clear()
         self._fill, self._measured = None, False
         self.tokens_per_cell = FIRST_TOKENS_PER_CELL
-        self.revision += 1
+        self._change(_FILL, _WRITTEN, _READ)
 
     def write(
         self, sequence: tuple[str, int], kv_tokens: NDArray[np.int32], at_s: float, *, first: int
@@ -82,7 +86,12 @@ class Carpet:
             self._sequences[sequence] = (held, at_s)
         if is_fuller:
             self._fill = None
+            self._change(_FILL)
         self._mark(kv_tokens, at_s, first)
+        self._change(_WRITTEN)
+
+    def _change(self, *channels: int) -> None:
+        self._stale.update(channels)
         self.revision += 1
 
     def _mark(self, kv_tokens: NDArray[np.int32], at_s: float, first: NDArray[np.integer[Any]]) -> None:
@@ -115,7 +124,7 @@ class Carpet:
     def read(self, layer: int, cell: int, at_s: float) -> None:
         """A drawn head looks at a cell."""
         self.read_s[layer, cell] = max(self.read_s[layer, cell], at_s)
-        self.revision += 1
+        self._change(_READ)
 
     def end(self, request_id: str) -> None:
         """A request is over: its cache is gone."""
@@ -123,18 +132,17 @@ class Carpet:
 
     def expire(self, now_s: float) -> None:
         """Forget sequences that have been silent for `SILENT_S`."""
-        silent = []
-        for key, (_, at_s) in self._sequences.items():
-            if at_s >= now_s - SILENT_S:
-                break  # who spoke later stands behind
-            silent.append(key)
-        self._drop(silent)
+        while self._sequences:
+            key = next(iter(self._sequences))  # who spoke later stands behind
+            if self._sequences[key][1] >= now_s - SILENT_S:
+                break
+            self._drop([key])
 
     def _drop(self, keys: Iterable[tuple[str, int]]) -> None:
         for key in keys:
             del self._sequences[key]
             self._fill = None
-            self.revision += 1
+            self._change(_FILL)
 
     def _grow(self, tokens: int) -> None:
         cells = self.written_s.shape[1]
@@ -142,37 +150,49 @@ class Carpet:
             self.tokens_per_cell *= 2
             self.written_s, self.read_s = _halved(self.written_s), _halved(self.read_s)
             self._fill = None
+            self._change(_FILL, _WRITTEN, _READ)
 
     def fill(self) -> Floats:
         """Share of the sequences under way that have cached up to each cell, shape (L, C)."""
+        return np.broadcast_to(self._shares(), self.written_s.shape)
+
+    def _shares(self) -> Floats:
+        """The same, kept until it changes; shape (1, C) where layers are alike."""
         if self._fill is None:
             self._fill = self._counted()
         return self._fill
 
     def _counted(self) -> Floats:
         layers, cells = self.written_s.shape
-        if not self._sequences:
-            return np.zeros((layers, cells), np.float32)
         each = [held for held, _ in self._sequences.values()]
-        if all(isinstance(held, int) for held in each):
+        if not each:
+            return np.zeros((1, cells), np.float32)
+        if set(map(type, each)) == {int}:
             cached = np.array(each)[:, None]
         else:
             cached = np.stack([np.broadcast_to(held, layers) for held in each])
-        rows = cached.shape[1]
-        reach = np.clip(-(-cached // self.tokens_per_cell), 0, cells)  # cells that it reaches into
-        at = reach + np.arange(rows) * (cells + 1)
+        reach = np.maximum(cached + (self.tokens_per_cell - 1), 0) // self.tokens_per_cell
+        reach = np.minimum(reach, cells)  # cells that it reaches into
+        rows = reach.shape[1]
+        at = reach if rows == 1 else reach + np.arange(rows) * (cells + 1)
         ends = np.bincount(at.ravel(), minlength=rows * (cells + 1)).reshape(rows, cells + 1)
-        longer = len(cached) - np.cumsum(ends, axis=1)[:, :cells]
-        return np.broadcast_to((longer / len(cached)).astype(np.float32), (layers, cells))
+        longer = len(each) - ends.cumsum(axis=1)[:, :cells]
+        return (longer / len(each)).astype(np.float32)
 
     def texture(self, origin_s: float) -> Floats:
         """RGBA texels: fill (-1: not measured), write stamp, read stamp, 0. Shape (L, C, 4).
 
-        The array is filled in place: copy it to keep it.
+        It is one array, changed in place: copy it to keep it.
         """
-        self._texels[..., 0] = self.fill() if self._measured else -1.0
-        for index, stamps in ((1, self.written_s), (2, self.read_s)):
-            np.maximum(stamps - origin_s, NEVER_S, out=self._texels[..., index], casting="same_kind")
+        if origin_s != self._origin_s:
+            self._origin_s = origin_s
+            self._stale |= {_WRITTEN, _READ}
+        if _FILL in self._stale:
+            self._texels[..., _FILL] = self._shares() if self._measured else -1.0
+        for channel, stamps in ((_WRITTEN, self.written_s), (_READ, self.read_s)):
+            if channel in self._stale:
+                np.maximum(stamps - origin_s, NEVER_S, out=self._texels[..., channel], casting="same_kind")
+        self._stale.clear()
         return self._texels
 
 

@@ -127,7 +127,7 @@ class Display:
 def display_of(scale: Scale | None, kind: str) -> Display | None:
     """The display function of a node kind (`head`, `ffn`); None while the stream has no scale for it."""
     ends = scale.kinds.get(kind) if scale is not None else None
-    if ends is None or not (np.isfinite(ends[0]) and np.isfinite(ends[1]) and ends[1] > ends[0]):
+    if ends is None or not (math.isfinite(ends[0]) and math.isfinite(ends[1]) and ends[1] > ends[0]):
         return None
     return Display(float(ends[0]), float(ends[1]), is_log=ends[0] > 0)
 

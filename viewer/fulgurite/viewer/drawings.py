@@ -76,8 +76,8 @@ class Sketch:
     index : ndarray of uint32, shape (m, 1), (m, 2) or (m, 3)
         Which points make up each primitive.
     attributes : arrays of float32, shape (n, k), by their names in the shader.
-    textures : the scene's texture for each sampler of the shader: `heads`, `plates`, `cells`, `colors`,
-        `push_colors`.
+    textures : the scene's texture for each sampler of the shader: `heads`, `plates` (those two are one:
+        `Glow.texels`), `cells`, `colors`, `push_colors`.
     uniforms : those that never change.
     """
 
@@ -123,10 +123,15 @@ def _flats(layout: Layout) -> list[Sketch]:
     disc = {"uDisc": float(layout.ffn_kind == "disc"), "uFade": 1.0}
     return [
         _carpet(layout),
-        Sketch("plates", "triangles", "over", *plates, {"uNodes": "plates", **_TINTED}, disc)
+        Sketch("plates", "triangles", "over", *plates, {"uNodes": "plates", **_TINTED}, disc | _first(layout))
         if plates_are_drawn(layout)
         else _sheet_of_experts(layout),
     ]
+
+
+def _first(layout: Layout) -> dict[str, float]:
+    """Plates stand behind the heads of their layer."""
+    return {"uFirst": float(layout.heads.shape[1])}
 
 
 def _carpet(layout: Layout) -> Sketch:
@@ -157,6 +162,7 @@ def _sheet_of_experts(layout: Layout) -> Sketch:
     index = np.array([[0, 1, 2], [0, 2, 3]], np.uint32)
     textures = {"uNodes": "plates", **_TINTED}
     uniforms = {"uGroup": 1.0, "uEvery": float(max(1, layers // 8)), "uRows": float(experts)}
+    uniforms |= _first(layout)
     places = {"cellAt": np.array(ends, np.float32)}
     return Sketch("walls", "triangles", "opaque", points, index, places, textures, uniforms)
 
@@ -182,7 +188,7 @@ def _heads(layout: Layout) -> list[Sketch]:
     halos = Sketch("halos", "points", "screen", places, index, at, textures, radius | least)
     if layout.walls is not None:
         group = {"uGroup": float(layout.group), "uEvery": float(max(1, layout.heads.shape[0] // 8))}
-        group["uRows"] = float(layout.heads.shape[1])
+        group |= {"uRows": float(layout.heads.shape[1]), "uFirst": 0.0}
         return [Sketch("walls", "triangles", "opaque", *_wall(layout), textures, group), halos]
     growth = {"uGrowth": HEAD_GROWTH - 1.0}
     return [Sketch("heads", "points", "opaque", places, index, at, textures, radius | growth), halos]

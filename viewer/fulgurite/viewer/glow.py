@@ -6,15 +6,20 @@ The fading is display persistence, not a measurement, and the legend says so (`F
 
 A node is *unmeasured*, and drawn hatched, until its first value, and again when frames keep coming without a
 value for it after its light has faded. Pure numpy.
+
+A hit changes the texels themselves, which are the memory that the GPU is sent; the fading is the shader's. So
+a picture costs what arrived since the last one, and not what is lit.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fulgurite.viewer.contribution import texel
+from fulgurite.viewer.contribution import NOT_CAPTURED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,138 +30,188 @@ FADE_S = 0.28
 FADES_OVER_S = 0.8  # the time after which 6 % is left
 NEVER_S = -1e6  # the stamp of a node that was never hit, in a texture
 _REACH_S = 20.0  # lights are compared as of one time, moved on so often that no exponential overflows
-_LIGHT, _STATE, _PUSH = 1, 2, 4
-_EVERY = _LIGHT | _STATE | _PUSH
+_MEASURED, _UNMEASURED, _HIDDEN = 0.0, 1.0, 2.0
 
 
-class Glow:
-    """The lights of a grid of nodes.
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """Values on their way to the nodes of a `Glow`, reckoned once for all of them.
 
     Attributes
     ----------
-    display : ndarray of float32
-        Display value of the hit that is shown, 0 … 1.
-    stamp_s : ndarray of float64
-        When it hit.
-    push : ndarray of float32
-        Hue of the signed push of the same token's contribution, -1 … 1; NaN where it was not captured.
+    epoch : of use as long as this is `Glow.epoch`.
+    level : ndarray of float32, shape (n,)
+        Their light, reckoned to the time as of which lights are compared.
+    hits : ndarray of complex64, shape (n,)
+        Display value and stamp, as they lie side by side in a texel: they are copied as one.
+    hues : ndarray of float32, shape (n,), as in a texel; None: none was captured.
+    known : ndarray of bool, shape (n,): which have a value; None: all.
+    """
+
+    epoch: int
+    level: Floats
+    hits: NDArray[np.complex64]
+    hues: Floats | None
+    known: NDArray[np.bool_] | None
+
+
+class Glow:
+    """The lights of a grid of nodes. Where nodes are named by a slice, it is one of the flattened grid.
+
+    Attributes
+    ----------
+    texels : ndarray of float32, shape (*shape, 4)
+        Display value of the hit that is shown (0 … 1), when it hit (seconds since the origin), state (0:
+        measured, 1: unmeasured, 2: hidden), and the hue of the signed push of the same token's contribution
+        (-1 … 1, or `contribution.NOT_CAPTURED`). Changed in place.
     revision : int
         Rises when something changed.
+    epoch : int
+        Rises when what is `Incoming` must be reckoned again.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.display = np.zeros(shape, np.float32)
-        self.push = np.full(shape, np.nan, np.float32)
-        self.stamp_s = np.full(shape, -np.inf)
-        self.revision = 0
-        self._level = np.zeros(shape, np.float32)  # the light of each node, reckoned to `_level_s`
-        self._level_s = 0.0
-        self._measured_s = np.full(shape, -np.inf)
-        row = (shape[0], *(1,) * (len(shape) - 1))
-        self._whole_s = np.full(row, -np.inf)  # when all of a row had a value
-        self._missing_s = np.full(shape, -np.inf)
-        self._has_missing = self._has_push = False  # since it was cleared
-        self._hidden = np.zeros(shape, np.bool_)
+        self.shape = shape
+        self.texels = np.zeros((*shape, 4), np.float32)
+        self._display, self._stamp, self._state, self._hue = self.texels.reshape(-1, 4).T
+        self._hits = self.texels.reshape(-1, 4).view(np.complex64)[:, 0]  # display and stamp
+        nodes = len(self._display)
+        self._level = np.zeros(nodes, np.float32)  # the light of each node, reckoned to `_level_s`
+        self._measured = np.zeros(nodes, np.float32)  # when it had a value last, since the origin
+        self._missing = np.zeros(nodes, np.float32)  # when it had none
+        self._hidden = np.zeros(nodes, np.bool_)
         self._origin_s = 0.0
-        self._texels = np.zeros((*shape, 4), np.float32)
-        self._stale = _EVERY  # channels of the texels that are to be written
+        self.revision = self.epoch = 0
+        self.clear()
 
     def clear(self) -> None:
         """No light, nothing measured; what is hidden stays hidden."""
-        self.display[:] = 0.0
-        self.push[:] = np.nan
         self._level[:], self._level_s = 0.0, 0.0
-        for stamps in (self.stamp_s, self._measured_s, self._whole_s, self._missing_s):
-            stamps[:] = -np.inf
-        self._has_missing = self._has_push = False
-        self._stale = _EVERY
+        self._display[:], self._stamp[:], self._hue[:] = 0.0, NEVER_S, NOT_CAPTURED
+        self._measured[:] = self._missing[:] = -np.inf
+        self._is_settled = self._has_missing = self._has_hues = False  # settled: every node had a value once
+        self._tell(slice(None))
+        self.epoch += 1
         self.revision += 1
 
-    def hide(self, hidden: NDArray[np.bool_] | None) -> None:
+    def hide(self, hidden: NDArray[np.bool_]) -> None:
         """Leave these nodes out of what is looked at: they keep their light, and are drawn as bare glass."""
-        self._hidden[:] = False if hidden is None else hidden
-        self._stale |= _STATE
+        self._hidden[:] = hidden.ravel()
+        self._tell(slice(None))
         self.revision += 1
 
-    def hit(
-        self,
-        where: slice | NDArray[np.intp],
-        display: Floats,
-        at_s: NDArray[np.float64] | float,
-        push: Floats | float = np.nan,
-    ) -> None:
-        """Values arrive at the nodes `where` (of the first axis, each once). NaN: no value for this node.
+    def move_origin(self, origin_s: float) -> None:
+        """From now on stamps are relative to `origin_s`: float32 cannot tell UNIX times a minute apart."""
+        if origin_s == self._origin_s:
+            return
+        later_s, self._origin_s = origin_s - self._origin_s, origin_s
+        for stamps in (self._stamp, self._measured, self._missing):
+            np.subtract(stamps, np.float32(later_s), out=stamps)
+        np.maximum(self._stamp, NEVER_S, out=self._stamp)
+        self.epoch += 1
+        self.revision += 1
 
-        A hit brings its own `push` along, so that light and hue are those of one token.
+    def ready(
+        self, values: Floats, at_s: float, delay_s: Floats, gain: Floats, hues: Floats | None = None
+    ) -> Incoming:
+        """Values that arrive at the nodes, each `delay_s` after `at_s`, as `hit` takes them.
+
+        Parameters
+        ----------
+        values, delay_s : ndarray of float32, shape (n,), of the flattened grid
+            Display values; NaN: no value for this node.
+        gain : ndarray of float32, shape (n,)
+            ``exp(delay_s / FADE_S)``, which is the same for many.
+        hues : ndarray of float32, shape (n,)
+            As in `texels`: a hit brings its own along, so that light and hue are those of one token.
         """
-        self._move_level(float(np.max(at_s)))
-        level = display * np.exp((at_s - self._level_s) / FADE_S, dtype=np.float64).astype(np.float32)
-        taken = level >= self._level[where]  # NaN is not
-        _put(self._level, where, level, taken)
-        _put(self.display, where, display, taken)
-        _put(self.stamp_s, where, at_s, taken)
-        if self._has_push or not isinstance(push, float):
-            _put(self.push, where, push, taken)
-            self._has_push = True
-            self._stale |= _PUSH
-        self._note(where, np.isfinite(display), at_s)
-        self._stale |= _LIGHT
+        if at_s - self._level_s > _REACH_S:
+            self._move_level(at_s)
+        hits = np.empty(len(values), np.complex64)
+        hits.real, hits.imag = values, delay_s
+        hits.imag += np.float32(at_s - self._origin_s)
+        level = values * gain
+        level *= np.float32(math.exp((at_s - self._level_s) / FADE_S))
+        known = np.isfinite(values)
+        return Incoming(self.epoch, level, hits, hues, None if known.all() else known)
+
+    def hit(self, nodes: slice, incoming: Incoming) -> None:
+        """Values arrive at some nodes."""
+        level, before, hits = incoming.level[nodes], self._level[nodes], incoming.hits[nodes]
+        taken = level >= before  # NaN is not
+        np.copyto(before, level, where=taken)
+        np.copyto(self._hits[nodes], hits, where=taken)
+        if self._has_hues or incoming.hues is not None:
+            self._has_hues = True
+            hues = NOT_CAPTURED if incoming.hues is None else incoming.hues[nodes]
+            np.copyto(self._hue[nodes], hues, where=taken)
+        self._note(nodes, hits.imag, None if incoming.known is None else incoming.known[nodes])
         self.revision += 1
 
     def _move_level(self, at_s: float) -> None:
-        """Compare lights as they were at a time close to `at_s`."""
-        late_s = at_s - self._level_s
-        if late_s > _REACH_S:
-            with np.errstate(under="ignore"):
-                self._level *= np.float32(np.exp(-late_s / FADE_S))
-            self._level_s = at_s
+        """Compare lights as they were at `at_s`."""
+        self._level *= np.float32(math.exp((self._level_s - at_s) / FADE_S))
+        self._level_s = at_s
+        self.epoch += 1
 
-    def _note(
-        self, where: slice | NDArray[np.intp], known: NDArray[np.bool_], at_s: NDArray[np.float64] | float
-    ) -> None:
-        """Which nodes had a value, and which had none."""
-        before = self._whole_s[where]
-        if known.all():
-            if self._has_missing or not np.isfinite(before).all():
-                self._stale |= _STATE
-            self._whole_s[where] = np.maximum(before, at_s)
-            return
-        _put(self._measured_s, where, np.maximum(self._measured_s[where], at_s), known)
-        _put(self._missing_s, where, np.maximum(self._missing_s[where], at_s), ~known)
-        self._has_missing = True
-        self._stale |= _STATE
+    def _note(self, nodes: slice, stamp: Floats, known: NDArray[np.bool_] | None) -> None:
+        """Which nodes had a value (None: all of them), and which had none."""
+        measured = self._measured[nodes]
+        if known is None:
+            np.maximum(measured, stamp, out=measured)
+        else:
+            missing = self._missing[nodes]
+            np.maximum(measured, stamp, out=measured, where=known)
+            np.maximum(missing, stamp, out=missing, where=~known)
+            self._has_missing = True
+        if self._has_missing or not self._is_settled:
+            self._tell(nodes)
+            self._is_settled = not self._has_missing and bool(np.isfinite(self._measured).all())
 
-    def unmeasured(self, where: slice | NDArray[np.intp] = slice(None)) -> NDArray[np.bool_]:
+    def _tell(self, nodes: slice) -> None:
+        """Write the state of these nodes."""
+        unmeasured = np.where(self._is_unmeasured(nodes), _UNMEASURED, _MEASURED)
+        self._state[nodes] = np.where(self._hidden[nodes], _HIDDEN, unmeasured)
+
+    def _is_unmeasured(self, nodes: slice) -> NDArray[np.bool_]:
+        measured = self._measured[nodes]
+        return np.asarray((measured == -np.inf) | (self._missing[nodes] > measured + FADES_OVER_S), np.bool_)
+
+    # for who looks
+
+    def columns(self, first: int, last: int) -> Lights:
+        """A part of the grid, to look at."""
+        return Lights(self, slice(first, last))
+
+    def unmeasured(self) -> NDArray[np.bool_]:
         """Nodes without a value: never measured, or missing in every frame since their light has faded."""
-        measured_s = np.maximum(self._measured_s[where], self._whole_s[where])
-        with np.errstate(invalid="ignore"):
-            gone = self._missing_s[where] > measured_s + FADES_OVER_S
-        return np.asarray(gone | (measured_s == -np.inf), np.bool_)
+        return self._is_unmeasured(slice(None)).reshape(self.shape)
 
     def light(self, now_s: float) -> Floats:
         """What is shown at `now_s`: the display value, faded."""
-        with np.errstate(over="ignore"):
-            left = np.exp(np.minimum(0.0, (self.stamp_s - now_s) / FADE_S))
-        return np.where(np.isfinite(self.stamp_s), self.display * left, 0.0).astype(np.float32)
-
-    def texture(self, origin_s: float) -> Floats:
-        """RGBA texels: display, stamp relative to `origin_s`, state, push. Shape (*shape, 4).
-
-        State is 0 for a measured node, 1 for an unmeasured one, 2 for a hidden one. The array is filled
-        in place: copy it to keep it.
-        """
-        texels, stale = self._texels, self._stale
-        if stale & _LIGHT or origin_s != self._origin_s:
-            texels[..., 0] = self.display
-            np.maximum(self.stamp_s - origin_s, NEVER_S, out=texels[..., 1], casting="same_kind")
-        if stale & _STATE:
-            texels[..., 2] = np.where(self._hidden, 2.0, self.unmeasured())
-        if stale & _PUSH:
-            texels[..., 3] = texel(self.push)
-        self._origin_s, self._stale = origin_s, 0
-        return texels
+        with np.errstate(over="ignore", invalid="ignore"):
+            left = self._level * np.exp((self._level_s - now_s) / FADE_S)
+        return np.asarray(np.fmin(left, self._display), np.float32).reshape(self.shape)
 
 
-def _put(array: NDArray[Any], where: slice | NDArray[np.intp], values: Any, taken: NDArray[np.bool_]) -> None:
-    """New `values` for those of the rows `where` that are `taken`."""
-    array[where] = np.where(taken, values, array[where])  # a masked copy takes four times as long
+class Lights:
+    """Some columns of a `Glow`, to look at.
+
+    Attributes
+    ----------
+    texels, display, stamp, hue : ndarray of float32
+        As `Glow.texels`, and three of its channels.
+    """
+
+    def __init__(self, glow: Glow, columns: slice) -> None:
+        self._glow, self._columns = glow, columns
+        self.texels = glow.texels[:, columns]
+        self.display, self.stamp, _, self.hue = np.moveaxis(self.texels, -1, 0)
+
+    def unmeasured(self) -> NDArray[np.bool_]:
+        """Nodes without a value."""
+        return self._glow.unmeasured()[:, self._columns]
+
+    def light(self, now_s: float) -> Floats:
+        """What is shown at `now_s`."""
+        return self._glow.light(now_s)[:, self._columns]

@@ -1,34 +1,37 @@
 """The light of forward passes on its way along the layers: one after the other, a display of their order.
 
-A pass lights layer l at ``at_s + spread_s * (l + offset) / L``: its heads a little before its FFN block. What
-the passes under way reach in one picture is gathered, and hits the nodes at once. Where passes come closer
-upon each other than pictures do, those of one sixtieth of a second travel as one, from its end on, each faded
-by the time that it waited: a node's light is the same as if it had come alone, up to a sixtieth later. Pure
-numpy.
+A pass lights layer l at ``at_s + spread_s * (l + offset) / L``: its heads a little before its FFN block.
+Heads and plates are columns of one grid, so what a pass reaches from one picture to the next is one run of
+it. Where passes come closer upon each other than pictures do, those of one sixtieth of a second travel as
+one, from its end on, each faded by the time that it waited: a node's light is the same as if it had come
+alone, up to a sixtieth later. Pure numpy.
 
-Shape letters: L layers, H heads, E plates.
+Shape letters: L layers, H heads, E plates, W = H + E.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fulgurite.viewer.contribution import NOT_CAPTURED, texel
 from fulgurite.viewer.glow import FADE_S
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fulgurite.viewer.glow import Glow
+    from fulgurite.viewer.glow import Glow, Incoming
 
     Floats = NDArray[np.float32]
 
 HEADS_AT, PLATES_AT = 0.25, 0.60  # of the way through a layer
 JOINED_PER_S = 60.0  # passes that come more often than this travel together
+_NO_HUE = np.float32(NOT_CAPTURED)
 
 
 @dataclass(slots=True)
@@ -37,37 +40,67 @@ class Pulse:
 
     Attributes
     ----------
-    heads, plates : ndarray of float32, shape (L, H) and (L, E); NaN: no value.
-    head_hues, plate_hues : likewise, hues of the push; None: not captured.
+    values : ndarray of float32, shape (L * W,): the flattened grid; NaN: no value.
+    hues : likewise, hues of the push as they go into a texture; None: none was captured.
+    reached : how many rows (of a `_Course`) its light has come to.
+    incoming : as the nodes take it; None: it has not come to any, or another has joined since.
     """
 
     at_s: float
     spread_s: float
-    heads: Floats
-    plates: Floats
-    head_hues: Floats | None = None
-    plate_hues: Floats | None = None
+    values: Floats
+    hues: Floats | None = None
+    reached: int = 0
+    incoming: Incoming | None = None
+
+    @classmethod
+    def of(
+        cls,
+        at_s: float,
+        spread_s: float,
+        heads: Floats,
+        plates: Floats,
+        head_hues: Floats | None = None,
+        plate_hues: Floats | None = None,
+    ) -> Pulse:
+        """A pass by its parts, shape (L, H) and (L, E); NaN in hues, or None: not captured."""
+        values = np.concatenate([heads, plates], axis=1).reshape(-1)
+        if head_hues is None and plate_hues is None:
+            return cls(at_s, spread_s, values)
+        hues = [
+            np.full_like(part, np.nan) if hue is None else hue
+            for part, hue in ((heads, head_hues), (plates, plate_hues))
+        ]
+        return cls(at_s, spread_s, values, texel(np.concatenate(hues, axis=1).reshape(-1)))
 
     def faded(self, at_s: float) -> Pulse:
         """The same light, begun at a later time."""
         left = np.float32(math.exp((self.at_s - at_s) / FADE_S))
-        return replace(self, at_s=at_s, heads=self.heads * left, plates=self.plates * left)
+        return replace(self, at_s=at_s, values=self.values * left)
 
     def join(self, other: Pulse) -> None:
-        """Another pass that begins at the same time."""
-        self.heads, self.head_hues = _brighter(self.heads, self.head_hues, other.heads, other.head_hues)
-        self.plates, self.plate_hues = _brighter(self.plates, self.plate_hues, other.plates, other.plate_hues)
+        """Another pass that begins at the same time: each node has the larger value, with its hue."""
+        if self.hues is not None or other.hues is not None:
+            mine, theirs = (_NO_HUE if pulse.hues is None else pulse.hues for pulse in (self, other))
+            taken = (other.values >= self.values) | np.isnan(self.values)
+            self.hues = np.where(taken, theirs, mine)
+        np.fmax(self.values, other.values, out=self.values)
+        self.incoming = None
 
 
 class Pulses:
-    """The passes under way."""
+    """The passes under way.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    layers, heads, plates : int
+        Shape of the grid of nodes: (layers, heads + plates).
+    """
+
+    def __init__(self, layers: int, heads: int, plates: int) -> None:
+        self._shape = layers, heads, plates
         self._under_way: deque[Pulse] = deque()
-        self._times = np.zeros((2, 0))  # when each began, over how long it spreads
-        self._reached = np.zeros(
-            (2, 0), np.intp
-        )  # the first layer of heads, of plates, that each has not lit yet
+        self._courses: dict[float, _Course] = {}  # by the time that a pass spreads over
         self._last_s = -math.inf  # when the last pass came
         self._joined: Pulse | None = None  # what the last passes travel with
 
@@ -77,28 +110,22 @@ class Pulses:
     def clear(self) -> None:
         """None is under way."""
         self._under_way.clear()
-        self._times, self._reached = self._times[:, :0], self._reached[:, :0]
         self._last_s, self._joined = -math.inf, None
 
     def add(self, pulse: Pulse) -> None:
         """A pass begins."""
         since_s, self._last_s = pulse.at_s - self._last_s, pulse.at_s
         if not 0.0 < since_s < 1.0 / JOINED_PER_S:
-            self._begin(pulse)
+            self._under_way.append(pulse)
             return
         # When they begin follows from when they came, and not from what was drawn in between.
         end_s = (math.floor(pulse.at_s * JOINED_PER_S) + 1) / JOINED_PER_S
         joined, pulse = self._joined, pulse.faded(end_s)
         if joined is None or joined.at_s != end_s or joined.spread_s != pulse.spread_s:
             self._joined = pulse
-            self._begin(pulse)
+            self._under_way.append(pulse)
         else:
             joined.join(pulse)
-
-    def _begin(self, pulse: Pulse) -> None:
-        self._under_way.append(pulse)
-        self._times = np.column_stack([self._times, (pulse.at_s, pulse.spread_s)])
-        self._reached = np.column_stack([self._reached, (0, 0)])
 
     def front(self, now_s: float) -> float | None:
         """How far the pass that is furthest on has come, 0 to 1; None: none is under way."""
@@ -107,94 +134,46 @@ class Pulses:
                 return min(1.0, (now_s - pulse.at_s) / pulse.spread_s)
         return None
 
-    def advance(self, now_s: float, heads: Glow, plates: Glow) -> None:
+    def advance(self, now_s: float, glow: Glow) -> None:
         """Light what is reached by `now_s`."""
-        if not self._under_way:
-            return
-        for kind, (glow, offset) in enumerate(((heads, HEADS_AT), (plates, PLATES_AT))):
-            begin = self._reached[kind].copy()
-            self._reached[kind] = np.maximum(begin, self._arrived(now_s, len(glow.display), offset))
-            self._strike(glow, offset, begin, self._reached[kind], plates=kind == 1)
-        done = 0
-        while done < len(self._under_way) and self._reached[1, done] >= len(self._under_way[done].plates):
-            done += 1
-        for _ in range(done):
+        for pulse in self._under_way:
+            self._travel(pulse, now_s, glow)
+        while self._under_way and self._under_way[0].reached == 2 * self._shape[0]:
             self._under_way.popleft()
-        self._times, self._reached = self._times[:, done:], self._reached[:, done:]
 
-    def _arrived(self, now_s: float, layers: int, offset: float) -> NDArray[np.intp]:
-        """The first layer of each pass that its light has not reached at `now_s`."""
-        at_s, spread_s = self._times
-        progress = (now_s - at_s) / np.where(spread_s > 0.0, spread_s, 1.0) * layers - offset
-        reached = np.minimum(np.maximum(np.floor(progress) + 1, 0), layers)
-        return np.where(spread_s > 0.0, reached, layers * (now_s >= at_s)).astype(np.intp)
-
-    def _strike(
-        self, glow: Glow, offset: float, begin: NDArray[np.intp], end: NDArray[np.intp], *, plates: bool
-    ) -> None:
-        """Hit the layers `begin` to `end` of each pass.
-
-        A layer that several passes have reached is hit in several rounds; their order is all one (`glow`).
-        """
-        long = end - begin
-        if not long.any():
+    def _travel(self, pulse: Pulse, now_s: float, glow: Glow) -> None:
+        course = self._courses.get(pulse.spread_s)
+        if course is None:
+            course = self._courses[pulse.spread_s] = _Course(*self._shape, pulse.spread_s)
+        begin, end = pulse.reached, course.reached(now_s - pulse.at_s)
+        if end <= begin:
             return
-        who = np.repeat(np.arange(len(long)), long)
-        layers = np.arange(len(who)) - np.repeat(np.cumsum(long) - long - begin, long)
-        values, pushes = self._gathered(begin, end, plates=plates)
-        at_s, spread_s = self._times[:, who]
-        due_s = (at_s + spread_s * (layers + offset) / len(glow.display))[:, None]
-        order = np.argsort(layers, kind="stable")
-        for rows in _rounds(order, layers[order]):
-            push = np.nan if pushes is None else pushes[rows]
-            glow.hit(_run(layers[rows]), values[rows], due_s[rows], push)
-
-    def _gathered(
-        self, begin: NDArray[np.intp], end: NDArray[np.intp], *, plates: bool
-    ) -> tuple[Floats, Floats | None]:
-        """Values and hues of the layers that each pass has reached, one under the other."""
-        spans = zip(self._under_way, begin.tolist(), end.tolist(), strict=True)
-        parts = [
-            (pulse.plates[low:high], pulse.plate_hues, low, high)
-            if plates
-            else (pulse.heads[low:high], pulse.head_hues, low, high)
-            for pulse, low, high in spans
-            if high > low
-        ]
-        values = np.concatenate([part[0] for part in parts])
-        if all(hues is None for _, hues, _, _ in parts):
-            return values, None
-        pushes = [
-            np.full_like(of, np.nan) if hues is None else hues[low:high] for of, hues, low, high in parts
-        ]
-        return values, np.concatenate(pushes)
+        if pulse.incoming is None or pulse.incoming.epoch != glow.epoch:
+            pulse.incoming = glow.ready(pulse.values, pulse.at_s, course.delay_s, course.gain, pulse.hues)
+        glow.hit(slice(course.nodes[begin], course.nodes[end]), pulse.incoming)
+        pulse.reached = end
 
 
-def _brighter(
-    values: Floats, hues: Floats | None, others: Floats, other_hues: Floats | None
-) -> tuple[Floats, Floats | None]:
-    """For each node the larger value, with its hue."""
-    if hues is None and other_hues is None:
-        return np.fmax(values, others), None
-    before = np.full_like(values, np.nan) if hues is None else hues
-    theirs = np.full_like(values, np.nan) if other_hues is None else other_hues
-    taken = (others >= values) | np.isnan(values)
-    return np.fmax(values, others), np.where(taken, theirs, before)
+class _Course:
+    """When a pass that spreads over `spread_s` comes to each node.
 
+    Its rows are what is lit at once: the heads of layer 0, its plates, the heads of layer 1, and so on.
 
-def _rounds(order: NDArray[np.intp], layers: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    """`order`, whose `layers` never fall, in as many parts as it takes for each to have a layer once."""
-    same = layers[1:] == layers[:-1]
-    if not same.any():
-        return [order]
-    place = np.arange(len(order))
-    begins = place.copy()
-    begins[1:][same] = 0
-    turn = place - np.maximum.accumulate(begins)
-    return [order[turn == number] for number in range(int(turn.max()) + 1)]
+    Attributes
+    ----------
+    nodes : the first node of each row in the flattened grid, and the number of all.
+    delay_s, gain : ndarray of float32, shape (L * W,)
+        As `Glow.ready` takes them.
+    """
 
+    def __init__(self, layers: int, heads: int, plates: int, spread_s: float) -> None:
+        rows_s = (spread_s * (np.arange(layers)[:, None] + [HEADS_AT, PLATES_AT]) / max(1, layers)).ravel()
+        wide = np.tile([heads, plates], layers)
+        self.nodes: list[int] = [0, *np.cumsum(wide).tolist()]
+        self.delay_s = np.repeat(rows_s, wide).astype(np.float32)
+        self.gain = np.exp(self.delay_s / np.float32(FADE_S))
+        self._rows_s: list[float] = rows_s.tolist()
 
-def _run(layers: NDArray[np.intp]) -> slice | NDArray[np.intp]:
-    """Rising layers, as a slice where none is left out: it costs no copy."""
-    low, high = int(layers[0]), int(layers[-1]) + 1
-    return slice(low, high) if high - low == len(layers) else layers
+    def reached(self, since_s: float) -> int:
+        """How many rows it has come to, `since_s` after it began."""
+        return bisect_right(self._rows_s, since_s)

@@ -144,10 +144,11 @@ class ReplicaScene:
     Attributes
     ----------
     layout : Layout
-    heads : Glow
-        Shape (L, H).
-    plates : Glow
-        Shape (L, E), E = 1 for a dense FFN. Dense: the FFN's activity. With experts: their gate weights.
+    nodes : Glow
+        Heads, then plates of each layer, shape (L, H + E), E = 1 for a dense FFN. One grid, so that a pass
+        lights what it reaches in one go.
+    heads, plates : Lights
+        Its two parts. Of plates, dense: the FFN's activity; with experts: their gate weights.
     carpet : Carpet
     bolts : Bolts
     strip : deque of StripToken
@@ -174,8 +175,9 @@ class ReplicaScene:
         self.title = title or topology.model_name
         self.tokens_shown = tokens_shown
         self.layout = Layout.for_topology(topology)
-        self.heads = Glow((topology.layers, topology.heads))
-        self.plates = Glow((topology.layers, self.layout.plates.shape[1]))
+        heads, plates = topology.heads, self.layout.plates.shape[1]
+        self.nodes = Glow((topology.layers, heads + plates))
+        self.heads, self.plates = self.nodes.columns(0, heads), self.nodes.columns(heads, heads + plates)
         self.carpet = Carpet(topology.layers, CELLS)
         self.bolts = Bolts(slots)
         self.strip: deque[StripToken] = deque(maxlen=STRIP_TOKENS)
@@ -191,7 +193,7 @@ class ReplicaScene:
         self._last_chain_s: dict[str, float] = {}
         self._followed: dict[tuple[str, int], float] = {}  # sequence: when its newest token was played
         self._row_free_s = -math.inf  # not before then
-        self._pulses = Pulses()
+        self._pulses = Pulses(topology.layers, heads, plates)
         self._pace: deque[tuple[float, int]] = deque()
         self._seen: deque[_Seen] = deque()
         self._sums = [0, 0, 0, 0, 0]  # over what was seen: tokens, chains, read, layers read, pushed
@@ -242,7 +244,7 @@ class ReplicaScene:
 
     def clear(self) -> None:
         """Nothing was applied: for a seek, before the past of the new place is applied."""
-        for part in (self.heads, self.plates, self.carpet, self.bolts, self.strip, self._pulses):
+        for part in (self.nodes, self.carpet, self.bolts, self.strip, self._pulses):
             part.clear()
         self._seen.clear()
         self._pace.clear()
@@ -270,9 +272,13 @@ class ReplicaScene:
     def set_focus(self, focus: Focus) -> None:
         """What is looked at from now on; who sets it applies the past anew."""
         self.focus = focus
-        blocks = focus.hidden_blocks(self.topology)
-        self.heads.hide(focus.hidden_heads(self.topology))
-        self.plates.hide(None if blocks is None else blocks[:, None])
+        heads, blocks = focus.hidden_heads(self.topology), focus.hidden_blocks(self.topology)
+        hidden = np.zeros(self.nodes.shape, np.bool_)
+        if heads is not None:
+            hidden[:, : self.topology.heads] = heads
+        if blocks is not None:
+            hidden[:, self.topology.heads :] = blocks[:, None]
+        self.nodes.hide(hidden)
         self.hud_revision += 1
 
     def apply(
@@ -298,7 +304,8 @@ class ReplicaScene:
 
     def advance(self, now_s: float, origin_s: float = 0.0) -> None:
         """Light what is due by `now_s`."""
-        self._pulses.advance(now_s, self.heads, self.plates)
+        self.nodes.move_origin(origin_s)
+        self._pulses.advance(now_s, self.nodes)
         self.carpet.expire(now_s)
         self._forget(now_s)
         self.bolts.advance(now_s, origin_s)
@@ -559,8 +566,10 @@ class ReplicaScene:
     def _forget(self, now_s: float) -> None:
         while self._seen and self._seen[0].at_s < now_s - RATE_OVER_S:
             self._count(self._seen.popleft(), -1)
-        silent = itertools.takewhile(lambda item: item[1] < now_s - RATE_OVER_S, self._last_token_s.items())
-        for request_id in [name for name, _ in silent]:
+        while self._last_token_s:
+            request_id = next(iter(self._last_token_s))  # who was silent longest
+            if self._last_token_s[request_id] >= now_s - RATE_OVER_S:
+                break
             self._end(request_id)
 
     def _end(self, request_id: str) -> None:

@@ -54,16 +54,16 @@ class StepLight:
     def of(cls, block: FrameBlock, topology: Topology, display: Callable[[str], Display | None]) -> StepLight:
         """The light of `block`, with the display function of each node kind."""
         columns, (layers, heads) = block.columns, (topology.layers, topology.heads)
-        expert = display("expert")
+        head, ffn, expert = display("head"), display("ffn"), display("expert")
         assert expert is not None
         return cls(
             block,
             topology,
-            display("head"),
-            display("ffn"),
+            head,
+            ffn,
             expert,
-            columns.get("head_write") if display("head") is not None else None,
-            columns.get("ffn_write") if display("ffn") is not None else None,
+            None if head is None else columns.get("head_write"),
+            None if ffn is None else columns.get("ffn_write"),
             pushes(block, "head_contribution", (layers, heads), topology.dtype)
             if "head_contribution" in columns
             else None,
@@ -93,7 +93,7 @@ class StepLight:
             ffn_hues = np.broadcast_to(ffn_hues, plates.shape)
         heads = _shown(self.head_display, self.head_write, low, high, (layers, self.topology.heads))
         self._hide_absent(heads)
-        return Pulse(at_s, spread_s, heads, plates, head_hues, ffn_hues)
+        return Pulse.of(at_s, spread_s, heads, plates, head_hues, ffn_hues)
 
     def _hide_absent(self, heads: Floats) -> None:
         """Layers with fewer heads than others have no value beyond theirs."""

@@ -19,9 +19,10 @@ export function hueOf(logits, constants) {
   return Math.sign(logits) * Math.min(1, Math.log1p(Math.abs(logits) / constants.linear_logits) / reach);
 }
 
-/** A grid of nodes, shape (layers, width): each shows its largest recent display value, fading. */
+/** A grid of nodes, shape (layers, width): each shows its largest recent display value, fading; in `texels`, whose lines have `wide`, from `first` on. */
 export class Glow {
-  constructor(layers, width, constants) {
+  constructor(layers, width, constants, texels, wide, first) {
+    Object.assign(this, { texels, wide, first });
     this.layers = layers;
     this.width = width;
     this.constants = constants;
@@ -31,7 +32,6 @@ export class Glow {
     this.push = new Float32Array(n);
     this.measured = new Float64Array(n);
     this.missing = new Float64Array(n);
-    this.texels = new Float32Array(n * 4);  // width of the texture: layers
     this.leaves = () => false;  // whether a layer is left out of what is looked at
     this.clear();
   }
@@ -66,10 +66,10 @@ export class Glow {
 
   /** Write the texels anew, stamps relative to `origin`. */
   writeTexels(origin) {
-    const { layers, width, texels } = this;
+    const { layers, width, texels, wide, first } = this;
     for (let layer = 0; layer < layers; layer++) {
       for (let index = 0; index < width; index++) {
-        const i = layer * width + index, t = (index * layers + layer) * 4;
+        const i = layer * width + index, t = (layer * wide + first + index) * 4;
         texels[t] = this.display[i];
         texels[t + 1] = this.stamp[i] === -Infinity ? NEVER : this.stamp[i] - origin;
         texels[t + 2] = this.leaves(layer) ? HIDDEN : this.isUnmeasured(i) ? 1 : 0;
@@ -179,7 +179,7 @@ export class Carpet {
     for (let layer = 0; layer < layers; layer++) {
       const fills = this.isMeasured ? this.fills(layer) : null;
       for (let cell = 0; cell < cells; cell++) {
-        const i = layer * cells + cell, t = (cell * layers + layer) * 4;
+        const i = layer * cells + cell, t = i * 4;
         texels[t] = fills ? fills[cell] : -1;
         texels[t + 1] = this.written[i] === -Infinity ? NEVER : this.written[i] - origin;
         texels[t + 2] = this.read[i] === -Infinity ? NEVER : this.read[i] - origin;
@@ -288,8 +288,10 @@ export class Lights {
    */
   constructor(shape, constants, tint, slots) {
     Object.assign(this, { shape, constants, tint });
-    this.heads = new Glow(shape.layers, shape.heads, constants);
-    this.plates = new Glow(shape.layers, Math.max(1, shape.experts), constants);
+    const { layers, heads } = shape, plates = Math.max(1, shape.experts), wide = heads + plates;
+    this.nodes = { width: wide, texels: new Float32Array(layers * wide * 4) };
+    this.heads = new Glow(layers, heads, constants, this.nodes.texels, wide, 0);
+    this.plates = new Glow(layers, plates, constants, this.nodes.texels, wide, heads);
     this.carpet = new Carpet(shape.layers, shape.cells, constants);
     this.bolts = new Bolts(slots, constants);
     this.display = { head: null, ffn: null, expert: displayOf(shape.expertLight) };

@@ -14,12 +14,8 @@ class Body {
   constructor(stage, look, lights) {
     const { gl } = stage;
     Object.assign(this, { stage, look, lights, labels: null, labelScale: 0 });
-    const { layers } = look;
-    this.textures = {
-      heads: new Texture(gl, layers, lights.heads.width, lights.heads.texels),
-      plates: new Texture(gl, layers, lights.plates.width, lights.plates.texels),
-      cells: new Texture(gl, layers, lights.carpet.cells, lights.carpet.texels),
-    };
+    const { layers } = look, nodes = new Texture(gl, lights.nodes.width, layers, lights.nodes.texels);
+    this.textures = { heads: nodes, plates: nodes, cells: new Texture(gl, lights.carpet.cells, layers, lights.carpet.texels) };
     this.drawings = look.sketches.map((sketch) => new Drawing(gl, stage.program(sketch.shader), sketch));
     this.origin = null;
     this._bolts();
@@ -52,11 +48,10 @@ class Body {
   update(origin) {
     const { heads, plates, carpet, bolts } = this.lights, moved = origin !== this.origin;
     this.origin = origin;
-    for (const [name, part] of [["heads", heads], ["plates", plates], ["cells", carpet]]) {
-      if (!part.isStale && !moved) continue;
-      part.writeTexels(origin);
-      this.textures[name].write(part.texels);
-    }
+    const stale = [heads, plates, carpet].filter((part) => part.isStale || moved);
+    for (const part of stale) part.writeTexels(origin);
+    if (stale.some((part) => part !== carpet)) this.textures.heads.write(heads.texels);
+    if (stale.includes(carpet)) this.textures.cells.write(carpet.texels);
     if (bolts.count !== this.slots) this._bolts();
     if (bolts.isStale) { this.textures.arcs.write(bolts.texels); bolts.isStale = false; }
   }
@@ -79,7 +74,7 @@ class Body {
 
   free() {
     for (const drawing of [...this.drawings, ...this.ribbons.map(({ bolts }) => bolts), this.labels]) drawing?.free();
-    for (const texture of Object.values(this.textures)) texture.free();
+    for (const texture of new Set(Object.values(this.textures))) texture.free();
   }
 }
 

@@ -13,7 +13,7 @@ in vec2 vAt;
 uniform sampler2D uNodes;
 //# fragment main
 float cell = clamp(floor(vAt.y + 0.002), 0.0, uCells - 1.0);  // what lies on a seam belongs to one side, however it rounds
-vec4 node = texelFetch(uNodes, ivec2(vec2(vLayer, cell) + 0.5), 0);
+vec4 node = texelFetch(uNodes, ivec2(vec2(cell, vLayer) + 0.5), 0);
 // Cells touch; the seams between them are drawn here, as wide as a pixel can show.
 vec2 from = 1.0 - abs(vec2(vAt.x, 2.0 * (vAt.y - cell) - 1.0));
 vec2 soft = max(fwidth(vAt) * vec2(1.0, 2.0), vec2(1e-4));

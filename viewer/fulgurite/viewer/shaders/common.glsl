@@ -1,4 +1,5 @@
 // Shared by every shader: hashed noise for the shape of bolts, the fading of light, the hatch of what is not measured.
+// Nodes are texels: a line per layer, its heads and then its plates, which begin at uFirst.
 // Plain GLSL without inputs or outputs of its own, so that desktop GL and WebGL2 compile the same text.
 
 const float FADE_S = 0.28;   // glow.FADE_S

@@ -7,7 +7,7 @@ uniform sampler2D uColors;
 uniform sampler2D uPushColors;
 flat out vec4 vLight;  // and how much of its radius is drawn
 //# vertex main
-vec4 node = texelFetch(uNodes, ivec2(nodeAt + 0.5), 0);
+vec4 node = texelFetch(uNodes, ivec2(nodeAt.yx + 0.5), 0);
 float light = node.z > 0.5 ? 0.0 : faded(node.x, node.y, uTime);
 float hit = light * flare(node.y, uTime);
 vec3 lit = colored(uColors, light).rgb;

@@ -5,7 +5,7 @@ in vec2 nodeAt;
 uniform sampler2D uNodes;
 flat out vec4 vNode;
 //# vertex main
-vec4 node = texelFetch(uNodes, ivec2(nodeAt + 0.5), 0);
+vec4 node = texelFetch(uNodes, ivec2(nodeAt.yx + 0.5), 0);
 float light = faded(node.x, node.y, uTime);
 vNode = vec4(light, flare(node.y, uTime) * node.x, node.z, node.w);
 float radius = uRadius * (node.z > 1.5 ? 0.6 : 1.0 + uGrowth * light);

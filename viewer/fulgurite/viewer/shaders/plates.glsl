@@ -7,7 +7,7 @@ uniform sampler2D uNodes;
 flat out vec4 vNode;
 out vec2 vAt;
 //# vertex main
-vec4 node = texelFetch(uNodes, ivec2(nodeAt + 0.5), 0);
+vec4 node = texelFetch(uNodes, ivec2(nodeAt.yx + vec2(uFirst, 0.0) + 0.5), 0);
 float light = faded(node.x, node.y, uTime);
 vNode = vec4(light, flare(node.y, uTime) * node.x, node.z, node.w);
 vAt = corner;

@@ -14,12 +14,12 @@ uniform sampler2D uColors;
 uniform sampler2D uPushColors;
 //# fragment main
 vec2 cell = floor(vAt);
-int rows = int(min(8.0, floor(fwidth(vAt.y))));
-vec4 texel = texelFetch(uNodes, ivec2(cell + 0.01), 0);
+int rows = int(min(8.0, floor(fwidth(vAt.y)))), first = int(uFirst);
+vec4 texel = texelFetch(uNodes, ivec2(cell.yx + 0.01) + ivec2(first, 0), 0);
 float light = faded(texel.x, texel.y, uTime);
 for (int k = 1; k < rows; k++) {  // counted in whole numbers: else it is unrolled, and software looks at all 8
   int row = int(cell.y) + ((k & 1) == 1 ? (k + 1) / 2 : -(k / 2));
-  vec4 other = texelFetch(uNodes, ivec2(int(cell.x), clamp(row, 0, int(uRows) - 1)), 0);
+  vec4 other = texelFetch(uNodes, ivec2(first + clamp(row, 0, int(uRows) - 1), int(cell.x)), 0);
   float its = faded(other.x, other.y, uTime);
   if (its > light) { light = its; texel = other; }
 }

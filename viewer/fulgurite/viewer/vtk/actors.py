@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,11 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What the drawings of a viewport must know of it.
+    """What the drawings of a viewport must know of it, but for the time: it seldom changes.
 
     Attributes
     ----------
-    time_s : since the textures' origin.
     width, height : of the viewport, in pixels.
     pixels : per unit of length at unit depth.
     shows_contribution : whether hue is the signed push.
@@ -39,7 +38,6 @@ class Frame:
     shed : which ornaments are left out: index into `pace.SHED`.
     """
 
-    time_s: float
     width: int
     height: int
     pixels: float
@@ -60,15 +58,18 @@ class ReplicaActors:
 
     def __init__(self, scene: ReplicaScene, scale: float) -> None:
         self._scene = scene
+        nodes = DataTexture(scene.nodes.texels)  # these three are the scene's own memory
         self._textures = {
             "colors": DataTexture(node_colors()[None], smooth=True),
             "push_colors": DataTexture(push_colors()[None], smooth=True),
-            "heads": DataTexture(scene.heads.texture(0.0).swapaxes(0, 1)),
-            "plates": DataTexture(scene.plates.texture(0.0).swapaxes(0, 1)),
-            "cells": DataTexture(scene.carpet.texture(0.0).swapaxes(0, 1)),
+            "heads": nodes,
+            "plates": nodes,
+            "cells": DataTexture(scene.carpet.texture(0.0)),
             "arcs": DataTexture(scene.bolts.slots),
         }
-        self._written: dict[str, tuple[Any, ...]] = {}
+        self._sent: dict[str, tuple[int, float]] = {}  # the revision and the origin of each
+        self._frame: Frame | None = None
+        self._timed: list[Drawing] = []
         self._static = [self._drawing(sketch) for sketch in sketches(scene.layout)]
         self._bolts, self._plain_bolts = self._bolt_drawing(), self._bolt_drawing(plain=True)
         self._labels = self._label_drawing(paint_labels(scene.layout.labels, scale))
@@ -78,21 +79,34 @@ class ReplicaActors:
         """Everything, in the order in which it is drawn."""
         return [*self._static, self._bolts, self._plain_bolts, self._labels]
 
-    def update(self, frame: Frame, origin_s: float) -> None:
-        """Bring textures and uniforms to this picture."""
+    def update(self, frame: Frame, now_s: float, origin_s: float) -> None:
+        """Bring textures and uniforms to the picture of `now_s`."""
         scene = self._scene
-        self._write("heads", scene.heads, origin_s)
-        self._write("plates", scene.plates, origin_s)
-        self._write("cells", scene.carpet, origin_s)
-        if self._written.get("arcs") != (scene.bolts.revision,):
-            self._textures["arcs"].write(scene.bolts.slots)
-            self._written["arcs"] = (scene.bolts.revision,)
+        self._send("heads", scene.nodes.revision, origin_s)
+        if self._send("cells", scene.carpet.revision, origin_s):
+            scene.carpet.texture(origin_s)
+        self._send("arcs", scene.bolts.revision, origin_s)
+        if frame != self._frame:
+            self._frame = frame
+            self._fit(frame)
+        for drawing in self._timed:
+            drawing.set_time(now_s - origin_s)
+
+    def _send(self, name: str, revision: int, origin_s: float) -> bool:
+        """Send a texture again where it is another than before; whether it is."""
+        if self._sent.get(name) == (revision, origin_s):
+            return False
+        self._sent[name] = revision, origin_s
+        self._textures[name].changed()
+        return True
+
+    def _fit(self, frame: Frame) -> None:
+        """Bring everything but the time to another frame."""
         self._adorn(frame.shed)
         lines = min(frame.height, 0.75 * frame.width) / 720.0
         wide = {"bolts": max(1.4, BOLT_PIXELS * lines**0.6), "spine": max(4.0, SPINE_PIXELS * lines**0.6)}
         for drawing in self.drawings:
             drawing.set(
-                uTime=frame.time_s,
                 uPixels=frame.pixels,
                 uPush=float(frame.shows_contribution),
                 uViewport=(float(frame.width), float(frame.height)),
@@ -101,12 +115,13 @@ class ReplicaActors:
             )
 
     def _adorn(self, shed: int) -> None:
-        """Show the ornaments that are not left out."""
+        """Show the ornaments that are not left out; what is not shown is not told the time either."""
         for drawing in self._static:
             if drawing.name == "halos":
                 drawing.actor.SetVisibility(shed < 1)
         self._bolts.actor.SetVisibility(shed < 2)
         self._plain_bolts.actor.SetVisibility(shed >= 2)
+        self._timed = [drawing for drawing in self.drawings if drawing.actor.GetVisibility()]
 
     def recolor(self, nodes: NDArray[np.float32]) -> None:
         """Another palette for the light of nodes: `colors.node_colors` or a table like it."""
@@ -115,13 +130,6 @@ class ReplicaActors:
     def show_labels(self, shown: bool) -> None:
         """Show or hide the words in the scene."""
         self._labels.actor.SetVisibility(shown)
-
-    def _write(self, name: str, part: Any, origin_s: float) -> None:
-        """Send a texture again only where it changed."""
-        state = (part.revision, origin_s)
-        if self._written.get(name) != state:
-            self._textures[name].write(part.texture(origin_s).swapaxes(0, 1))
-            self._written[name] = state
 
     def _drawing(self, sketch: Sketch) -> Drawing:
         return Drawing(

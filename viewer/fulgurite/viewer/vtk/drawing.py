@@ -48,16 +48,15 @@ _BLENDING: dict[str, tuple[int, int, int, int]] = {
 }
 
 
-_WHOLE = {np.dtype(np.float32).str: np.complex128, np.dtype(np.uint8).str: np.uint32}
-"""What is as large as a texel. To turn a grid on its side number by number takes three times as long."""
-
-
 class DataTexture:
-    """A picture of numbers on the GPU: float32 texels, or bytes, shape (height, width, 4)."""
+    """A picture of numbers on the GPU: float32 texels, or bytes, shape (height, width, 4), in C order.
+
+    `texels` is not copied: who changes it in place says so (`changed`), and nothing else is to be done.
+    """
 
     def __init__(self, texels: NDArray[Any], *, smooth: bool = False) -> None:
         height, width, _ = texels.shape
-        self._texels = np.array(texels, order="C")
+        self._texels = np.ascontiguousarray(texels)
         self._array = numpy_to_vtk(self._texels.reshape(-1, 4), deep=False)  # type: ignore[no-untyped-call]
         self._array.SetName("texels")
         self._image = vtkImageData()
@@ -72,12 +71,11 @@ class DataTexture:
 
     def write(self, texels: NDArray[Any]) -> None:
         """New texels of the same shape."""
-        whole = _WHOLE.get(texels.dtype.str) if texels.dtype == self._texels.dtype else None
-        if whole is not None and texels.strides[-1] == texels.itemsize:
-            self._texels.view(whole)[:] = texels.view(whole)
-        else:
-            self._texels[:] = texels
-        self._array.Modified()
+        self._texels[:] = texels
+        self.changed()
+
+    def changed(self) -> None:
+        """The texels are others now: send them with the next picture."""
         self._image.Modified()
 
 
@@ -132,6 +130,7 @@ class Drawing:
             (properties.GetFragmentCustomUniforms(), fragment - COMPILED_IN),
         )
         self._compiled_in = COMPILED_IN & (vertex | fragment)
+        self._clocks = [stage.SetUniformf for stage, used in self._stages if "uTime" in used]
         self._uniforms: dict[str, Uniform] = {}
         everything: dict[str, Uniform] = {used: VECTORS.get(used, 0.0) for used in vertex | fragment}
         self.set(**{**everything, **(uniforms or {})})
@@ -159,6 +158,11 @@ class Drawing:
                     (stage.SetUniform2f if len(value) == 2 else stage.SetUniform3f)(name, value)
                 else:
                     stage.SetUniformf(name, value)
+
+    def set_time(self, time_s: float) -> None:
+        """The one uniform that is another in every picture."""
+        for clock in self._clocks:
+            clock("uTime", time_s)
 
     def _attribute(self, name: str, values: NDArray[Any]) -> None:
         array = _vtk_floats(values)

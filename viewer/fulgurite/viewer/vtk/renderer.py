@@ -55,7 +55,7 @@ class _Viewport:
     y: int
     width: int
     height: int
-    slots: int
+    slots: NDArray[np.float32]
     top: Panel
     bottom: Panel
     top_key: Hashable = None
@@ -94,6 +94,8 @@ class Renderer:
         self._camera = vtkCamera()
         self._view: View | None = None
         self._points: NDArray[np.float32] | None = None
+        self._insets = Insets()
+        self._unit_pixels = 0.0  # of one unit of length at unit depth, in a viewport one pixel high
         self._viewports: list[_Viewport] = []
         self._revision: tuple[object, ...] = ()
         self._sheets: dict[str, Panel] = {}
@@ -256,6 +258,8 @@ class Renderer:
             self._viewports.append(self._viewport(scene, old.get(scene.key), (x0, y0, x1 - x0, y1 - y0)))
         layouts = [viewport.scene.layout for viewport in self._viewports]
         self._points = np.concatenate([layout.points for layout in layouts]) if layouts else None
+        if layouts:
+            self._insets = self._free(self._viewports[0])
         self._frame_overlay()
 
     def _viewport(
@@ -272,7 +276,7 @@ class Renderer:
         kept = (
             old is not None
             and old.scene is scene
-            and old.slots == len(scene.bolts)
+            and old.slots is scene.bolts.slots
             and (old.width, old.height) == (w, h)
         )
         actors = old.actors if old is not None and kept else ReplicaActors(scene, self._scale(w, h))
@@ -289,7 +293,7 @@ class Renderer:
             self._overlay.AddActor(bottom.actor)
         top.place(x, height - y - top.height)
         bottom.place(x, height - y - h)
-        return _Viewport(scene, renderer, actors, x, y, w, h, len(scene.bolts), top, bottom)
+        return _Viewport(scene, renderer, actors, x, y, w, h, scene.bolts.slots, top, bottom)
 
     @property
     def _bottom_lines(self) -> float:
@@ -317,38 +321,38 @@ class Renderer:
         camera.SetParallelScale(height / 2)
         camera.SetClippingRange(1.0, 20.0)
 
-    def _aim(self) -> None:
-        if self._points is None:
-            return
-        points = self._points
-        first = self._viewports[0]
-        scale = self._scale(first.width, first.height)
+    def _free(self, viewport: _Viewport) -> Insets:
+        """What writings leave free of a viewport."""
+        scale = self._scale(viewport.width, viewport.height)
         top = writing.TOP_LINES * scale + 4 if self.storm.hud_visible else 8
         below = self._bottom_lines * scale + 4 if self.storm.hud_visible else 8
         right = 0.03
-        if self._has_panels(first):
-            right += panels.WIDTH * scale / first.width
-        insets = Insets(top=top / first.height, bottom=below / first.height, left=0.035, right=right)
-        camera = self.storm.camera
-        camera.track(first.scene.front_x(self.storm.now_s), self.storm.clock_s)
-        view = camera.view(points, first.width / first.height, insets, self.storm.clock_s)
+        if self._has_panels(viewport):
+            right += panels.WIDTH * scale / viewport.width
+        return Insets(top=top / viewport.height, bottom=below / viewport.height, left=0.035, right=right)
+
+    def _aim(self) -> None:
+        if self._points is None:
+            return
+        first, camera, clock_s = self._viewports[0], self.storm.camera, self.storm.clock_s
+        camera.track(first.scene.front_x(self.storm.now_s), clock_s)
+        view = camera.view(self._points, first.width / first.height, self._insets, clock_s)
         if view != self._view:
             self._view = view
             self._camera.SetPosition(*view.position)
             self._camera.SetFocalPoint(*view.focal)
             self._camera.SetViewUp(*view.up)
             self._camera.SetViewAngle(view.angle_deg)
-            reach = np.linalg.norm(points - np.array(view.position), axis=1)
+            reach = np.linalg.norm(self._points - np.array(view.position), axis=1)
             self._camera.SetClippingRange(max(0.05, 0.5 * float(reach.min())), 1.5 * float(reach.max()))
+            self._unit_pixels = 0.5 / math.tan(math.radians(view.angle_deg) / 2)
 
     def _update(self, viewport: _Viewport) -> None:
         storm, scene = self.storm, viewport.scene
-        angle = np.radians(self._camera.GetViewAngle())
         frame = Frame(
-            time_s=storm.now_s - storm.origin_s,
             width=viewport.width,
             height=viewport.height,
-            pixels=viewport.height / 2 / float(np.tan(angle / 2)),
+            pixels=viewport.height * self._unit_pixels,
             shows_contribution=storm.shows_contribution,
             is_still=storm.is_still,
             shed=storm.shed,
@@ -356,7 +360,7 @@ class Renderer:
         if viewport.palette != scene.palette.name:
             viewport.palette = scene.palette.name
             viewport.actors.recolor(scene.palette.nodes)
-        viewport.actors.update(frame, storm.origin_s)
+        viewport.actors.update(frame, storm.now_s, storm.origin_s)
         if not storm.hud_visible:
             return
         if 0.0 <= storm.clock_s - viewport.words_s < self._words_period_s:
