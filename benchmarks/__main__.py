@@ -13,10 +13,21 @@ from benchmarks import page
 from benchmarks.conditions import conditions
 
 DEFAULT = ("wire", "decode", "latency")
-NAMES = (*DEFAULT, "otlp", "overhead", "sweep", "instructions", "pipeline", "webpage", "viewer", "engines")
+NAMES = (
+    *DEFAULT,
+    "otlp",
+    "overhead",
+    "budget",
+    "sweep",
+    "instructions",
+    "pipeline",
+    "webpage",
+    "viewer",
+    "engines",
+)
 OUT = Path(__file__).parent / "out"
 
-LENGTHS_S = {"wire": (2, 4), "otlp": (2, 5)}  # quick, and to be kept
+LENGTHS_S = {"wire": (2, 4), "otlp": (2, 5), "budget": (5, 45)}  # quick, and to be kept
 ROUNDS = {"quick": 5, "full": 25}
 
 

@@ -36,7 +36,7 @@ PROGRAM = Path(__file__).parent / "with_pyvista.py"
 def run(*, quick: bool) -> list[dict[str, Any]]:
     """Every model, number of arcs and pace (quick: a few of them): rows of a table."""
     models, numbers, rates = QUICK if quick else (MODELS, ARCS, RATES)
-    pictures, stream_s = (12, 120.0) if quick else (40, 900.0)
+    pictures, stream_s = (12, 120.0) if quick else (40, 3600.0)
     python = _peer()
     rows: list[dict[str, Any]] = []
     for model in models:
