@@ -273,12 +273,24 @@ def test_where_nobody_reads_few_steps_wait_to_be_reduced() -> None:
         assert {len(block.columns["head_write"]) for block in exporter.hoard} == {1}
 
 
+def test_of_steps_that_outweigh_what_may_wait_together_one_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a large batch would push one another out of the outbox."""
+    monkeypatch.setattr(measure, "MOST_LEFT_BYTES", 1)
+    exporter, model = _Hoard(), _llama(2)
+    with instrument(model, level="heads", exporter=exporter, budget=None):
+        _generate(model, 1)
+        waiting = [block for block in exporter.hoard if block._make.__self__.unreduced is not None]
+        assert len(exporter.hoard) == TOKENS > 1
+        assert len(waiting) == 1
+        assert {len(block.columns["head_write"]) for block in exporter.hoard} == {1}
+
+
 @pytest.mark.parametrize("level", ["pulse", "heads"])
 def test_a_step_that_weighs_more_than_all_that_may_wait_is_measured(
     monkeypatch: pytest.MonkeyPatch, level: str
 ) -> None:
     monkeypatch.setattr(measure, "MOST_BYTES", 4096)
-    monkeypatch.setattr(measure, "MOST_WAITING_BYTES", 4 * 1031)  # one row of logits: less than three
+    monkeypatch.setattr(measure, "MOST_LEFT_BYTES", 4 * 1031)  # one row of logits: less than three
     exporter = InMemoryExporter()
     model = _llama(2)
     with instrument(model, level=level, exporter=exporter, budget=None) as agent:

@@ -33,9 +33,10 @@ from fulgurite.agent.weights import Watched
 Array = np.ndarray[Any, Any]
 WITH_LAYERS = ("heads", "deep")
 MOST_LEFT = 8  # steps that wait to be reduced
+MOST_LEFT_BYTES = 6 << 20  # of all of them, where several do: the outbox must have room for them
 MOST_AWAITED = 64  # steps that wait for what other processes hold
 MOST_BYTES = 16 << 20  # of one step that does
-MOST_WAITING_BYTES = 32 << 20  # of all of them
+MOST_WAITING_BYTES = 32 << 20  # of all that wait for other processes
 _is_absent = partial(is_, None)
 
 
@@ -154,9 +155,9 @@ class Measure:
         size = self._sizes[key]
         if size > MOST_BYTES:
             return 0
-        waiting, most = self._waiting, min(MOST_LEFT, MOST_WAITING_BYTES // size)
-        is_room = len(waiting) < most or waiting[-most]() is None  # else what is reduced weighs less
-        return size if is_room else 0
+        waiting = [left.nbytes for left in (held() for held in self._waiting) if left is not None]
+        is_room = len(waiting) < MOST_LEFT and size + sum(waiting) <= MOST_LEFT_BYTES
+        return size if is_room or not waiting else 0  # else what is reduced weighs less
 
     def _size(self, passing: Pass, logits: torch.Tensor, layout: reduce.Plan | None) -> int:
         size = logits.nbytes + (0 if passing.scores is None else 4 * passing.scores.numel())
