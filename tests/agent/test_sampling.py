@@ -127,6 +127,15 @@ def test_deep_is_given_up_where_even_the_rarest_stays_too_much() -> None:
     assert (rate.value, rate.fit(0.0)) == (1.0, True)
 
 
+def test_what_deep_took_is_no_reason_to_go_down_from_another_level() -> None:
+    budget, rate = Budget(0.02), DeepRate(1 / 16)
+    window(budget, 1.1, *[(1, 101)] * 15, deep=(10_000_000, 10_000_100))
+    assert budget.affordable() < rate.value / (1 << DeepRate.MOST_HALVINGS)
+    assert [rate.fits(budget, "heads") for _ in range(6)] == [True] * 6
+    assert [rate.fits(budget, "deep") for _ in range(3)] == [True, True, False]
+    assert rate.said(budget).startswith("the budget of 2.0 % of step time")
+
+
 def test_without_a_limit_nothing_is_over_it() -> None:
     budget = Budget(None)
     budget.verdict(1)

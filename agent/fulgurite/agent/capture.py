@@ -739,16 +739,10 @@ class Capture:
         if verdict is None:
             return
         self.overhead_ratio, over = verdict
-        if over or not self.rate.fit(self.budget.affordable()):
+        if over or not self.rate.fits(self.budget, self.demand.level):
             self._degrade()
         if self.rate.is_lowered:
-            self.shield.say_once(
-                "budget:rate",
-                "the budget of %.1f %% of step time does not bear all that was asked for at deep: "
-                "1 step in %.0f is captured at deep, more or less as steps allow",
-                100 * (self.budget.limit or 0.0),
-                1 / self.rate.value,
-            )
+            self.shield.say_once("budget:rate", "%s", self.rate.said(self.budget))
         self.exporter.report(
             overhead_ratio=self.overhead_ratio,
             level=self.demand.level,

@@ -134,6 +134,18 @@ class DeepRate:
         """As often as it was asked for, until the budget is asked again."""
         self._halvings = self._times_too_much = 0
 
+    def fits(self, budget: Budget, level: Level) -> bool:
+        """As `fit`, of what a budget allows, asked while `level` is in force: what `deep` took once is no
+        reason to go down from another level."""
+        return level != "deep" or self.fit(budget.affordable())
+
+    def said(self, budget: Budget) -> str:
+        """A line for the log, where it is lowered."""
+        return (
+            f"the budget of {100 * (budget.limit or 0.0):.1f} % of step time does not bear all that was "
+            f"asked for at deep: 1 step in {1 / self.value:.0f} is captured at deep, more or less as steps allow"
+        )
+
     def fit(self, affordable: float) -> bool:
         """Go down to what the budget allows, or up again where that leaves room; False where even the rarest
         stays too much."""

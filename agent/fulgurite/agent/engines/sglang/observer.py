@@ -264,16 +264,10 @@ class Observer:
         if verdict is None:
             return
         self._overhead_ratio, over = verdict
-        if over or not self._rate.fit(self._budget.affordable()):
+        if over or not self._rate.fits(self._budget, self._demand.level):
             self._degrade()
         if self._rate.is_lowered:
-            self.shield.say_once(
-                "budget:rate",
-                "the budget of %.1f %% of step time does not bear all that was asked for at deep: "
-                "1 step in %.0f is captured at deep, more or less as steps allow",
-                100 * (self._budget.limit or 0.0),
-                1 / self._rate.value,
-            )
+            self.shield.say_once("budget:rate", "%s", self._rate.said(self._budget))
         self.report()
 
     def report(self) -> None:
