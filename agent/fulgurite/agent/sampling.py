@@ -141,9 +141,10 @@ class DeepRate:
 
     def said(self, budget: Budget) -> str:
         """A line for the log, where it is lowered."""
+        limit, every = 100 * (budget.limit or 0.0), 1 / self.value
         return (
-            f"the budget of {100 * (budget.limit or 0.0):.1f} % of step time does not bear all that was "
-            f"asked for at deep: 1 step in {1 / self.value:.0f} is captured at deep, more or less as steps allow"
+            f"the budget of {limit:.1f} % of step time does not bear all that was asked for at deep: "
+            f"1 step in {every:.0f} is captured at deep, more or less as steps allow"
         )
 
     def fit(self, affordable: float) -> bool:
