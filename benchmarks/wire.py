@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fulgurite.agent.exporter import GrpcExporter
+from fulgurite.agent.late import LateBlock
 from fulgurite.wire.codec import Codec, schema_for
 from fulgurite.wire.frame import FrameBatch, FrameBlock, RequestRef
 from fulgurite.wire.topology import Topology
@@ -70,6 +71,12 @@ class Load:
             "kv_bytes": np.full(n, 1000, np.int64),
         }
         return FrameBlock(tuple(RequestRef(f"request-{i}") for i in range(n)), columns)
+
+
+def as_captured(block: FrameBlock) -> LateBlock:
+    """The block as capture hands it over: whoever reads it first asks for its columns."""
+    nbytes = sum(column.nbytes for column in block.columns.values())
+    return LateBlock(block.requests, lambda: block.columns, rows=len(block), nbytes=nbytes)
 
 
 LOADS = (Load("W1", 7, 8, 8, 2000), Load("W8B", 32, 32, 8, 500))
@@ -173,7 +180,7 @@ def paced(
     )
     blocks = [load.block(step) for step in range(64)]
     if send:
-        exporter.export(blocks[0])
+        exporter.export(as_captured(blocks[0]))
         exporter.flush(5)
     taken = []
     period = load.rows / load.tokens_per_s
@@ -185,9 +192,10 @@ def paced(
             computing(began + step * period, matrix)
         elif left > 0:
             time.sleep(left)
+        block = as_captured(blocks[step % 64])
         at = time.perf_counter_ns()
         if send:
-            exporter.export(blocks[step % 64])
+            exporter.export(block)
         taken.append(time.perf_counter_ns() - at)
     wall = time.perf_counter() - began
     cpu = process_cpu_s() - cpu

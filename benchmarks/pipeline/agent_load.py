@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.load.shape import SHAPES, Shape
+from benchmarks.wire import as_captured
 from fulgurite.agent.exporter import GrpcExporter
 from fulgurite.wire.frame import FrameBlock
 
@@ -65,7 +66,7 @@ def paced(shape: Shape, ready: Ready, exporter: GrpcExporter | None, seconds: fl
         wait_s = began_s + step * period_s - time.perf_counter()
         if wait_s > 0:
             time.sleep(wait_s)
-        block = ready.at(step, time.time_ns())
+        block = as_captured(ready.at(step, time.time_ns()))
         cpu_ns, at = time.thread_time_ns(), time.perf_counter_ns()
         if exporter is not None:
             exporter.export(block)
