@@ -1,11 +1,12 @@
 """What observing vLLM costs its users, over HTTP: with and without us, interleaved.
 
-Four servers of the same model are up side by side and asked in turn, in changing order: without us, without
+Five servers of the same model are up side by side and asked in turn, in changing order: without us, without
 us again (the control: what differs there is noise), without us but with the model runner and the scheduling
-that our plugin chooses, and observed at `heads` with a collector that somebody watches. So what the
-scheduling costs and what the agent costs are told apart. Streamed completions of 48 tokens, so many at once.
-Collector and viewer are processes of their own on the same machine; vLLM's processes wait for one another
-busily.
+that our plugin chooses, observed at `heads` with a collector that somebody watches, and observed alike with
+one that nobody watches, which is how a server stands most of its time: it keeps whole frames of 1 request in
+16, and sketches of all. So what the scheduling costs, what the agent costs and what it costs to deliver are
+told apart. Streamed completions of 48 tokens, so many at once. Collectors and viewer are processes of their
+own on the same machine; vLLM's processes wait for one another busily.
 
 ``python -m benchmarks engines`` runs it in the environment that `make test-engines` builds: about a quarter
 of an hour, on a machine that does nothing else.
@@ -37,6 +38,7 @@ from fulgurite.cli.client import Collector  # noqa: E402
 
 TOKENS = 48
 ALIKE = "without, scheduled as we need it"
+WATCHED, UNWATCHED = OBSERVED = ("heads, watched", "heads, nobody watches")
 AS_WE_NEED_IT = ({"VLLM_USE_V2_MODEL_RUNNER": "0"}, ("--no-async-scheduling",))  # as `choosing` sets them
 ABOUT = (__doc__ or "").partition("\n\n``")[0].strip()
 SHAPE = {
@@ -85,7 +87,7 @@ def row(name: str, at_once: int, found: dict[str, dict[int, list[load.Load]]]) -
         "between tokens p50 ms": quantile(between, 0.5),
         "between tokens p99 ms": quantile(between, 0.99),
         "rounds longer, median [quartiles]": None if loads is base else longer(base, loads),
-        "than scheduled alike": longer(alike, loads) if name == "heads" else None,
+        "than scheduled alike": longer(alike, loads) if name in OBSERVED else None,
     }
 
 
@@ -106,11 +108,13 @@ def measure(plan: Plan, log: Any) -> dict[str, Any]:
         shared = ("--dtype", "bfloat16", *plan.arguments)
         collector, port = stack.enter_context(serving.collector(folder))
         viewer = stack.enter_context(_viewer(serving, folder, port))
-        ours = {"FULGURITE_LEVEL": "heads", "FULGURITE_TOKENS": "off", "FULGURITE_BUDGET": "none",
-                "FULGURITE_ENDPOINT": f"127.0.0.1:{port}"}  # fmt: skip
+        unwatched = folder / "unwatched"
+        unwatched.mkdir()
+        _, quiet_port = stack.enter_context(serving.collector(unwatched, history="heads/16"))
         urls = {}
         for name, (env, more) in {
-            "without": ({}, ()), "without again": ({}, ()), ALIKE: AS_WE_NEED_IT, "heads": (ours, ()),
+            "without": ({}, ()), "without again": ({}, ()), ALIKE: AS_WE_NEED_IT,
+            WATCHED: (_ours(port), ()), UNWATCHED: (_ours(quiet_port), ()),
         }.items():  # fmt: skip
             place = folder / name.replace(" ", "-").replace(",", "")
             place.mkdir()
@@ -131,6 +135,14 @@ def measure(plan: Plan, log: Any) -> dict[str, Any]:
              **{f"{name}: CPU ms per token": round(1e3 * s / max(1, account.captured), 3)
                 for name, s in spent.items()}}  # fmt: skip
     return {"arguments": list(shared), "tokens": TOKENS, "rounds": plan.rounds, "rows": rows, "agent": agent}
+
+
+def _ours(port: int) -> dict[str, str]:
+    """What observes a server at `heads`."""
+    return {
+        "FULGURITE_LEVEL": "heads", "FULGURITE_TOKENS": "off", "FULGURITE_BUDGET": "none",
+        "FULGURITE_ENDPOINT": f"127.0.0.1:{port}",
+    }  # fmt: skip
 
 
 @contextmanager

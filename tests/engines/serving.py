@@ -273,10 +273,10 @@ class Stage:
 
 
 @contextmanager
-def collector(folder: Path) -> Iterator[tuple[Process, int]]:
-    """A collector of its own."""
+def collector(folder: Path, *, history: str = "all") -> Iterator[tuple[Process, int]]:
+    """A collector of its own, and what it keeps while nobody watches."""
     port = free_port()
-    command = [str(BIN / "fulgurite"), "collector", "--listen", f"127.0.0.1:{port}", "--history", "all"]
+    command = [str(BIN / "fulgurite"), "collector", "--listen", f"127.0.0.1:{port}", "--history", history]
     process = Process(folder / "collector.log", *command, env=surroundings())
     try:
         limit = time.monotonic() + 60

@@ -21,10 +21,10 @@ from fulgurite.agent.engines.transformers import Engine
 from fulgurite.agent.exporter import Exporter, InMemoryExporter
 from fulgurite.agent.rank_exporters import LeadExporter, MemberExporter, joined
 from fulgurite.agent.rank_group import group_of
-from fulgurite.agent.sampling import Budget, Demand
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.stats import AgentStats
 from fulgurite.agent.texts import TokenTexts
+from fulgurite.agent.thrift import Thrift
 from fulgurite.wire.channels import LEVELS, Level
 from fulgurite.wire.topology import Topology
 
@@ -47,18 +47,19 @@ class Agent:
         self.exporter = exporter
         self._shield = Shield()
         self._model = weakref.ref(model)
-        self._demand = Demand(settings.level)
         self._closed = False
         self._lock = threading.Lock()
         anatomy = dissect(model)
         exporter = self.exporter = self._joined(exporter, anatomy)
         texts = TokenTexts(tokenizer) if tokenizer is not None and settings.tokens == "text" else None
+        self._thrift = Thrift.of(
+            settings, exporter=exporter, shield=self._shield, remedy="set_level() or a larger budget="
+        )
+        self._demand = self._thrift.demand
         self._capture = Capture(
             anatomy,
             exporter=exporter,
-            demand=self._demand,
-            budget=Budget(settings.budget),
-            deep_ratio=settings.deep_ratio,
+            thrift=self._thrift,
             shield=self._shield,
             texts=texts,
         )
@@ -139,7 +140,7 @@ class Agent:
         if known is None:
             raise ValueError(f"level must be one of {', '.join(LEVELS)}, not {level!r}")
         self._demand.ask(known)
-        self._capture.rate.restore()
+        self._thrift.rate.restore()
         self._apply()
 
     def pause(self) -> None:
@@ -185,8 +186,8 @@ class Agent:
             level=self.level,
             ceiling=self.settings.level,
             steps=self._capture.steps,
-            overhead_ratio=self._capture.overhead_ratio,
-            deep_ratio=self._capture.rate.value,
+            overhead_ratio=self._thrift.overhead_ratio,
+            deep_ratio=self._thrift.rate.value,
             gram_bytes=self._capture.gram_bytes,
             shelf_bytes=self._capture.shelf.nbytes,
             folded=told.folded,

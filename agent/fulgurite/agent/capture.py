@@ -34,10 +34,10 @@ from fulgurite.agent.posts import Posts
 from fulgurite.agent.probe_cost import probe_cost_ns
 from fulgurite.agent.probes import Current, Pass, Probes
 from fulgurite.agent.readout import Readout, find_readout
-from fulgurite.agent.sampling import Budget, DeepRate, Demand, level_of_step
 from fulgurite.agent.shelf import EVERY, NOBODY, ROWS, Place, Shelf
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
+from fulgurite.agent.thrift import Thrift
 from fulgurite.agent.unmeasured import unmeasured
 from fulgurite.agent.weights import Unreadable, Watched, identity_of
 from fulgurite.agent.wiring import LayerWiring, Tap, wire
@@ -67,24 +67,19 @@ class Capture:
         anatomy: Anatomy,
         *,
         exporter: Exporter,
-        demand: Demand,
-        budget: Budget,
-        deep_ratio: float,
+        thrift: Thrift,
         shield: Shield,
         texts: TokenTexts | None = None,
     ) -> None:
         self.anatomy = anatomy
         self.exporter = exporter
-        self.demand = demand
-        self.budget = budget
-        self.rate = DeepRate(deep_ratio)
-        self._wanted_deep_ratio = getattr(exporter, "wanted_deep_ratio", None)  # an exporter may have it
+        self.thrift = thrift
+        self.demand = thrift.demand
         self.shield = shield
         self.texts = texts
         self.current = Current()
         self.steps = 0
         self._numbers = itertools.count()
-        self.overhead_ratio = float("nan")
         self.running: dict[str, Request] = {}
         self.on_wired: Any = None
         self._coming: tuple[int, Level, frozenset[int]] | None = None
@@ -112,7 +107,7 @@ class Capture:
         self._joints = _joints(anatomy)
         self._posts = Posts(anatomy, self._probes, is_deep=self._is_deep)
         self._weights = HeadWeights(anatomy.layers)
-        self._deep = Deep(anatomy, self.current, self.shield, self.shelf, always=self.rate.value >= 1.0)
+        self._deep = Deep(anatomy, self.current, self.shield, self.shelf, always=self.thrift.rate.value >= 1.0)
         self._measures = Measure(
             anatomy.topology.layers,
             weights=self._weights,
@@ -190,10 +185,7 @@ class Capture:
         """A forward pass of `batch` rows and `width` positions begins; None where nothing is wanted."""
         started = time.perf_counter_ns()
         before = self.demand.level
-        self.demand.hear(self.exporter.wanted_level())
-        if self._wanted_deep_ratio is not None:
-            self.rate.hear(self._wanted_deep_ratio())
-        level = self.demand.level
+        level = self.thrift.hear()
         if level != before:
             self.install()
         if level not in ("off", "pulse") and self._watched.has_changed():
@@ -205,7 +197,7 @@ class Capture:
         plan, slots = self._opening
         passing = Pass(batch, width, slots, plan=plan)
         passing.step = self._count_step()
-        passing.level = level_of_step(passing.step, level, self.rate.value)
+        passing.level = self.thrift.level_of(passing.step)
         if self._is_deep:
             passing.looks = self._looks_of(passing.step, passing.level)
         if self.shelf.is_used:
@@ -218,7 +210,7 @@ class Capture:
     def _looks_of(self, step: int, level: Level) -> frozenset[int]:
         """The layers whose attention is looked at in a step: asked twice, it says the same."""
         if self._coming is None or self._coming[:2] != (step, level) or self._layout is None:
-            every = self._layout is None or (level == "deep" and self.rate.value >= 1.0)
+            every = self._layout is None or (level == "deep" and self.thrift.rate.value >= 1.0)
             self._coming = (step, level, self._deep.turn(level, every=every))
         return self._coming[2]
 
@@ -231,7 +223,7 @@ class Capture:
         """The next pass may be one that nothing of ours sees begin."""
         if not self.shelf.is_used:
             return
-        level = level_of_step(self.steps, self.demand.level, self.rate.value)
+        level = self.thrift.level_of(self.steps)
         self._tick(level, self._looks_of(self.steps, level) if self._is_deep else frozenset())
 
     def _takes_off(self, passing: Pass) -> None:
@@ -288,7 +280,7 @@ class Capture:
         plan, slots = self._opening
         passing = Pass(batch, width, slots, plan=plan)
         passing.step = self._count_step()
-        passing.level = level_of_step(passing.step, self.demand.level, self.rate.value)
+        passing.level = self.thrift.level_of(passing.step)
         if self._is_deep:
             passing.looks = self._looks_of(passing.step, passing.level)
         passing.started_ns = started_ns
@@ -734,17 +726,14 @@ class Capture:
         now = time.perf_counter_ns()
         own = passing.own_ns + self._hooks() * self._probe_ns
         if passing.is_usual:
-            self.budget.spend(own, now - passing.started_ns, is_deep=passing.level == "deep")
-        verdict = self.budget.verdict(now)
-        if verdict is None:
+            self.thrift.budget.spend(own, now - passing.started_ns, is_deep=passing.level == "deep")
+        is_lowered = self.thrift.judge(now)
+        if is_lowered is None:
             return
-        self.overhead_ratio, over = verdict
-        if over or not self.rate.fits(self.budget, self.demand.level):
-            self._degrade()
-        if self.rate.is_lowered:
-            self.shield.say_once("budget:rate", "%s", self.rate.said(self.budget))
+        if is_lowered:
+            self.install()
         self.exporter.report(
-            overhead_ratio=self.overhead_ratio,
+            overhead_ratio=self.thrift.overhead_ratio,
             level=self.demand.level,
             running_requests=len(self.running),
             kv_bytes=sum(request.kv_bytes for request in list(self.running.values())),
@@ -756,21 +745,6 @@ class Capture:
         if plan != self._probes.plan:
             plan, hooks = self._counted = self._probes.plan, len(self._probes) + self._deep.hooks
         return hooks
-
-    def _degrade(self) -> None:
-        level: Level | None = self.demand.degrade()
-        if level is None:
-            return
-        limit = self.budget.limit or 0.0
-        self.shield.say_once(
-            f"budget:{level}",
-            "capture took %.1f %% of step time, over the budget of %.1f %%: level lowered to %s "
-            "(set_level() or a larger budget= brings it back)",
-            100 * self.overhead_ratio,
-            100 * limit,
-            level,
-        )
-        self.install()
 
 
 def _last_logits(passing: Pass, logits: torch.Tensor) -> torch.Tensor:

@@ -20,9 +20,9 @@ from fulgurite.agent.engines.sglang.looks import Look, where
 from fulgurite.agent.engines.sglang.observer import Observer
 from fulgurite.agent.engines.sglang.parts import dissect, without_layers
 from fulgurite.agent.exporter import GrpcExporter
-from fulgurite.agent.sampling import Budget, Demand
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
+from fulgurite.agent.thrift import Thrift
 from fulgurite.agent.unmeasured import unmeasured
 from fulgurite.wire.channels import LEVELS
 from fulgurite.wire.topology import Topology
@@ -92,9 +92,7 @@ class Attaching:
         return Observer(
             anatomy,
             exporter=exporter,
-            demand=Demand(settings.level),
-            budget=Budget(settings.budget),
-            deep_ratio=settings.deep_ratio,
+            thrift=Thrift.of(settings, exporter=exporter, shield=shield),
             shield=shield,
             desk=desk,
             measure=measure,

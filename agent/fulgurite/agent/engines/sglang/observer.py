@@ -25,9 +25,9 @@ from fulgurite.agent.engines.flat.step import Step
 from fulgurite.agent.exporter import Exporter
 from fulgurite.agent.figures import Figures
 from fulgurite.agent.late import LateBlock
-from fulgurite.agent.sampling import Budget, DeepRate, Demand, level_of_step
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
+from fulgurite.agent.thrift import Thrift
 from fulgurite.wire.channels import Level
 from fulgurite.wire.frame import RequestRef
 
@@ -92,9 +92,7 @@ class Observer:
         anatomy: Anatomy,
         *,
         exporter: Exporter,
-        demand: Demand,
-        budget: Budget,
-        deep_ratio: float,
+        thrift: Thrift,
         shield: Shield,
         desk: Desk,
         measure: Measure | None,
@@ -104,12 +102,10 @@ class Observer:
         self.exporter = exporter
         self.shield = shield
         self.figures = Figures()
-        self._demand, self._budget = demand, budget
-        self._rate = DeepRate(deep_ratio)
+        self.thrift = thrift
         self._desk, self._measure = desk, measure
         self._position_bytes = position_bytes
         self._texts = texts
-        self._overhead_ratio = float("nan")
         self._numbers = itertools.count()
         self._open: _Open | None = None
         self._epoch_ns = time.time_ns() - time.perf_counter_ns()
@@ -119,16 +115,13 @@ class Observer:
     def begin(self, chosen: torch.Tensor) -> None:
         """A forward pass is about to run; the rows `chosen` (int64) of it give the logits."""
         entered = time.perf_counter_ns()
-        self._demand.hear(self.exporter.wanted_level())
-        level = self._demand.level
+        level = self.thrift.hear()
         self._desk.shut()
         self._open = None
         if level == "off":
             return
-        asked = getattr(self.exporter, "wanted_deep_ratio", None)  # an exporter may have it
-        self._rate.hear(asked() if asked is not None else None)
         number = next(self._numbers)
-        step = _Open(level_of_step(number, level, self._rate.value), number, entered)
+        step = _Open(self.thrift.level_of(number), number, entered)
         if step.level != "pulse" and self._measure is not None:
             step.kept = self._desk.open(chosen)
         self._open = step
@@ -208,7 +201,7 @@ class Observer:
             of = [one for one in tokens if start <= one.row < end]
             if of:
                 self._hand_over(held, of, level, host, start, end, requests)
-        self._budget.spend(time.perf_counter_ns() - entered, 0)
+        self.thrift.budget.spend(time.perf_counter_ns() - entered, 0)
 
     def _hand_over(
         self,
@@ -259,36 +252,17 @@ class Observer:
 
     def _account(self, step: _Open) -> None:
         now = time.perf_counter_ns()
-        self._budget.spend(step.own_ns, now - step.started_ns, is_deep=step.level == "deep")
-        verdict = self._budget.verdict(now)
-        if verdict is None:
-            return
-        self._overhead_ratio, over = verdict
-        if over or not self._rate.fits(self._budget, self._demand.level):
-            self._degrade()
-        if self._rate.is_lowered:
-            self.shield.say_once("budget:rate", "%s", self._rate.said(self._budget))
-        self.report()
+        self.thrift.budget.spend(step.own_ns, now - step.started_ns, is_deep=step.level == "deep")
+        if self.thrift.judge(now) is not None:
+            self.report()
 
     def report(self) -> None:
         """How the engine and we are."""
         told, size = self.figures, self._position_bytes
         self.exporter.report(
-            overhead_ratio=self._overhead_ratio,
-            level=self._demand.level,
+            overhead_ratio=self.thrift.overhead_ratio,
+            level=self.thrift.demand.level,
             running_requests=told.running,
             kv_bytes=told.kv_blocks_used * size,
             figures=replace(told, kv_bytes=told.kv_blocks * size),
         )
-
-    def _degrade(self) -> None:
-        level = self._demand.degrade()
-        if level is not None:
-            self.shield.say_once(
-                f"budget:{level}",
-                "capture took %.1f %% of step time, over the budget of %.1f %%: level lowered to %s "
-                "(a larger FULGURITE_BUDGET brings it back)",
-                100 * self._overhead_ratio,
-                100 * (self._budget.limit or 0.0),
-                level,
-            )

@@ -24,9 +24,9 @@ from fulgurite.agent.engines.vllm.routing import Routing
 from fulgurite.agent.engines.vllm.versions import installed_version
 from fulgurite.agent.exporter import Exporter, GrpcExporter
 from fulgurite.agent.ranks import merge_topologies
-from fulgurite.agent.sampling import Budget, Demand
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
+from fulgurite.agent.thrift import Thrift
 from fulgurite.agent.unmeasured import unmeasured
 from fulgurite.wire.channels import LEVELS
 
@@ -73,9 +73,7 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
     return Observer(
         found,
         exporter=exporter,
-        demand=Demand(settings.level),
-        budget=Budget(settings.budget),
-        deep_ratio=settings.deep_ratio,
+        thrift=Thrift.of(settings, exporter=exporter, shield=shield),
         shield=shield,
         desk=desk,
         measure=measure,

@@ -24,9 +24,9 @@ from fulgurite.agent.engines.vllm.rows import Known, Rows, Sampled, sampled
 from fulgurite.agent.exporter import Exporter
 from fulgurite.agent.figures import Figures
 from fulgurite.agent.late import LateBlock
-from fulgurite.agent.sampling import Budget, DeepRate, Demand, level_of_step
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
+from fulgurite.agent.thrift import Thrift
 from fulgurite.agent.unreduced import Unreduced
 from fulgurite.wire.channels import Level
 from fulgurite.wire.frame import RequestEvent
@@ -68,9 +68,7 @@ class Observer:
         anatomy: Anatomy,
         *,
         exporter: Exporter,
-        demand: Demand,
-        budget: Budget,
-        deep_ratio: float,
+        thrift: Thrift,
         shield: Shield,
         desk: Desk,
         measure: Measure | None,
@@ -79,9 +77,7 @@ class Observer:
     ) -> None:
         self.anatomy = anatomy
         self.exporter = exporter
-        self.demand = demand
-        self.budget = budget
-        self.rate = DeepRate(deep_ratio)
+        self.thrift = thrift
         self.shield = shield
         self.desk = desk
         self.measure = measure
@@ -89,7 +85,6 @@ class Observer:
         self.ranks = ranks
         self.known: dict[str, Known] = {}
         self.figures = Figures()
-        self.overhead_ratio = float("nan")
         self.block_bytes: tuple[int, ...] = ()
         self._numbers = itertools.count()
         self._open: _Open | None = None
@@ -102,23 +97,17 @@ class Observer:
     def begin(self, rows: Rows, chosen: torch.Tensor, started_ns: int) -> None:
         """The forward pass is about to run; the rows `chosen` of it (int64) give the logits."""
         entered = time.perf_counter_ns()
-        self.demand.hear(self.exporter.wanted_level())
-        level = self.demand.level
+        level = self.thrift.hear()
         self.desk.shut()
         self._open = None
         if level == "off":
             return
-        self._hear_ratio()
         number = next(self._numbers)
-        step = _Open(rows, level_of_step(number, level, self.rate.value), number, started_ns)
+        step = _Open(rows, self.thrift.level_of(number), number, started_ns)
         if step.level != "pulse" and self.measure is not None:
             step.kept = self.desk.open(chosen)
         self._open = step
         step.own_ns += time.perf_counter_ns() - entered
-
-    def _hear_ratio(self) -> None:
-        asked = getattr(self.exporter, "wanted_deep_ratio", None)  # an exporter may have it
-        self.rate.hear(asked() if asked is not None else None)
 
     def see(self, logits: torch.Tensor | None, *, is_overwritten: bool) -> None:
         """The forward pass is over: these are the raw logits of the rows.
@@ -261,39 +250,21 @@ class Observer:
 
     def _account(self, step: _Open) -> None:
         now = time.perf_counter_ns()
-        self.budget.spend(step.own_ns, now - step.started_ns, is_deep=step.level == "deep")
-        verdict = self.budget.verdict(now)
-        if verdict is None:
-            return
-        self.overhead_ratio, over = verdict
-        if over or not self.rate.fits(self.budget, self.demand.level):
-            self._degrade()
-        if self.rate.is_lowered:
-            self.shield.say_once("budget:rate", "%s", self.rate.said(self.budget))
-        self.report()
+        self.thrift.budget.spend(step.own_ns, now - step.started_ns, is_deep=step.level == "deep")
+        if self.thrift.judge(now) is not None:
+            self.report()
 
     def report(self) -> None:
         """How the engine and we are."""
         block, told = self.ranks * max(self.block_bytes, default=0), self.figures
         self.exporter.report(
-            overhead_ratio=self.overhead_ratio,
-            level=self.demand.level,
+            overhead_ratio=self.thrift.overhead_ratio,
+            level=self.thrift.demand.level,
             running_requests=told.running,
             kv_bytes=told.kv_blocks_used * block,
             figures=replace(told, kv_bytes=told.kv_blocks * block),
         )
 
-    def _degrade(self) -> None:
-        level = self.demand.degrade()
-        if level is not None:
-            self.shield.say_once(
-                f"budget:{level}",
-                "capture took %.1f %% of step time, over the budget of %.1f %%: level lowered to %s "
-                "(a larger FULGURITE_BUDGET brings it back)",
-                100 * self.overhead_ratio,
-                100 * (self.budget.limit or 0.0),
-                level,
-            )
 
 
 def _picked(step: _Open, found: Sampled) -> tuple[torch.Tensor | slice, torch.Tensor]:
