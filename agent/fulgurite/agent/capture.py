@@ -107,7 +107,8 @@ class Capture:
         self._joints = _joints(anatomy)
         self._posts = Posts(anatomy, self._probes, is_deep=self._is_deep)
         self._weights = HeadWeights(anatomy.layers)
-        self._deep = Deep(anatomy, self.current, self.shield, self.shelf, always=self.thrift.rate.value >= 1.0)
+        every = self.thrift.rate.value >= 1.0
+        self._deep = Deep(anatomy, self.current, self.shield, self.shelf, always=every)
         self._measures = Measure(
             anatomy.topology.layers,
             weights=self._weights,

@@ -266,7 +266,6 @@ class Observer:
         )
 
 
-
 def _picked(step: _Open, found: Sampled) -> tuple[torch.Tensor | slice, torch.Tensor]:
     """The rows that tokens followed from, and their logits."""
     logits = step.logits
