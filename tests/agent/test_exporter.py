@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 from fulgurite.agent.exporter import Exporter, ExporterStats, GrpcExporter, InMemoryExporter
+from fulgurite.agent.late import LateBlock
 from fulgurite.agent.link import LinkLimits
 from fulgurite.agent.wanted import Wanted
 from fulgurite.v1 import agent_pb2, frame_pb2
-from fulgurite.wire.codec import decode_batch, topology_from_pb
+from fulgurite.wire.codec import CodecError, decode_batch, topology_from_pb
 from fulgurite.wire.frame import FrameBlock, RequestEvent, RequestRef
 from fulgurite.wire.topology import Topology
 
@@ -270,6 +271,33 @@ def test_what_is_exported_arrives_as_it_was_in_order_once(collector: Collector, 
         assert a.head_write is not None
         assert b.head_write is not None
         np.testing.assert_array_equal(a.head_write, b.head_write.astype(np.float16).astype(np.float32))
+
+
+def test_a_step_goes_as_one_message_however_much_it_was_made_from(
+    collector: Collector, exporters: Make
+) -> None:
+    exporter = exporters(collector.endpoint)
+    for step in range(3):
+        block = block_of(32, step)
+        held = LateBlock(block.requests, lambda block=block: block.columns, rows=32, nbytes=4 << 20)
+        exporter.export(held)
+        assert exporter.flush(20)
+    assert [batch.count for batch in collector.batches if batch.count] == [32, 32, 32]
+
+
+def test_columns_that_cannot_be_made_cost_their_own_step_alone(collector: Collector, exporters: Make) -> None:
+    exporter = exporters(collector.endpoint)
+
+    def fail() -> dict[str, Any]:
+        raise CodecError("no columns")
+
+    exporter.export(block_of(2, 0))
+    exporter.export(LateBlock((RequestRef("r"),), fail, rows=3, nbytes=4 << 20))
+    exporter.export(block_of(2, 1))
+    assert exporter.flush(20)
+    stats = exporter.stats()
+    assert (stats.captured, stats.acknowledged, stats.dropped) == (7, 4, {"invalid": 3})
+    assert collector.sequences == [1, 2, 6, 7]
 
 
 def test_the_hello_says_who_and_what(collector: Collector, exporters: Make) -> None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from random import random
 from threading import Thread
 from typing import Final
@@ -375,7 +376,10 @@ class Pump:
         drawn = self._take()
         while drawn is not None and drawn.rows is not True:
             drawn = self._fold_rows(drawn) or self._take()
-        if drawn is None or (drawn.frames <= BATCH_FRAMES and drawn.nbytes <= BATCH_BYTES):
+        if drawn is None:
+            return None
+        drawn = _weighed(drawn)
+        if drawn.frames <= BATCH_FRAMES and drawn.nbytes <= BATCH_BYTES:
             return drawn
         self._ahead.extend(_split(drawn))
         return self._ahead.popleft()
@@ -558,6 +562,18 @@ def _only(block: FrameBlock, rows: Array) -> FrameBlock:
     requests = tuple(block.requests[i] for i in used.tolist())
     columns = {**kept.columns, "request_index": index.astype(np.uint16)}
     return FrameBlock(requests, columns, kept.texts)
+
+
+def _weighed(drawn: Drawn) -> Drawn:
+    """With what its columns weigh: in the outbox it may have held far more, to make them from."""
+    block = drawn.payload
+    if not isinstance(block, FrameBlock):
+        return drawn
+    try:
+        nbytes = sum(column.nbytes for column in block.columns.values())
+    except Exception:  # as it will where it is packed, and there it counts
+        nbytes = 0
+    return replace(drawn, nbytes=nbytes)
 
 
 def _split(drawn: Drawn) -> list[Drawn]:
