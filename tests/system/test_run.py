@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -81,31 +80,6 @@ def app(environ, start_response):
     return [body]
 """
 )
-RAY_SERVE = """
-import os, sys, time, ray
-from ray import serve
-
-@serve.deployment(num_replicas=2, ray_actor_options={"num_cpus": 0})
-class Shop:
-    def __init__(self):
-        import torch
-        from transformers import AutoModelForCausalLM
-        torch.set_num_threads(1)
-        self.model = AutoModelForCausalLM.from_pretrained(os.environ["MODEL"]).eval()
-
-    async def __call__(self, request):
-        import torch
-        ids = await request.json()
-        with torch.inference_mode():
-            out = self.model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)
-        return {"ids": out[0, len(ids):].tolist(), "pid": os.getpid()}
-
-ray.init(num_cpus=2, include_dashboard=False, _temp_dir=sys.argv[2])
-serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
-serve.run(Shop.bind())
-while True:
-    time.sleep(1)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -228,33 +202,6 @@ def test_each_worker_of_gunicorn_is_a_replica(
         assert sorted(told.values()) == sorted(one["ids"] for one in said if one["pid"] == pid)
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
-
-
-def test_each_replica_of_ray_serve_is_one_of_ours(
-    run: Run, listening: Listening, tmp_path: Path, free_port: FreePort
-) -> None:
-    pytest.importorskip("ray.serve", reason="Ray is not installed")
-    (tmp_path / "shop.py").write_text(RAY_SERVE)
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # its sockets want a short name
-        server = run(
-            sys.executable, str(tmp_path / "shop.py"), str(port), folder, RAY_USAGE_STATS_ENABLED="0"
-        )
-        said = [answers(server, port, [5, 6, 7])]
-        with ThreadPoolExecutor(4) as pool:
-            while len({one["pid"] for one in said}) < 2:
-                said += pool.map(lambda i: post(port, [5, 6, 7 + i]), range(8))
-                assert len(said) < 800
-        listening.until(lambda: len(listening.frames) == NEW * len(said))
-        told = defaultdict(list)
-        for replica in listening.replicas:
-            told[int(replica.resource["process.pid"])] += [frame.token_id for frame in replica.frames]
-        assert len(told) == len(listening.replicas) == 2
-        for pid, tokens in told.items():
-            answered = [token for one in said if one["pid"] == pid for token in one["ids"]]
-            assert sorted(tokens) == sorted(answered)
-        server.signal(signal.SIGINT)
-        server.wait()
 
 
 def test_each_process_of_torchrun_is_a_replica(run: Run, listening: Listening, tmp_path: Path) -> None:
