@@ -35,7 +35,7 @@ class Shop:
         import torch
         ids = await request.json()
         with torch.inference_mode():
-            out = self.model.generate(torch.tensor([ids]), max_new_tokens=6, min_new_tokens=6, do_sample=False)
+            out = self.model.generate(torch.tensor([ids]), max_length=len(ids) + 6, do_sample=False)
         return {"ids": out[0, len(ids):].tolist(), "pid": os.getpid()}
 
 ray.init(num_cpus=2, include_dashboard=False, _temp_dir=sys.argv[2])
