@@ -18,7 +18,6 @@ pytest.importorskip("ray.serve", reason="Ray is not installed")
 
 import serving
 
-NEW = 6
 APP = """
 import os, sys, time, ray
 from ray import serve
@@ -78,7 +77,7 @@ def test_each_replica_of_ray_serve_is_one_of_ours(model: Path, tmp_path: Path, s
                 while len({one["pid"] for one in said}) < 2:
                     said += pool.map(lambda i: post(port, [5, 6, 7 + i]), range(8))
                     assert len(said) < 800
-            watcher.until(lambda: len(watcher.frames) >= NEW * len(said))
+            watcher.until(lambda: len(watcher.frames) >= sum(len(one["ids"]) for one in said))
         finally:
             server.stop()
             watcher.stop()
