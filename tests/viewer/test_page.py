@@ -547,7 +547,10 @@ def test_a_coarse_picture_shows_the_same_and_its_words_are_as_sharp(
     with _standing(browser, opened, "bare=1&detail=full&calm=1") as one:
         whole, coarse = one.seen_at(1.0), one.seen_at(0.5)
         assert coarse.shape == whole.shape
-        assert 0 < np.abs(coarse - whole).mean() < 4.0
+        assert (coarse != whole).any()
+        # Relative to what is lit, which is more or less by the moment in which it was paused: half as fine is
+        # 0.12, what stands 4 pixels aside 0.34.
+        assert np.abs(_squares(coarse) - _squares(whole)).mean() < 0.2 * whole.mean()
         one.ask("Object.assign(app.picture.parts, { heads: false, ffn: false, cells: false, bolts: false })")
         one.ask("app.picture.bodies.forEach((body) => { body.drawings = []; })")
         words, over = one.seen_at(1.0).max(axis=-1), one.seen_at(0.5).max(axis=-1)
@@ -555,6 +558,13 @@ def test_a_coarse_picture_shows_the_same_and_its_words_are_as_sharp(
         near = [np.roll(words > 25, (down, across), (0, 1)) for down in (-1, 0, 1) for across in (-1, 0, 1)]
         assert (over > 60).sum() == pytest.approx((words > 60).sum(), rel=0.3)
         assert ((over > 60) & np.any(near, axis=0)).sum() > 0.97 * (over > 60).sum(), "a word is elsewhere"
+
+
+def _squares(picture: np.ndarray[Any, Any], side: int = 5) -> np.ndarray[Any, Any]:
+    """Means over squares of so many pixels."""
+    down, across = (length // side for length in picture.shape[:2])
+    cut = picture[: down * side, : across * side]
+    return cut.reshape(down, side, across, side, -1).mean(axis=(1, 3))
 
 
 # what a person can do
