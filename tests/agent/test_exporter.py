@@ -300,6 +300,24 @@ def test_columns_that_cannot_be_made_cost_their_own_step_alone(collector: Collec
     assert collector.sequences == [1, 2, 6, 7]
 
 
+def test_where_nothing_will_be_sent_a_call_lets_go_of_a_few_however_many_wait() -> None:
+    exporter = GrpcExporter("127.0.0.1:1")
+    exporter.attach(TOPOLOGY, level="heads", ceiling="heads", tokens="off", resource={})
+    exporter._pump = exporter._prepared  # as if it had been started, and slept for long
+    assert exporter._pump is not None
+    for step in range(100):
+        exporter._outbox.put(block_of(2, step))
+    exporter._pump.link.phase, exporter._pump.link.stopped_for = "stopped", "killed"
+    waiting = []
+    for step in range(100, 120):
+        exporter.export(block_of(2, step))
+        waiting.append(len(exporter._outbox))
+    assert waiting[:2] == [93, 86]
+    assert waiting[-1] == 0
+    stats = exporter.stats()
+    assert (stats.captured, stats.pending, stats.dropped) == (240, 0, {"killed": 240})
+
+
 def test_the_hello_says_who_and_what(collector: Collector, exporters: Make) -> None:
     exporter = exporters(collector.endpoint)
     exporter.export(block_of())

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from fulgurite.agent.spool import Spool
 
 INSTANCE_ID: Final = "service.instance.id"
+_DRAINED_AT_ONCE: Final = 8
+"""Items that a host's call lets go of where nothing will be sent any more: the sender lets go of the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -486,7 +488,7 @@ class GrpcExporter:
             else:
                 self._start(self._attachment)
         elif self._closed or pump.stopped_for:
-            pump.drain(pump.stopped_for or "closed")
+            pump.drain(pump.stopped_for or "closed", most=_DRAINED_AT_ONCE)
 
     def _start(self, attachment: _Attachment) -> None:
         """Start the thread, once per process."""

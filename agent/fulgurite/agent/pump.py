@@ -170,10 +170,12 @@ class Pump:
         self._close_by_s = time.monotonic() + timeout_s
         self._outbox.wake()
 
-    def drain(self, reason: str) -> None:
-        """Empty the outbox; what was in it counts as dropped. Any thread may call it."""
-        while (drawn := self._outbox.take()) is not None:
+    def drain(self, reason: str, *, most: int | None = None) -> None:
+        """Empty the outbox, or take `most` items out of it; they count as dropped. Any thread may call it."""
+        taken = 0
+        while taken != most and (drawn := self._outbox.take()) is not None:
             self._ledger.drop(drawn.frames, reason)
+            taken += 1
 
     def _busy(self) -> bool:
         if self._ledger.account().pending > 0 or len(self._outbox) > 0 or self._ahead:
