@@ -285,11 +285,15 @@ def test_a_step_goes_as_one_message_however_much_it_was_made_from(
     assert [batch.count for batch in collector.batches if batch.count] == [32, 32, 32]
 
 
-def test_columns_that_cannot_be_made_cost_their_own_step_alone(collector: Collector, exporters: Make) -> None:
+@pytest.mark.parametrize("error", [CodecError, ValueError])
+def test_columns_that_cannot_be_made_cost_their_own_step_alone(
+    collector: Collector, exporters: Make, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    monkeypatch.setenv("FULGURITE_STRICT", "0")
     exporter = exporters(collector.endpoint)
 
     def fail() -> dict[str, Any]:
-        raise CodecError("no columns")
+        raise error("no columns")
 
     exporter.export(block_of(2, 0))
     exporter.export(LateBlock((RequestRef("r"),), fail, rows=3, nbytes=4 << 20))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from tests.agent.asked import Asked
 from torch._C._distributed_c10d import HashStore
 
 from fulgurite.agent import InMemoryExporter
@@ -22,21 +23,6 @@ TOPOLOGY = Topology(
     model_name="m", architecture="a", layers=1, heads=2, kv_heads=2, head_dim=4, hidden_size=8, ffn_size=8,
     vocab_size=16,
 )  # fmt: skip
-
-
-class Asked(InMemoryExporter):
-    """One whose remote side asks for something."""
-
-    level_asked: str | None = None
-    ratio_asked: float | None = None
-
-    def wanted_level(self) -> str | None:
-        """See `Exporter.wanted_level`."""
-        return self.level_asked
-
-    def wanted_deep_ratio(self) -> float | None:
-        """As of an exporter that has a remote side."""
-        return self.ratio_asked
 
 
 @contextmanager

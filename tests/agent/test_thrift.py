@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+from tests.agent.asked import Asked
 
 from fulgurite.agent.exporter import InMemoryExporter
 from fulgurite.agent.sampling import Budget, Demand
@@ -13,19 +14,6 @@ from fulgurite.agent.shield import Shield
 from fulgurite.agent.thrift import Thrift
 
 WINDOW_NS = 1_000_000_001
-
-
-class Remote(InMemoryExporter):
-    """With a remote side that asks for something."""
-
-    level_asked: str | None = None
-    ratio_asked: float | None = None
-
-    def wanted_level(self) -> str | None:
-        return self.level_asked
-
-    def wanted_deep_ratio(self) -> float | None:
-        return self.ratio_asked
 
 
 def thrift(ceiling: Any, limit: float | None, exporter: InMemoryExporter, ratio: float = 1 / 16) -> Thrift:
@@ -43,7 +31,7 @@ def windows(one: Thrift, count: int, own_ns: int, step_ns: int) -> list[bool | N
 
 
 def test_what_the_remote_side_asks_for_is_heard() -> None:
-    exporter = Remote()
+    exporter = Asked()
     one = thrift("deep", None, exporter)
     assert (one.hear(), one.rate.value) == ("deep", 1 / 16)
     exporter.level_asked, exporter.ratio_asked = "heads", 0.5

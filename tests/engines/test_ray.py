@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import urllib.request
@@ -69,7 +68,7 @@ def test_each_replica_of_ray_serve_is_one_of_ours(model: Path, tmp_path: Path, s
             str(serving.BIN / "fulgurite"), "run", "--collector", f"127.0.0.1:{to}", "--tokens", "ids",
             "--budget", "none", "--", sys.executable, str(tmp_path / "shop.py"), str(port), str(short),
         ]  # fmt: skip
-        env = serving.surroundings(MODEL=str(model), RAY_USAGE_STATS_ENABLED="0", PATH=os.environ["PATH"])
+        env = serving.surroundings(MODEL=str(model), RAY_USAGE_STATS_ENABLED="0")
         server = serving.Process(tmp_path / "ray.log", *command, env=env)
         try:
             said = [serving.first_of(lambda: post(port, [5, 6, 7]), server)]

@@ -473,7 +473,8 @@ class Pump:
         except Exception as error:
             if len(drawn) > 1:
                 for one in drawn:
-                    self._pack([one], spool=spool)
+                    with self._shield.at("link"):  # what is wrong with one must not lose those behind it
+                        self._pack([one], spool=spool)
                 return
             self._ledger.drop(sum(one.frames for one in drawn), "invalid")
             if not isinstance(error, CodecError):
