@@ -78,6 +78,15 @@ def test_a_level_of_detail_that_cost_too_much_is_not_tried_again() -> None:
     assert set(seen[-300:]) == {800}
 
 
+def test_in_a_pause_no_arcs_come_or_go() -> None:
+    for cost_s in (0.005, 0.09, 5.0):
+        pace = Pace()
+        for _ in range(300):
+            pace.learn(cost_s * pace.scale**2, held=True)
+            assert pace.arcs == ARCS[FIRST_DETAIL]
+        assert (pace.scale < 1.0) == (cost_s > 1 / 15)
+
+
 def _window() -> Pace:
     return Pace(fastest_fps=60.0, slowest_fps=24.0)
 

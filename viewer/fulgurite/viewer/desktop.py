@@ -18,6 +18,7 @@ from fulgurite.viewer.facts import facts
 from fulgurite.viewer.inspection import card
 from fulgurite.viewer.pace import Pace
 from fulgurite.viewer.studio import png
+from fulgurite.viewer.timeline import Mode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,10 +114,13 @@ class Desk:
             changed = self._write_sheets(now_s) or changed
         if changed:
             self._drawn_s = clock_s
-            session.storm.arcs, session.storm.shed = self._pace.arcs, self._pace.shed
+            held = session.timeline.mode is Mode.PAUSED
+            if not held:
+                session.storm.arcs = self._pace.arcs
+            session.storm.shed = self._pace.shed
             self._window.draw(session.scene_s, clock_s)
             session.on_screen(time.time())
-            self._pace.learn(time.perf_counter() - began_s)
+            self._pace.learn(time.perf_counter() - began_s, held=held)
         elif session.storm.shed and clock_s - self._drawn_s > STILL_AFTER_S:
             session.storm.shed = 0  # a picture that stands is whole
             self._window.draw(session.scene_s, clock_s)

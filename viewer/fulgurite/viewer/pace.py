@@ -64,31 +64,34 @@ class Pace:
         """Time from one picture to the next."""
         return max(1.0 / self._fastest_fps, self._cost_s / BUSY_SHARE)
 
-    def learn(self, cost_s: float) -> bool:
-        """One more picture was made; whether `scale`, `shed` or `detail` changed."""
+    def learn(self, cost_s: float, *, held: bool = False) -> bool:
+        """One more picture was made; whether `scale`, `shed` or `detail` changed.
+
+        `held`: what is seen is to stay, as in a pause; so no arcs come or go.
+        """
         self._cost_s += 0.2 * (min(cost_s, 1.0) - self._cost_s)
         self._since += 1
         if self._since < SETTLE:
             return False
         self._since = 0
         before = self.scale, self.shed, self.detail
-        self._judge()
+        self._judge(held)
         return (self.scale, self.shed, self.detail) != before
 
-    def _judge(self) -> None:
+    def _judge(self, held: bool) -> None:
         """Whether what was changed last was enough, or too much."""
         if self._before_s is not None:
             self._saved_s[self.shed] = max(0.0, self._before_s - self._cost_s)
             self._before_s = None
-        if self._cost_s > self._wanted_s and self.detail > FIRST_DETAIL:
+        if self._cost_s > self._wanted_s and self.detail > FIRST_DETAIL and not held:
             self._less()
         elif self._cost_s > self._wanted_s and self.shed + 1 < len(SHED):
             self._shed()
         elif self._cost_s > BUSY_SHARE / self._slowest_fps:
-            self._less()
+            self._coarser() if held else self._less()
         elif self.scale < 1.0 or self.shed:
             self._restore()
-        elif self._cost_s < 0.5 * self._wanted_s and self.detail + 1 < self._too_rich:
+        elif self._cost_s < 0.5 * self._wanted_s and self.detail + 1 < self._too_rich and not held:
             self.detail += 1
         else:
             self._has_tried = False
@@ -104,7 +107,10 @@ class Pace:
             self._too_rich = self.detail  # not to be tried again: it would swing
             self.detail -= 1
         else:
-            self.scale = max(SMALLEST_SCALE, self.scale * 0.85)
+            self._coarser()
+
+    def _coarser(self) -> None:
+        self.scale = max(SMALLEST_SCALE, self.scale * 0.85)
 
     def _restore(self) -> None:
         self._waited += 1

@@ -25,6 +25,7 @@ from fulgurite.viewer.facts import facts
 from fulgurite.viewer.inbox import Inbox
 from fulgurite.viewer.pace import Pace
 from fulgurite.viewer.session import Session
+from fulgurite.viewer.timeline import Mode
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +235,9 @@ class Studio:
     def _draw(self, painter: Painter, *, still: bool) -> None:
         began_s = time.perf_counter()
         self._fit(painter, 1.0 if still else self._pace.scale)
-        self._session.storm.arcs = self._pace.arcs
+        held = self._session.timeline.mode is Mode.PAUSED
+        if not held:
+            self._session.storm.arcs = self._pace.arcs
         self._session.storm.shed = 0 if still else self._pace.shed
         image = painter.render(self._session.scene_s, time.monotonic())
         if self._encoding is not None:
@@ -243,7 +246,7 @@ class Studio:
         self._encoding = self._encoder.submit(self._hand_over, image, still)
         self._session.on_screen(time.time())
         self._drawn_s = time.monotonic()
-        if not still and self._pace.learn(time.perf_counter() - began_s):
+        if not still and self._pace.learn(time.perf_counter() - began_s, held=held):
             self._stale = True
 
     def _hand_over(self, image: NDArray[np.uint8], still: bool) -> None:
