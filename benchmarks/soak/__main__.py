@@ -34,6 +34,7 @@ WARM_S: Final = 120.0
 LEFT_OUT: Final = frozenset({"corrupt", "jump"})
 """They need TLS, or another library, in the processes that are looked at. The chaos suite has them."""
 
+RANGES: Final = ("mib_per_h_interval", "threads", "files")
 ENDS: Final = (("collector", "kill"), ("collector", "term"))
 
 
@@ -42,24 +43,25 @@ def main() -> int:
     given = _parser().parse_args()
     seconds = given.minutes * 60
     plan = _plan(given.seed, seconds, given.tokens_per_s)
+    plan, name = (replace(plan, faults=()), "soak_calm") if given.calm else (plan, "soak")
     with tempfile.TemporaryDirectory(prefix="fulgurite-soak-") as folder:
         before = conditions()
-        record = {"benchmark": "soak", "conditions": before, **shown(soak(plan, Path(folder)))}
+        record = {"benchmark": name, "conditions": before, **shown(soak(plan, Path(folder)), name)}
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "soak.json").write_text(json.dumps(record, indent=1))
+    (given.out / f"{name}.json").write_text(json.dumps(record, indent=1))
     looks = [Vitals(**one) for one in record["looks"]]
     title = (
         f"{given.minutes:g} min, {record['tokens_per_s']:.0f} tokens/s of 63 samples, "
         f"{len(record['faults'])} faults"
     )
-    draw(looks, record["faults"], given.plot or given.out / "soak.png", title=title)
+    draw(looks, record["faults"], given.plot or given.out / f"{name}.png", title=title)
     for one in record["trends"]:
         print(json.dumps(one))
     print(json.dumps({key: record[key] for key in ("tokens_per_s", "account", "ours", "control", "broken")}))
     return int(bool(record["broken"]))
 
 
-def shown(found: dict[str, Any]) -> dict[str, Any]:
+def shown(found: dict[str, Any], name: str) -> dict[str, Any]:
     """What was found, with what the page of all benchmarks shows of it."""
     account, minutes = found["account"] or {}, found["seconds"] / 60
     about = (
@@ -69,12 +71,13 @@ def shown(found: dict[str, Any]) -> dict[str, Any]:
         f"{account.get('pending')} pending, dropped: {account.get('dropped') or 'none'}. "
         f"Promises broken: {'; '.join(found['broken']) or 'none'}. A row is a life of a process, its first "
         f"{WARM_S:.0f} s left out; `calls` are those of the host's thread beside as many that do nothing of "
-        "ours."
+        "ours. `mib_per_h` is the slope of a line, its interval that of lines through minutes drawn again "
+        "and again: outages fill buffers, and hide a growth of a few MiB/h from half an hour."
     )
     rows = [
         {
-            **{name: _rounded(value) for name, value in one.items() if name not in ("threads", "files")},
-            **{name: " to ".join(map(str, one[name])) for name in ("threads", "files")},
+            **{name: _rounded(value) for name, value in one.items() if name not in RANGES},
+            **{name: " to ".join(map(str, one[name])) for name in RANGES},
         }
         for one in found["trends"]
     ]
@@ -89,7 +92,7 @@ def shown(found: dict[str, Any]) -> dict[str, Any]:
     groups = {"processes": rows, "calls": calls}
     return {
         "about": about, "model": "none: synthetic frames", "rows": [*rows, *calls], "groups": groups,
-        "plots": ["soak.png"], **found,
+        "plots": [f"{name}.png"], **found,
     }  # fmt: skip
 
 
@@ -198,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--tokens-per-s", type=int, default=2000)
+    parser.add_argument("--calm", action="store_true", help="no faults, so that a smaller growth shows")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     parser.add_argument("--plot", type=Path, help="where the plot goes; by default beside the results")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import psutil
+
+STRETCH_S: Final = 60.0
+DRAWN: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,9 @@ class Trend:
     ----------
     mib_per_h : float
         Slope of the line through the memory of all looks.
+    mib_per_h_interval : (float, float)
+        95 % of the slopes that stretches of `STRETCH_S`, drawn again and again, give: an outage fills
+        buffers and lets go of them, which one line takes for growth or for the contrary.
     """
 
     who: str
@@ -59,6 +66,7 @@ class Trend:
     last_mib: float
     most_mib: float
     mib_per_h: float
+    mib_per_h_interval: tuple[float, float]
     threads: tuple[int, int]
     files: tuple[int, int]
 
@@ -79,6 +87,7 @@ def trend(looks: Sequence[Vitals], *, warm_s: float) -> Trend | None:
     at_h = np.array([one.at_s for one in warm]) / 3600
     memory = np.array([one.resident_mib for one in warm])
     slope = float(np.polyfit(at_h, memory, 1)[0])
+    low, high = np.percentile(_slopes(at_h, memory), (2.5, 97.5))
     return Trend(
         who=warm[0].who,
         life=warm[0].life,
@@ -87,6 +96,22 @@ def trend(looks: Sequence[Vitals], *, warm_s: float) -> Trend | None:
         last_mib=float(memory[-1]),
         most_mib=float(memory.max()),
         mib_per_h=slope,
+        mib_per_h_interval=(round(float(low), 2), round(float(high), 2)),
         threads=(min(one.threads for one in warm), max(one.threads for one in warm)),
         files=(min(one.files for one in warm), max(one.files for one in warm)),
     )
+
+
+def _slopes(at_h: np.ndarray[Any, Any], memory: np.ndarray[Any, Any]) -> list[float]:
+    """Of lines through as many stretches as there are, drawn with repetition (block bootstrap)."""
+    stretch = ((at_h - at_h[0]) * 3600 // STRETCH_S).astype(int)
+    parts = [np.flatnonzero(stretch == number) for number in np.unique(stretch)]
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(DRAWN):
+        drawn = rng.integers(0, len(parts), len(parts))
+        if len(set(drawn.tolist())) < min(2, len(parts)):
+            continue  # no line goes through one stretch alone
+        rows = np.concatenate([parts[number] for number in drawn])
+        found.append(float(np.polyfit(at_h[rows], memory[rows], 1)[0]))
+    return found

@@ -5,6 +5,7 @@ Heads are 32 wide, since vLLM's attention on the CPU knows no narrower ones that
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def tokenizer_folder() -> Path:
 
 
 def make(folder: Path, kind: str = "llama", **changes: Any) -> Path:
-    """Write a model of `kind` to `folder`, with its tokenizer; in float32."""
+    """Write a model of `kind` to `folder`, with its tokenizer; in float32. A larger vocabulary than the
+    tokenizer's is filled up with names, so that whatever is sampled has a text."""
     import torch
     import transformers
 
@@ -48,13 +50,14 @@ def make(folder: Path, kind: str = "llama", **changes: Any) -> Path:
     made.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer_folder() / name, folder / name)
+    told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    told["model"]["vocab"] |= {f"Ġword{number}": number for number in range(VOCABULARY, config.vocab_size)}
+    (folder / "tokenizer.json").write_text(json.dumps(told), encoding="utf-8")
     return folder
 
 
 def adapter(folder: Path, base: Path) -> Path:
     """Write a LoRA adapter of `base` to `folder` that changes what it says."""
-    import json
-
     import torch
     from safetensors.torch import save_file
 

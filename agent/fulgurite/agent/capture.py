@@ -29,6 +29,7 @@ from fulgurite.agent.headweights import HeadWeights, norm_of
 from fulgurite.agent.identity import Committed, Request
 from fulgurite.agent.late import LateBlock
 from fulgurite.agent.lens import CHANNELS as LENS
+from fulgurite.agent.lull_probe import LullProbe
 from fulgurite.agent.measure import WITH_LAYERS, Measure
 from fulgurite.agent.posts import Posts
 from fulgurite.agent.probe_cost import probe_cost_ns
@@ -107,6 +108,7 @@ class Capture:
         self._joints = _joints(anatomy)
         self._posts = Posts(anatomy, self._probes, is_deep=self._is_deep)
         self._weights = HeadWeights(anatomy.layers)
+        self._lull = LullProbe(anatomy.unembedding, getattr(self.exporter, "lull", None), self.shield)
         every = self.thrift.rate.value >= 1.0
         self._deep = Deep(anatomy, self.current, self.shield, self.shelf, always=every)
         self._measures = Measure(
@@ -131,6 +133,7 @@ class Capture:
         """Put the probes in that the level in force needs; take out what it does not."""
         with self._lock:
             self.shelf.gate(self.demand.level != "off")
+            self._lull.install() if self.demand.level != "off" else self._lull.remove()
             if self.is_compiled and self._layout is not None and len(self._probes):
                 return  # a graph does not see hooks that come back: they stay
             self._probes.remove()
@@ -153,6 +156,7 @@ class Capture:
     def remove(self) -> None:
         """Take every probe out."""
         with self._lock:
+            self._lull.remove()
             self._probes.remove()
             self._deep.remove()
             self._opening = (self._probes.plan, 0)
@@ -744,7 +748,8 @@ class Capture:
         """How many hooks are in the model, counted once for each set of probes."""
         plan, hooks = self._counted
         if plan != self._probes.plan:
-            plan, hooks = self._counted = self._probes.plan, len(self._probes) + self._deep.hooks
+            hooks = len(self._probes) + self._deep.hooks + self._lull.is_installed
+            self._counted = self._probes.plan, hooks
         return hooks
 
 

@@ -383,6 +383,12 @@ class GrpcExporter:
         except Exception as error:
             self._swallow(error)
 
+    def lull(self) -> None:
+        """The calling thread of the host's goes into a long call that needs nothing of Python's (the largest
+        product of a step, a wait for its device): what waits is encoded and sent meanwhile, where it would
+        hold the host up least. Same rules as `export`. An exporter need not have it."""
+        self._outbox.lull()
+
     def event(self, event: RequestEvent) -> None:
         """See `Exporter.event`."""
         try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from math import inf
 from threading import Lock, get_ident
 from time import monotonic
 from typing import Final, Literal
@@ -98,6 +99,8 @@ class Outbox:
         self._wake = Lock()
         self._wake.acquire()
         self._wake_at_frames = 1
+        self._wake_at_age_s = inf
+        self.lull_s = -inf
 
     # --- the host's side: O(1), no lock
 
@@ -157,6 +160,16 @@ class Outbox:
         self._ledger.drop(frames, "outbox_full")
         return True
 
+    def lull(self) -> None:
+        """The calling thread goes into a long call outside of Python: who waits for that may work now."""
+        now_s = self.lull_s = monotonic()
+        try:
+            came_s = self._items[0][4]
+        except IndexError:
+            return
+        if now_s - came_s >= self._wake_at_age_s:
+            self.wake()
+
     def wake(self) -> None:
         """End the sender's sleep, now or the next one. Never blocks."""
         try:
@@ -166,12 +179,15 @@ class Outbox:
 
     # --- the sender's side: one thread
 
-    def wait(self, timeout_s: float, *, frames: int = 1) -> None:
-        """Sleep until `frames` frames wait, `wake` is called, or the time is over."""
+    def wait(self, timeout_s: float, *, frames: int = 1, lull_at_age_s: float = inf) -> None:
+        """Sleep until `frames` frames wait, `wake` is called, or the time is over; or until the host has a
+        lull when the oldest item has waited for so long."""
         self._wake_at_frames = frames  # before the look, so that what comes after the look wakes
+        self._wake_at_age_s = lull_at_age_s
         if self.frames < frames and timeout_s > 0:
             self._wake.acquire(timeout=timeout_s)
         self._wake_at_frames = NEVER
+        self._wake_at_age_s = inf
 
     def take(self) -> Drawn | None:
         """The oldest item, or None."""

@@ -37,6 +37,7 @@ from fulgurite.agent.link import (
     Stop,
     is_ack,
 )
+from fulgurite.agent.lulls import LAST_S, Lulls
 from fulgurite.agent.outage import Outage
 from fulgurite.agent.outbox import NEVER, Drawn, Outbox
 from fulgurite.agent.privacy import redact_block, redact_event
@@ -114,7 +115,9 @@ class Pump:
         self._scale_due = False
         self._stream: Stream | None = None
         self._ahead: deque[Drawn] = deque()  # taken from the outbox, not yet in a batch
-        self._ripe_s: float | None = None  # when what waits in the outbox is to go, full batch or not
+        self._came_s = 0.0  # what waits in the outbox, its oldest
+        self._ripe_s: float | None = None  # when it is to go, full batch or not
+        self._lulls = Lulls()
         self._packed_s = float("-inf")
         self._flows = False
         self._rhythm = Rhythm()
@@ -307,9 +310,15 @@ class Pump:
             self._draw_events(until_s, now_s)
             return
         if self._ripe_s is None:
-            self._ripe_s = self._ripens_s(self._outbox.oldest_s(now_s))
-        if waiting < BATCH_FRAMES and now_s < self._ripe_s and not self._hurry:
-            self._outbox.wait(self._ripe_s - now_s, frames=BATCH_FRAMES)
+            came_s = self._outbox.oldest_s(now_s)
+            self._lulls.see(self._outbox.lull_s, (came_s, self._came_s))
+            self._ripe_s, self._came_s = self._ripens_s(came_s), came_s
+        goes_s = self._ripe_s
+        if self._has_lulls(now_s) and self._outbox.lull_s < self._came_s:
+            goes_s = max(goes_s, self._came_s + self._lulls.longest_s)
+        if waiting < BATCH_FRAMES and now_s < goes_s and not self._hurry:
+            age_s = self._ripe_s - self._came_s
+            self._outbox.wait(goes_s - now_s, frames=BATCH_FRAMES, lull_at_age_s=age_s)
             return
         self._ripe_s = self._lone_event_s = None
         self._packed_s = now_s
@@ -321,6 +330,10 @@ class Pump:
         self._flows = came_s < self._packed_s + FLOWS_S
         expected, ripe_s = self._rhythm.next_s, came_s + GATHER_S
         return came_s if expected is not None and expected[0] > ripe_s else ripe_s
+
+    def _has_lulls(self, now_s: float) -> bool:
+        """Whether the host says when it has time."""
+        return now_s < self._outbox.lull_s + LAST_S
 
     def _draw_events(self, until_s: float, now_s: float) -> None:
         """No frame waits. Events that waited long enough for one go alone."""
@@ -347,7 +360,9 @@ class Pump:
         soonest_s, latest_s = self._rhythm.next_s or (now_s - GATHER_S, now_s - GATHER_S)
         if self.link.unacknowledged:
             until_s = min(until_s, now_s + _ACKS_WAIT_S)
-        if self._flows and now_s < self._packed_s + FLOWS_S:
+        if self._has_lulls(now_s):
+            self._await_lull(until_s, now_s)
+        elif self._flows and now_s < self._packed_s + FLOWS_S:
             self._outbox.wait(min(until_s - now_s, GATHER_S), frames=BATCH_FRAMES)
         elif now_s < soonest_s + GATHER_S:
             self._outbox.wait(min(until_s, soonest_s + GATHER_S) - now_s, frames=BATCH_FRAMES)
@@ -355,6 +370,18 @@ class Pump:
             self._outbox.wait(min(until_s - now_s, GATHER_S), frames=BATCH_FRAMES)
         else:
             self._outbox.wait(until_s - now_s)
+
+    def _await_lull(self, until_s: float, now_s: float) -> None:
+        """Sleep until the host has a lull. Where it is known when, the host's thread does not pay for waking
+        this one."""
+        self._lulls.heard(self._outbox.lull_s)
+        looks_s = self._lulls.next_s
+        if looks_s is not None and now_s < looks_s:
+            self._outbox.wait(min(until_s, looks_s) - now_s, frames=BATCH_FRAMES)
+            return
+        age_s = GATHER_S if self._flows else 0.0
+        most_s = min(until_s - now_s, self._lulls.longest_s)
+        self._outbox.wait(most_s, frames=BATCH_FRAMES, lull_at_age_s=age_s)
 
     def _gather(self) -> list[Drawn]:
         """What makes the next batch: in order, without a gap, not too large."""

@@ -141,6 +141,12 @@ class LeadExporter(_Rank):
         self.queue.append(block)
         self.wake.set()
 
+    def lull(self) -> None:
+        """See `GrpcExporter.lull`."""
+        tell = getattr(self.inner, "lull", None)
+        if tell is not None:
+            tell()
+
     def event(self, event: RequestEvent) -> None:
         """See `Exporter.event`."""
         if self.is_foreign or self.over.is_set():

@@ -20,6 +20,7 @@ from fulgurite.agent.engines.sglang.looks import Look, where
 from fulgurite.agent.engines.sglang.observer import Observer
 from fulgurite.agent.engines.sglang.parts import dissect, without_layers
 from fulgurite.agent.exporter import GrpcExporter
+from fulgurite.agent.lull_probe import LullProbe
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
 from fulgurite.agent.thrift import Thrift
@@ -87,6 +88,7 @@ class Attaching:
             },
         )
         atexit.register(exporter.close)
+        LullProbe(getattr(runner.model, "logits_processor", None), exporter.lull, shield).install()
         for channel, reason in anatomy.topology.unavailable:
             shield.say_once(reason, "%s is not measured: %s", channel, reason)
         return Observer(

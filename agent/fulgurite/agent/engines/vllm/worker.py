@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,9 @@ class Watched:
         around(self.runner, "_prepare_inputs", self._preparing)
         around(self.runner, "sample_tokens", self._sampling)
         around(self.runner, "_bookkeeping_sync", self._bookkeeping)
+        tell = getattr(self.observer.exporter, "lull", None)
+        if tell is not None and hasattr(self.runner.model, "compute_logits"):
+            around(self.runner.model, "compute_logits", partial(_lulling, tell))
 
     def _executing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -193,6 +197,17 @@ class Watched:
             if name in requests
         }
         self.observer.commit(tokens, blocks, requests=self._requests)
+
+
+def _lulling(tell: Callable[[], None], original: Callable[..., Any]) -> Callable[..., Any]:
+    """Before the largest product of a step, behind which the engine waits for its device (`lulls`)."""
+
+    def compute_logits(*args: Any, **kwargs: Any) -> Any:
+        with _shield.at("lull"):
+            tell()
+        return original(*args, **kwargs)
+
+    return compute_logits
 
 
 def _known(data: Any, most_in_all: int) -> Known | None:

@@ -1,0 +1,58 @@
+"""The hook that tells the exporter of the host's lulls (see `lulls`). Measures nothing, keeps nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from torch import nn
+from torch.compiler import is_compiling
+from torch.utils.hooks import RemovableHandle
+
+from fulgurite.agent.shield import Shield
+
+
+class LullProbe:
+    """Stands in front of the unembedding.
+
+    Parameters
+    ----------
+    unembedding : None where the model's was not found: then nothing is told.
+    tell : None where nobody wants to hear of it.
+    """
+
+    def __init__(
+        self, unembedding: nn.Module | None, tell: Callable[[], None] | None, shield: Shield
+    ) -> None:
+        self._unembedding = unembedding
+        self._tell = tell
+        self._shield = shield
+        self._handle: RemovableHandle | None = None
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it is in the model."""
+        return self._handle is not None
+
+    def install(self) -> None:
+        """Put it in."""
+        if self._handle is None and self._unembedding is not None and self._tell is not None:
+            self._handle = self._unembedding.register_forward_pre_hook(self)
+
+    def remove(self) -> None:
+        """Take it out."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def __call__(self, _: nn.Module, __: tuple[Any, ...]) -> None:
+        if is_compiling() or self._tell is None:
+            return
+        try:
+            self._tell()
+        except Exception as error:
+            self._shield.caught("lull", error)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")
