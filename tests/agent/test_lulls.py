@@ -7,6 +7,7 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from tests.agent.test_exporter import TOPOLOGY, Collector, block_of, until  # no
 from tests.agent.test_outbox import block_of as small  # noqa: E402
 
 from fulgurite.agent import InMemoryExporter, instrument  # noqa: E402
+from fulgurite.agent.engines.vllm.worker import Watched  # noqa: E402
 from fulgurite.agent.exporter import GrpcExporter  # noqa: E402
 from fulgurite.agent.late import LateBlock  # noqa: E402
 from fulgurite.agent.lull_probe import LullProbe  # noqa: E402
@@ -243,3 +245,24 @@ def test_a_compiled_graph_takes_no_notice(model: Any) -> None:
     assert exporter.lulls == 0
     assert not torch._dynamo.utils.counters["graph_break"]
     torch._dynamo.reset()
+
+
+def test_vllm_tells_before_its_logits_are_computed() -> None:
+    order: list[str] = []
+
+    def plain(*_: Any) -> None:
+        """A method of a runner that is not asked for here."""
+
+    class Exporter(Told):
+        def lull(self) -> None:
+            order.append("lull")
+
+    def compute_logits(hidden: int) -> int:
+        order.append("logits")
+        return hidden + 1
+
+    methods = dict.fromkeys(("execute_model", "_prepare_inputs", "sample_tokens", "_bookkeeping_sync"), plain)
+    runner = SimpleNamespace(model=SimpleNamespace(compute_logits=compute_logits), **methods)
+    Watched(runner, SimpleNamespace(exporter=Exporter())).install()
+    assert runner.model.compute_logits(1) == 2
+    assert order == ["lull", "logits"]

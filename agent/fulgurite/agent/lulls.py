@@ -14,7 +14,7 @@ from typing import Final
 
 from fulgurite.agent.rhythm import Rhythm
 
-MOST_S: Final = 0.08
+MOST_S: Final = 0.12
 """So long does what came wait for a lull: viewers play 150 ms behind, and see nothing of it."""
 LAST_S: Final = 0.25
 """A host that had a lull within this time is expected to have another."""
