@@ -121,11 +121,14 @@ def uncertainty(
 
 
 def _top_ids(logits: Array) -> Array:
-    """Ids of the most probable tokens, (n, K): none is less than the K-th largest of the blocks' maxima."""
+    """Ids of the most probable tokens, (n, K): none is less than the K-th largest of the blocks' maxima.
+
+    Tokens of a block lie a 64th of the vocabulary apart, so that all maxima are taken in one go over memory.
+    """
     rows, width = logits.shape
     if width < TOP_K * _BLOCK:
         return _largest(logits, min(TOP_K, width))
-    best = logits[:, : width - width % _BLOCK].reshape(rows, -1, _BLOCK).max(-1)
+    best = logits[:, : width - width % _BLOCK].reshape(rows, _BLOCK, -1).max(1)
     best.partition(best.shape[1] - TOP_K)
     ids = np.empty((rows, TOP_K), np.int64)
     for i, row in enumerate(logits):
