@@ -72,7 +72,7 @@ fuzz: $(VENV)/.installed-dev  ## hostile messages at every parser, guided by cov
 	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet atheris
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
-soak: $(VENV)/.installed-dev  ## half an hour of load with random faults: memory, threads, files; ARGS="--minutes 5"
+soak: $(VENV)/.installed-dev  ## half an hour of load with random faults: memory, threads, files; ARGS="--minutes 5", ARGS=--calm
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 .PHONY: bench-pipeline

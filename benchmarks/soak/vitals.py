@@ -41,6 +41,8 @@ def look(pid: int, *, at_s: float, who: str, life: int) -> Vitals | None:
         process = psutil.Process(pid)
         with process.oneshot():
             resident_mib = process.memory_info().rss / 2**20
+            if not resident_mib:  # it was killed, and nobody has looked after it yet
+                return None
             return Vitals(at_s, who, life, resident_mib, process.num_threads(), process.num_fds())
     except psutil.Error:
         return None
