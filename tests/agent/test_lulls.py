@@ -53,14 +53,18 @@ def test_a_lull_that_came_too_late_tells_how_long_it_takes_too() -> None:
     assert lulls.longest_s == pytest.approx(SLACK * 0.03 + SLACK_S)
 
 
-def test_a_lull_before_all_tells_nothing_and_none_is_waited_for_beyond_the_bound() -> None:
+def test_a_lull_before_all_tells_nothing_and_one_beyond_the_bound_is_not_waited_for() -> None:
     lulls = Lulls()
     for _ in range(SEEN):
         lulls.see(float("-inf"), (2.0, 1.0))
     assert lulls.longest_s == MOST_S
     for at_s in range(SEEN):
-        lulls.see(at_s + 10 * MOST_S, (at_s, at_s - 1))
+        lulls.see(at_s + 0.9 * MOST_S, (at_s, at_s - 1))
     assert lulls.longest_s == MOST_S
+    for at_s in range(SEEN):
+        assert lulls.longest_s == MOST_S
+        lulls.see(at_s + 2 * MOST_S, (at_s, at_s - 1))
+    assert lulls.longest_s == 0.0
 
 
 def test_in_a_steady_pace_it_is_known_when_to_look() -> None:
@@ -133,6 +137,7 @@ class Host:
         self.exporter = exporter
         self.in_a_lull = False
         self.read: list[bool] = []
+        self.early: list[bool] = []
         self._done = threading.Event()
 
     def step(self, number: int, *, lull: bool = True) -> None:
@@ -146,6 +151,7 @@ class Host:
         self._done.clear()
         self.exporter.export(LateBlock(block.requests, make, rows=1, nbytes=1000))
         time.sleep(0.015)
+        self.early.append(self._done.is_set())
         self.in_a_lull = lull
         if lull:
             self.exporter.lull()
@@ -175,7 +181,7 @@ def test_without_lulls_nothing_waits_for_one(collector: Collector) -> None:
     host = Host(exporter)
     for number in range(20):
         host.step(number, lull=False)
-    assert not any(host.read)
+    assert sum(host.early) > 5  # all but the first few, where this machine was not away
     exporter.close()
 
 

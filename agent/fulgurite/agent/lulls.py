@@ -55,7 +55,9 @@ class Lulls:
 
     @property
     def longest_s(self) -> float:
-        """How long to wait for one: somewhat longer than it took of late."""
+        """How long to wait for one: somewhat longer than it took of late; 0 where it always took too long."""
         if len(self._waits_s) < SEEN:
             return MOST_S
+        if min(self._waits_s) > MOST_S:
+            return 0.0
         return min(MOST_S, SLACK * max(self._waits_s) + SLACK_S)

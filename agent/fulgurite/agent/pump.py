@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from random import random
 from threading import Thread
 from typing import Final
@@ -115,7 +116,7 @@ class Pump:
         self._scale_due = False
         self._stream: Stream | None = None
         self._ahead: deque[Drawn] = deque()  # taken from the outbox, not yet in a batch
-        self._came_s = 0.0  # what waits in the outbox, its oldest
+        self._came_s = inf  # what waits in the outbox, its oldest
         self._ripe_s: float | None = None  # when it is to go, full batch or not
         self._lulls = Lulls()
         self._packed_s = float("-inf")
@@ -333,7 +334,7 @@ class Pump:
 
     def _has_lulls(self, now_s: float) -> bool:
         """Whether the host says when it has time."""
-        return now_s < self._outbox.lull_s + LAST_S
+        return now_s < self._outbox.lull_s + LAST_S and self._lulls.longest_s > 0
 
     def _draw_events(self, until_s: float, now_s: float) -> None:
         """No frame waits. Events that waited long enough for one go alone."""
