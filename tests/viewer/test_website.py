@@ -14,7 +14,10 @@ from tests.scenes.streams import block, topology
 from tests.viewer.made_up import until
 from tests.viewer.site import Site, served
 
+from fulgurite.viewer.inbox import Inbox
 from fulgurite.viewer.message import unpack
+from fulgurite.viewer.story import Story
+from fulgurite.viewer.website import Website
 
 SHAPE = topology(8, 8)
 LISTEN_S = 60.0
@@ -213,3 +216,14 @@ def test_the_server_ends_while_pages_are_open() -> None:
 
     with served() as site:
         asyncio.run(listen(site))
+
+
+def test_one_that_has_ended_may_be_stopped_again() -> None:
+    website = Website(Story(name="ended"), Inbox())
+    ready: list[int] = []
+    website.serve(
+        "127.0.0.1", 0, on_ready=lambda port: (ready.append(port), website.stop()), stop_on_signals=False
+    )
+    website.stop()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", ready[0]))

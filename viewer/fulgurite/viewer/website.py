@@ -94,9 +94,10 @@ class Website:
         asyncio.run(self._serve(host, port, on_ready, stop_on_signals=stop_on_signals))
 
     def stop(self) -> None:
-        """End `serve`; from any thread."""
+        """End `serve`; from any thread, and as often as one likes."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended
+                self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def _serve(
         self, host: str, port: int, on_ready: Callable[[int], None], *, stop_on_signals: bool
