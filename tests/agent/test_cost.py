@@ -14,11 +14,10 @@ transformers = pytest.importorskip("transformers")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from fulgurite.agent import InMemoryExporter, instrument, measure, reduce, unreduced  # noqa: E402
+from fulgurite.agent import InMemoryExporter, instrument, measure, reduce  # noqa: E402
 from fulgurite.agent.engines.transformers import Engine  # noqa: E402
 from fulgurite.agent.late import LateBlock  # noqa: E402
 from fulgurite.agent.renewed import Renewed  # noqa: E402
-from fulgurite.wire.channels import TOP_K  # noqa: E402
 from fulgurite.wire.frame import FrameBlock  # noqa: E402
 
 TOKENS = 6
@@ -354,48 +353,6 @@ def test_a_single_row_tells_what_several_rows_tell(vocabulary: int) -> None:
         np.testing.assert_array_equal(row["logprob"], rows["logprob"][0])
         np.testing.assert_allclose(row["plogp"], rows["plogp"], rtol=1e-5, atol=1e-6)
         assert row.get("rank") == rows.get("rank")
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("vocabulary", [3, 8, 511, 512, 513, 1031, 32000])
-def test_numpy_tells_of_the_distribution_what_torch_tells(vocabulary: int, rows: int) -> None:
-    logits = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 4
-    logits[:, : vocabulary // 3] = -float("inf")  # tokens that cannot come
-    for ids in (logits.argmax(-1, keepdim=True), torch.full((rows, 1), vocabulary - 1)):
-        ours = unreduced.uncertainty(logits.numpy(), ids.numpy()[:, 0], full=True)
-        theirs = {n: value.numpy() for n, value in reduce.uncertainty(logits, ids, full=True).items()}
-        finite = np.isfinite(theirs["top_logprobs"])
-        np.testing.assert_array_equal(ours["top_ids"][finite], theirs["top_ids"][finite])
-        for name in ("top_logprobs", "logprob", "plogp"):
-            value = ours[name].reshape(theirs[name].shape)
-            np.testing.assert_allclose(value, theirs[name], rtol=1e-5, atol=1e-5)
-        assert ("rank" in ours) == ("rank" in theirs)
-        if "rank" in ours:
-            np.testing.assert_array_equal(ours["rank"], theirs["rank"])
-
-
-def test_the_most_probable_are_told_also_of_odd_distributions() -> None:
-    width = 1031
-    equal, nan = np.zeros((1, width), np.float32), np.full((1, width), np.nan, np.float32)
-    pairs = np.repeat(np.arange(width // 2 + 1, dtype=np.float32), 2)[None, :width]
-    sparse = np.full((1, width), -np.inf, np.float32)
-    sparse[0, [7, 1030, 500]] = 3.0, 2.0, 1.0
-    for logits in (equal, nan, pairs, sparse):
-        ids = unreduced._top_ids(logits)
-        assert ids.shape == (1, TOP_K)
-        assert len(set(ids[0].tolist())) == TOP_K
-    assert unreduced._top_ids(sparse)[0, :3].tolist() == [7, 1030, 500]
-    assert unreduced._top_ids(pairs)[0].tolist() == [1030, 1028, 1029, 1026, 1027, 1024, 1025, 1022]
-
-
-@pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize(("heads", "width"), [(4, 8), (3, 64), (5, 80), (2, 128)])
-def test_numpy_tells_of_the_heads_what_torch_tells(heads: int, width: int, rows: int) -> None:
-    generator = torch.Generator().manual_seed(width)
-    weight = torch.randn(2, heads, width, 3 * width, generator=generator)
-    inputs, grams = torch.randn(2, rows, heads * width, generator=generator), weight @ weight.mT
-    ours = unreduced.head_squares(inputs.numpy(), grams.numpy())
-    np.testing.assert_allclose(ours, reduce.squares(inputs, grams).numpy(), rtol=2e-5)
 
 
 def test_columns_are_made_where_they_are_read_and_once() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fulgurite.agent.reduce import Plan, numbers
+from fulgurite.agent.scratch import Scratch
 from fulgurite.wire.channels import TOP_K
 
 Array = np.ndarray[Any, Any]
@@ -25,8 +26,12 @@ Rows = Array | torch.Tensor
 Part = Array | list[torch.Tensor]
 """Rows of several slots: together, or one by one as the model left them."""
 _BLOCK = 64
+_AT_ONCE = 1 << 18  # numbers: fewer take more calls, more do not stay in a cache
+_SMALL = 1 << 16  # numbers
+_FEW = 8  # so many times fewer are gathered one by one
 _LEAST = -1e4  # log-probability below which a token adds nothing to the entropy: keeps 0 * inf out
 _WIDEST = 64  # of a matrix that a library multiplies a vector with without asking for more threads
+_scratch = Scratch()
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -57,14 +62,14 @@ class Unreduced:
 
     def reduced(self, layout: Plan | None) -> dict[str, Array]:
         """What `reduce` gives for these rows."""
-        with np.errstate(invalid="ignore"):  # of scores that leave no token nothing can be told: NaN
-            found = uncertainty(_rows(self.logits), self.tokens, full=self.full, top_ids=self.top_ids)
-            if self.scores is not None:
-                sampled = uncertainty(_rows(self.scores), self.tokens, full=False)
-                found["logprob_sampled"] = sampled["logprob"]
+        with np.errstate(all="ignore"):  # of scores that leave no token nothing can be told: NaN
+            scores = None if self.scores is None else _rows(self.scores)
+            found = uncertainty(
+                _rows(self.logits), self.tokens, full=self.full, top_ids=self.top_ids, scores=scores
+            )
         if self.kept and layout is not None:
             count = len(layout.places)
-            parts = [_together(part) for part in self.kept]
+            parts = [_together(part, f"part {i}") for i, part in enumerate(self.kept)]
             stacked, inputs = parts[0][:count], [parts[0][count:]] if layout.is_joint else parts[1:]
             found.update(stream(stacked, layout))
             for i, (rows, grams) in enumerate(zip(inputs, self.grams, strict=True)):
@@ -72,67 +77,164 @@ class Unreduced:
         return found
 
 
-def widened(found: Array) -> Array:
-    """As float32; int16 are the bits of a bfloat16, which are the upper half of a float32's."""
-    if found.dtype != np.int16:
-        return found.astype(np.float32, copy=False)
-    wide: Array = np.left_shift(found, 16, dtype=np.int32).view(np.float32)
-    return wide
+def widened(found: Array, into: Array | None = None) -> Array:
+    """As float32; int16 are the bits of a bfloat16, which are the upper half of a float32's.
+
+    `into`, float32 of the same shape, takes them where they are not float32 already.
+    """
+    if found.dtype == np.float32:
+        return found
+    if into is None:
+        into = np.empty(found.shape, np.float32)
+    if found.dtype == np.int16:
+        np.left_shift(found, 16, out=into.view(np.int32), dtype=np.int32)
+    else:
+        np.copyto(into, found, casting="same_kind")
+    return into
 
 
 def _rows(rows: Rows) -> Array:
-    """As float32 (n, width)."""
+    """As (n, width), of the type that they have."""
     found = rows if isinstance(rows, np.ndarray) else numbers(rows)
-    return widened(found.reshape(-1, found.shape[-1]))
+    return found.reshape(-1, found.shape[-1])
 
 
-def _together(part: Part) -> Array:
-    """As float32 (slots, n, width)."""
+def _together(part: Part, name: str) -> Array:
+    """As float32 (slots, n, width), in scratch memory of that name."""
     if isinstance(part, np.ndarray):
         return widened(part)
     slots = [found.reshape(-1, found.shape[-1]) for found in map(numbers, part)]
-    if any(found.dtype != slots[0].dtype for found in slots):  # under autocast parts differ
-        slots = [widened(found) for found in slots]
-    return widened(np.stack(slots))
+    shape = (len(slots), *slots[0].shape)
+    wide = _scratch.array(name, shape)
+    if all(found.dtype == np.float32 for found in slots):
+        np.stack(slots, out=wide)
+    else:  # under autocast parts differ
+        for i, found in enumerate(slots):
+            wide[i] = widened(found, wide[i])
+    return wide
 
 
 def uncertainty(
-    logits: Array, tokens: Array, *, full: bool, top_ids: Array | None = None
+    logits: Array,
+    tokens: Array,
+    *,
+    full: bool,
+    top_ids: Array | None = None,
+    scores: Array | None = None,
 ) -> dict[str, Array]:
-    """As `reduce.uncertainty`, of rows in host memory."""
+    """As `reduce.uncertainty`, of rows in host memory, and `logprob_sampled` where there are scores.
+
+    So many rows at a time as stay in the processor's cache.
+    """
+    count, width = logits.shape
+    step = max(1, _AT_ONCE // width)
+    parts = [
+        _told(
+            logits[rows],
+            tokens[rows],
+            full=full,
+            top_ids=None if top_ids is None else top_ids[rows],
+            scores=None if scores is None else scores[rows],
+        )
+        for rows in (slice(start, start + step) for start in range(0, count, step))
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _told(
+    logits: Array, tokens: Array, *, full: bool, top_ids: Array | None, scores: Array | None
+) -> dict[str, Array]:
+    """`uncertainty` of a few rows."""
+    room = _scratch.array if logits.size > _SMALL else _nothing
+    logits = widened(logits, room("wide", logits.shape))
     rows = np.arange(len(tokens))
-    most = logits.max(-1)
-    shifted = logits - most[:, None]
-    powers = np.exp(shifted)
+    maxima = _maxima(logits) if full and top_ids is None else logits
+    most = maxima.max(-1)
+    shifted = np.subtract(logits, most[:, None], out=room("shifted", logits.shape))
+    powers = np.exp(shifted, out=room("powers", logits.shape))
     total = powers.sum(-1)
     logarithm = np.log(total)
     chosen = shifted[rows, tokens] - logarithm
     found = {"logprob": chosen}
-    if not full:
-        return found
-    ids = _top_ids(logits) if top_ids is None else top_ids
-    top = shifted[rows[:, None], ids] - logarithm[:, None]
-    if not (chosen >= top[:, -1]).all():
-        found["rank"] = np.count_nonzero(logits > logits[rows, tokens][:, None], -1)
-    weighted = np.einsum("nv,nv->n", powers, shifted)
-    if not np.isfinite(weighted).all():  # where a token cannot come, 0 * -inf is nothing
-        weighted = np.einsum("nv,nv->n", powers, np.maximum(shifted, _LEAST))
-    return {**found, "top_ids": ids, "top_logprobs": top, "plogp": weighted / total - logarithm}
+    if full:
+        ids = _top_ids(logits, maxima) if top_ids is None else top_ids
+        top = shifted[rows[:, None], ids] - logarithm[:, None]
+        if (chosen >= top[:, -1]).all():  # none of the others comes before it
+            rank = np.count_nonzero(top > chosen[:, None], -1)
+        else:
+            rank = np.count_nonzero(logits > logits[rows, tokens][:, None], -1)
+        weighted = np.einsum("nv,nv->n", powers, shifted)
+        if not np.isfinite(weighted).all():  # where a token cannot come, 0 * -inf is nothing
+            weighted = np.einsum("nv,nv->n", powers, np.maximum(shifted, _LEAST))
+        found |= {"top_ids": ids, "top_logprobs": top, "rank": rank, "plogp": weighted / total - logarithm}
+    if scores is not None:
+        wide = widened(scores, shifted)
+        found["logprob_sampled"] = _sampled(wide, tokens, (logits, most, powers, total))
+    return found
 
 
-def _top_ids(logits: Array) -> Array:
-    """Ids of the most probable tokens, (n, K): none is less than the K-th largest of the blocks' maxima.
+def _nothing(_name: str, _shape: tuple[int, ...]) -> None:
+    """No room of ours: numpy makes it, which for little is faster."""
 
-    Tokens of a block lie a 64th of the vocabulary apart, so that all maxima are taken in one go over memory.
-    """
+
+def _sampled(scores: Array, tokens: Array, told: tuple[Array, Array, Array, Array]) -> Array:
+    """The tokens' log-probability by the scores; `told` are the logits, the largest of each row, the powers
+    without it, and their sums. What most people choose changes few scores, or leaves few tokens: then only
+    those are looked at."""
+    logits, most, powers, total = told
+    rows = np.arange(len(tokens))
+    if (found := _where(scores != logits)) is not None:
+        row, place = found
+        gone = np.bincount(row, powers[row, place], len(rows))
+        come = np.bincount(row, np.exp(scores[row, place] - most[row]), len(rows))
+        left = total - gone + come
+        if ((left > total / _FEW) & (left < total * _FEW)).all():  # else little is left of the digits
+            return _known(scores[rows, tokens] - most - np.log(left))
+    most = scores.max(-1)
+    if (found := _where(scores > -np.inf)) is not None:
+        row, place = found
+        left = np.bincount(row, np.exp(scores[row, place] - most[row]), len(rows))
+    else:
+        left = np.exp(np.subtract(scores, most[:, None], out=powers), out=powers).sum(-1)
+    return _known(scores[rows, tokens] - most - np.log(left))
+
+
+def _known(found: Array) -> Array:
+    return found.astype(np.float32, copy=False)
+
+
+def _where(these: Array) -> tuple[Array, Array] | None:
+    """Rows and places, where they are few."""
+    if np.count_nonzero(these) * _FEW >= these.size:
+        return None
+    row, place = np.divmod(np.flatnonzero(these), these.shape[1])  # of one axis numpy finds them faster
+    return row, place
+
+
+def _maxima(logits: Array) -> Array:
+    """Of each block of a row, (n, blocks), the last of them what is left over. Tokens of a block lie a 64th
+    of the vocabulary apart, so that all are taken in one go over memory."""
+    rows, width = logits.shape
+    if width < TOP_K * _BLOCK:
+        return logits
+    whole = width - width % _BLOCK
+    best: Array = logits[:, :whole].reshape(rows, _BLOCK, -1).max(1)
+    if whole < width:
+        best = np.concatenate([best, logits[:, whole:].max(-1, keepdims=True)], -1)
+    return best
+
+
+def _top_ids(logits: Array, maxima: Array) -> Array:
+    """Ids of the most probable tokens, (n, K): none is less than the K-th largest of the blocks' maxima."""
     rows, width = logits.shape
     if width < TOP_K * _BLOCK:
         return _largest(logits, min(TOP_K, width))
-    best = logits[:, : width - width % _BLOCK].reshape(rows, _BLOCK, -1).max(1)
-    best.partition(best.shape[1] - TOP_K)
+    least = np.partition(maxima, -TOP_K)[:, -TOP_K]
     ids = np.empty((rows, TOP_K), np.int64)
     for i, row in enumerate(logits):
-        among = np.flatnonzero(row >= best[i, -TOP_K])
+        among = np.flatnonzero(row >= least[i])
         if not TOP_K <= len(among) <= TOP_K * _BLOCK:  # with NaN nothing compares; of equals all do
             ids[i] = _largest(row[None], TOP_K)[0]
         else:
