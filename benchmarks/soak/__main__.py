@@ -63,17 +63,17 @@ def main() -> int:
 
 def shown(found: dict[str, Any], name: str) -> dict[str, Any]:
     """What was found, with what the page of all benchmarks shows of it."""
-    account, minutes = found["account"] or {}, found["seconds"] / 60
+    account, minutes, faults = found["account"] or {}, found["seconds"] / 60, len(found["faults"])
     about = (
         f"One agent at {found['tokens_per_s']:.0f} tokens/s of 63 samples, a collector and Redis for "
-        f"{minutes:.0f} minutes, with {len(found['faults'])} faults. "
+        f"{minutes:.0f} minutes, with {faults} faults. "
         f"{account.get('captured')} frames captured, {account.get('acknowledged')} acknowledged, "
         f"{account.get('pending')} pending, dropped: {account.get('dropped') or 'none'}. "
         f"Promises broken: {'; '.join(found['broken']) or 'none'}. A row is a life of a process, its first "
         f"{WARM_S:.0f} s left out; `calls` are those of the host's thread beside as many that do nothing of "
         "ours. `mib_per_h` is the slope of a line, its interval that of lines through minutes drawn again "
-        "and again: outages fill buffers, and hide a growth of a few MiB/h from half an hour."
-    )
+        "and again"
+    ) + (": outages fill buffers, and hide a growth of a few MiB/h from half an hour." if faults else ".")
     rows = [
         {
             **{name: _rounded(value) for name, value in one.items() if name not in RANGES},
