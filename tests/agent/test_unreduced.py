@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fulgurite.agent import reduce, unreduced  # noqa: E402
-from fulgurite.agent.scratch import MOST_BYTES, Scratch  # noqa: E402
 from fulgurite.agent.unreduced import Unreduced  # noqa: E402
 from fulgurite.wire.channels import TOP_K  # noqa: E402
 
@@ -87,17 +85,6 @@ def test_what_was_sampled_from_is_told_however_few_of_it_are_looked_at(
     for name in ("logprob", "plogp", "top_ids", "top_logprobs", "rank"):
         one_by_one = np.concatenate([one[name] for one in alone])
         np.testing.assert_allclose(found[name], one_by_one, rtol=1e-5, atol=1e-5)
-
-
-def test_scratch_memory_is_a_threads_own_and_bounded() -> None:
-    scratch = Scratch()
-    first = scratch.array("a", (2, 3))
-    assert np.shares_memory(first, scratch.array("a", (6,)))
-    assert not np.shares_memory(first, scratch.array("b", (2, 3)))
-    with ThreadPoolExecutor(1) as pool:
-        assert not np.shares_memory(first, pool.submit(scratch.array, "a", (2, 3)).result())
-    large = scratch.array("a", (MOST_BYTES // 4 + 1,))
-    assert not np.shares_memory(large, scratch.array("a", large.shape))
 
 
 def _top_ids(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

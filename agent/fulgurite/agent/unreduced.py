@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from fulgurite.agent.reduce import Plan, numbers
-from fulgurite.agent.scratch import Scratch
 from fulgurite.wire.channels import TOP_K
 
 Array = np.ndarray[Any, Any]
@@ -27,11 +26,9 @@ Part = Array | list[torch.Tensor]
 """Rows of several slots: together, or one by one as the model left them."""
 _BLOCK = 64
 _AT_ONCE = 1 << 18  # numbers: fewer take more calls, more do not stay in a cache
-_SMALL = 1 << 16  # numbers
 _FEW = 8  # so many times fewer are gathered one by one
 _LEAST = -1e4  # log-probability below which a token adds nothing to the entropy: keeps 0 * inf out
 _WIDEST = 64  # of a matrix that a library multiplies a vector with without asking for more threads
-_scratch = Scratch()
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -69,7 +66,7 @@ class Unreduced:
             )
         if self.kept and layout is not None:
             count = len(layout.places)
-            parts = [_together(part, f"part {i}") for i, part in enumerate(self.kept)]
+            parts = [_together(part) for part in self.kept]
             stacked, inputs = parts[0][:count], [parts[0][count:]] if layout.is_joint else parts[1:]
             found.update(stream(stacked, layout))
             for i, (rows, grams) in enumerate(zip(inputs, self.grams, strict=True)):
@@ -77,20 +74,12 @@ class Unreduced:
         return found
 
 
-def widened(found: Array, into: Array | None = None) -> Array:
-    """As float32; int16 are the bits of a bfloat16, which are the upper half of a float32's.
-
-    `into`, float32 of the same shape, takes them where they are not float32 already.
-    """
-    if found.dtype == np.float32:
-        return found
-    if into is None:
-        into = np.empty(found.shape, np.float32)
-    if found.dtype == np.int16:
-        np.left_shift(found, 16, out=into.view(np.int32), dtype=np.int32)
-    else:
-        np.copyto(into, found, casting="same_kind")
-    return into
+def widened(found: Array) -> Array:
+    """As float32; int16 are the bits of a bfloat16, which are the upper half of a float32's."""
+    if found.dtype != np.int16:
+        return found.astype(np.float32, copy=False)
+    wide: Array = np.left_shift(found, 16, dtype=np.int32).view(np.float32)
+    return wide
 
 
 def _rows(rows: Rows) -> Array:
@@ -99,19 +88,14 @@ def _rows(rows: Rows) -> Array:
     return found.reshape(-1, found.shape[-1])
 
 
-def _together(part: Part, name: str) -> Array:
-    """As float32 (slots, n, width), in scratch memory of that name."""
+def _together(part: Part) -> Array:
+    """As float32 (slots, n, width)."""
     if isinstance(part, np.ndarray):
         return widened(part)
     slots = [found.reshape(-1, found.shape[-1]) for found in map(numbers, part)]
-    shape = (len(slots), *slots[0].shape)
-    wide = _scratch.array(name, shape)
-    if all(found.dtype == np.float32 for found in slots):
-        np.stack(slots, out=wide)
-    else:  # under autocast parts differ
-        for i, found in enumerate(slots):
-            wide[i] = widened(found, wide[i])
-    return wide
+    if any(found.dtype != slots[0].dtype for found in slots):  # under autocast parts differ
+        slots = [widened(found) for found in slots]
+    return widened(np.stack(slots))
 
 
 def uncertainty(
@@ -136,7 +120,7 @@ def uncertainty(
             top_ids=None if top_ids is None else top_ids[rows],
             scores=None if scores is None else scores[rows],
         )
-        for rows in (slice(start, start + step) for start in range(0, count, step))
+        for rows in (slice(start, start + step) for start in range(0, max(1, count), step))
     ]
     if len(parts) == 1:
         return parts[0]
@@ -147,13 +131,12 @@ def _told(
     logits: Array, tokens: Array, *, full: bool, top_ids: Array | None, scores: Array | None
 ) -> dict[str, Array]:
     """`uncertainty` of a few rows."""
-    room = _scratch.array if logits.size > _SMALL else _nothing
-    logits = widened(logits, room("wide", logits.shape))
+    logits = widened(logits)
     rows = np.arange(len(tokens))
     maxima = _maxima(logits) if full and top_ids is None else logits
     most = maxima.max(-1)
-    shifted = np.subtract(logits, most[:, None], out=room("shifted", logits.shape))
-    powers = np.exp(shifted, out=room("powers", logits.shape))
+    shifted = logits - most[:, None]
+    powers = np.exp(shifted)
     total = powers.sum(-1)
     logarithm = np.log(total)
     chosen = shifted[rows, tokens] - logarithm
@@ -170,13 +153,8 @@ def _told(
             weighted = np.einsum("nv,nv->n", powers, np.maximum(shifted, _LEAST))
         found |= {"top_ids": ids, "top_logprobs": top, "rank": rank, "plogp": weighted / total - logarithm}
     if scores is not None:
-        wide = widened(scores, shifted)
-        found["logprob_sampled"] = _sampled(wide, tokens, (logits, most, powers, total))
+        found["logprob_sampled"] = _sampled(widened(scores), tokens, (logits, most, powers, total))
     return found
-
-
-def _nothing(_name: str, _shape: tuple[int, ...]) -> None:
-    """No room of ours: numpy makes it, which for little is faster."""
 
 
 def _sampled(scores: Array, tokens: Array, told: tuple[Array, Array, Array, Array]) -> Array:
