@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="default 8; 1 with --quick")
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument(
-        "--dtype", default="bfloat16",
+        "--dtype", default="bfloat16", choices=("bfloat16", "float32"),
         help="float32 where the processor has no AVX-512: bfloat16 is not up in four minutes there",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a small model, not compiled, few rounds")

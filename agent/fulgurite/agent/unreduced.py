@@ -59,7 +59,9 @@ class Unreduced:
 
     def reduced(self, layout: Plan | None) -> dict[str, Array]:
         """What `reduce` gives for these rows."""
-        with np.errstate(all="ignore"):  # of scores that leave no token nothing can be told: NaN
+        # Of scores that leave no token nothing can be told: NaN. A score that is too large for its power is
+        # told in the other way (`_sampled`).
+        with np.errstate(all="ignore"):
             scores = None if self.scores is None else _rows(self.scores)
             found = uncertainty(
                 _rows(self.logits), self.tokens, full=self.full, top_ids=self.top_ids, scores=scores
