@@ -16,9 +16,12 @@ demo: $(VENV)/.installed-demo  ## install into .venv, start everything, open the
 
 test: test-sources test-wheel  ## install, run every test that this machine can run, and those that packaging can break on the wheel
 
-# `-ra` (pyproject.toml) names every test that this machine cannot run, with what it lacks.
+# Most tests keep one core busy or wait for programs that they start: so many files are tested at a time, `JOBS=0` for one
+# after the other in one process. `-ra` (pyproject.toml) names every test that this machine cannot run, with what it lacks.
+JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 test-sources: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # What packaging can break: what is installed, entry points, commands, and every file that is read as data (the page,
 # shaders, fonts, the bundled model). The arithmetic is the same in both, and so is how people use what is there.
@@ -31,7 +34,7 @@ WHEEL_TESTS := tests/architecture tests/cli tests/deploy \
 # is what was built.
 # tests/architecture/test_installed.py fails there if the code comes from the sources.
 test-wheel: $(WHEEL_VENV)/.installed
-	$(WHEEL_VENV)/bin/python -m pytest $(WHEEL_TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 $(WHEEL_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile $(WHEEL_TESTS) $(ARGS)
 
 .PHONY: $(WHEEL_VENV)/.installed
 $(WHEEL_VENV)/.installed: $(VENV)/.installed-dev
@@ -53,7 +56,7 @@ test-engines: | $(BIN)/python  ## the real serving engines, in an environment of
 	  build/engines/bin/python -m pytest tests/engines $(ARGS)
 
 check: $(VENV)/.installed-dev lint  ## ruff, mypy, import-linter and pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ NAMES = (
     *DEFAULT,
     "otlp",
     "overhead",
+    "overhead_large",
     "budget",
     "sweep",
     "instructions",
@@ -38,10 +39,13 @@ def measure(name: str, *, quick: bool, model: str | None, out: Path, only: Seque
 
         return apart.run(quick=quick)
     before = conditions()
-    if name in ("overhead", "sweep"):
-        from benchmarks.overhead.run import overhead, sweep
+    if name in ("overhead", "overhead_large", "sweep"):
+        from benchmarks.overhead import run
 
-        found = sweep(quick=quick, out=out) if name == "sweep" else overhead(quick=quick)
+        if name == "sweep":
+            found = run.sweep(quick=quick, out=out)
+        else:
+            found = (run.overhead if name == "overhead" else run.overhead_large)(quick=quick)
     elif name == "instructions":
         from benchmarks.overhead.instructions import instructions
 

@@ -32,6 +32,22 @@ def error(found: Any, wanted: Any) -> float:
     return float(np.nanmax(np.abs(found - wanted) / size))
 
 
+def neurons_error(found: Frame, wanted: Frame) -> float:
+    """Largest difference of the neurons that two frames tell, relative to the largest in a layer; of one that
+    only `found` tells, to the smallest that `wanted` does: of two that are alike either may be told."""
+    assert found.neuron_ids is not None
+    assert wanted.neuron_ids is not None
+    worst = error(found.neuron_values, wanted.neuron_values)
+    for layer, ids in enumerate(found.neuron_ids.tolist()):
+        known = dict(
+            zip(wanted.neuron_ids[layer].tolist(), wanted.neuron_values[layer].tolist(), strict=True)
+        )
+        most, least = max(known.values()), min(known.values())
+        for neuron, value in zip(ids, found.neuron_values[layer].tolist(), strict=True):
+            worst = max(worst, abs(value - known.get(neuron, least)) / most)
+    return worst
+
+
 def tokens_of(frames: list[Frame], sequence: int) -> list[int]:
     return [f.token_id for f in frames if f.sequence == sequence]
 

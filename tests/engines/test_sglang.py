@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import serving
-from checks import error, plain
+from checks import error, neurons_error, plain
 
 PYTHON = Path(__file__).parents[2] / "build" / "sglang" / "bin" / "python"
 pytestmark = pytest.mark.skipif(
@@ -95,6 +95,7 @@ def test_frames_are_those_of_plain_generate(served: Served, model: Path) -> None
                 shape = (1, -1) if found.ndim == 1 or channel == "residual_norm" else found.shape
                 off = error(found.reshape(shape), should.reshape(shape))
                 errors[channel] = max(errors.get(channel, 0.0), off)
+            errors["neurons"] = max(errors.get("neurons", 0.0), neurons_error(frame, other))
     assert max(errors.values()) < 2e-3, errors
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import serving
-from checks import error, plain
+from checks import error, neurons_error, plain
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
 
@@ -22,6 +22,8 @@ PROMPTS = (
     "One two three four five six seven",
 )
 BOUNDS = {"bfloat16": 2e-2, "float32": 1e-3}
+# One activation each, and no norm over many: vLLM rounds it once, transformers after each of two factors.
+NEURON_BOUNDS = {"bfloat16": 5e-2, "float32": 1e-3}
 SETTINGS = {
     "eager-bfloat16": ("bfloat16", ("--enforce-eager",)),
     "compiled-bfloat16": ("bfloat16", ()),
@@ -63,6 +65,7 @@ def test_frames_agree_with_plain_generate(served: tuple[str, Any], model: Path) 
                 else:
                     off = error(getattr(frame, name), getattr(other, name))
                 errors[name] = max(errors.get(name, 0.0), off)
+            errors["neurons"] = max(errors.get("neurons", 0.0), neurons_error(frame, other))
             errors["residue"] = max(errors.get("residue", 0.0), abs(frame.residue))
             errors["logprob"] = max(errors.get("logprob", 0.0), abs(frame.logprob - other.logprob))
             errors["entropy"] = max(errors.get("entropy", 0.0), abs(frame.entropy - other.entropy))
@@ -72,3 +75,4 @@ def test_frames_agree_with_plain_generate(served: tuple[str, Any], model: Path) 
     assert compared >= 2 * TOKENS
     for name in ("head_write", "ffn_write", "residual_norm"):
         assert errors[name] <= BOUNDS[dtype], (name, errors)
+    assert errors["neurons"] <= NEURON_BOUNDS[dtype], errors

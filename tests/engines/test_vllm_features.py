@@ -31,7 +31,8 @@ def drafting(model: Path, tmp_path_factory: Any) -> Iterator[Any]:
     adapter = tiny_model.adapter(folder / "adapter", model)
     lora = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"tuned={adapter}")
     guess = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
-    with serving.stage(folder, model, *COMMON, *lora, "--speculative-config", json.dumps(guess)) as found:
+    with serving.stage(folder, model, *COMMON, *lora, "--speculative-config", json.dumps(guess),
+                       FULGURITE_LEVEL="deep", FULGURITE_DEEP_RATIO="1") as found:  # fmt: skip
         yield found
 
 
@@ -61,8 +62,11 @@ def test_requests_with_an_adapter_are_told(drafting: Any) -> None:
     check(drafting, tuned)
     frames = drafting.watcher.by_request()
     assert all(np.isfinite(f.head_write).all() for f in frames[base["id"]])
-    # the adapter changes the output projection, so that the base's Gram matrices do not hold for it
+    assert all((f.neuron_ids >= 0).all() and np.isfinite(f.neuron_values).all() for f in frames[base["id"]])
+    # the adapter changes both projections, so that what is known of the base's weights does not hold for it
     assert all(f.head_write is None or np.isnan(f.head_write).all() for f in frames[tuned["id"]])
+    assert all(f.neuron_values is None or np.isnan(f.neuron_values).all() for f in frames[tuned["id"]])
+    assert all(f.neuron_ids is None or (f.neuron_ids == -1).all() for f in frames[tuned["id"]])
     assert all(np.isfinite(f.ffn_write).all() for f in frames[tuned["id"]])
 
 

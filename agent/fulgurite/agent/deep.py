@@ -197,7 +197,7 @@ class Deep:
         positions : ndarray of int, shape (n,), of the emitted tokens
         fetched : what of it a compiled graph left, by kind and layer
         """
-        looked = {i: rows for i, rows in _by_layer(host, "attention").items() if rows.size}
+        looked = {i: rows for i, rows in by_layer(host, "attention").items() if rows.size}
         for i in [i for kind, i in fetched if kind == "attention"]:
             told = self._looks.believed(i, looked[i]) if i in looked else None
             if told is None:
@@ -206,7 +206,7 @@ class Deep:
                 looked[i] = told.copy()  # the next pass writes there
         lenses = {name: host[name] for name in lens.CHANNELS if name in host}
         return DeepRows(
-            looked, _by_layer(host, "neurons"), lenses, positions, layers=self._heads_of, heads=self.heads
+            looked, by_layer(host, "neurons"), lenses, positions, layers=self._heads_of, heads=self.heads
         )
 
 
@@ -252,5 +252,6 @@ class DeepRows:
         return found
 
 
-def _by_layer(host: Mapping[str, Array], kind: str) -> dict[int, Array]:
+def by_layer(host: Mapping[str, Array], kind: str) -> dict[int, Array]:
+    """Of the results of a step, those named `kind` and the number of a layer."""
     return {int(name.removeprefix(kind)): rows for name, rows in host.items() if name.startswith(kind)}

@@ -125,8 +125,7 @@ class Neurons:
     def _largest(self, group: list[int], inputs: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """Of layers that are alike, in one go: (layers, n, 2, N)."""
         kept = torch.stack([inputs[index] for index in group]).flatten(1, -2).float()  # (layers, n, f)
-        written = kept.abs_() * self._together(group, kept.device)
-        top = torch.topk(written, min(TOP_NEURONS, written.shape[-1]), -1)
+        top = _top(kept.abs_() * self._together(group, kept.device))
         firsts = torch.tensor([self._firsts[index] for index in group], device=kept.device)
         return torch.stack([top.indices + firsts[:, None, None], top.values], 2)
 
@@ -162,13 +161,29 @@ class Neurons:
             try:
                 weight = effective_weight(layer.ffn_linear)
                 self._firsts[layer.index] = (columns_of(layer.ffn_linear) or (0, 0))[0]
-                self._sizes[layer.index] = torch.linalg.vector_norm(weight, dim=0)
+                self._sizes[layer.index] = sizes_of(weight)
             except Unreadable as reason:
                 self._sizes.pop(layer.index, None)
                 self._reasons[layer.index] = f"the weights of its down projection are not known: {reason}"
         if _is_watched(layer.ffn_linear):
             self._settled.add(layer.index)
         return self._sizes.get(layer.index)
+
+
+def sizes_of(weight: torch.Tensor) -> torch.Tensor:
+    """What each neuron's column (d,) of `weight` (d, f) weighs: its norm, float32 (f,)."""
+    sizes: torch.Tensor = torch.linalg.vector_norm(weight.float(), dim=0)
+    return sizes
+
+
+def told(kept: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Of what a down projection is handed, (n, f): ids, then sizes of the largest, float32 (n, 2 N)."""
+    top = _top(kept.float().abs() * sizes)
+    return torch.cat([top.indices.float(), top.values], -1)
+
+
+def _top(written: torch.Tensor) -> Any:
+    return torch.topk(written, min(TOP_NEURONS, written.shape[-1]), -1)
 
 
 def _is_watched(linear: nn.Module) -> bool:

@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from fulgurite.agent.neurons import told
+
 _library: Any = torch.library.Library("fulgurite_vllm", "DEF")  # type: ignore[no-untyped-call]
 _library.define("keep(Tensor x, Tensor? y, Tensor(a!) anchor, int plane) -> ()")
 
@@ -35,15 +37,18 @@ class Plane:
     number : what the operator knows it by.
     buffer : Tensor, shape (r, w), a part of its desk's.
     beside : where the second of two tensors is left; None: it is added to the first.
+    sizes : of each column (w,) that is written with what the tap is handed: then the largest of them are
+        told in place of the rows, in steps that are looked at deeply (`neurons.told`). Else None.
     stamp : of the step in which it was written last, -1 before the first.
     """
 
-    __slots__ = ("_into", "beside", "buffer", "desk", "number", "stamp")
+    __slots__ = ("_into", "beside", "buffer", "desk", "number", "sizes", "stamp")
 
     def __init__(self, desk: Desk, buffer: torch.Tensor) -> None:
         self.desk = desk
         self.buffer = buffer
         self.beside: Plane | None = None
+        self.sizes: torch.Tensor | None = None
         self.stamp = -1
         self._into = buffer[:0]
         self.number = len(_planes)
@@ -90,7 +95,7 @@ class Desk:
             self._counted = torch.arange(most)
         self._chosen = self._all[:0]
         self._is_every = False  # the rows that matter are the first ones, in order
-        self._is_open = False
+        self._is_open = self._is_deep = False
         self._marks: torch.Tensor | None = None
         self._blocks: list[torch.Tensor] = []
 
@@ -108,8 +113,13 @@ class Desk:
         """Memory of all planes."""
         return sum(block.nbytes for block in self._blocks)
 
-    def open(self, rows: torch.Tensor) -> int:
-        """A step begins whose `rows` (int64, of the flat run of tokens) matter; how many of them are kept."""
+    def open(self, rows: torch.Tensor, *, deep: bool = False) -> int:
+        """A step begins whose `rows` (int64, of the flat run of tokens) matter; how many of them are kept.
+
+        Parameters
+        ----------
+        deep : it is looked at deeply.
+        """
         self.stamp += 1
         self.count = min(int(rows.shape[0]), self.most)
         self._chosen = rows[: self.count].to(self.device, torch.int64)
@@ -118,7 +128,7 @@ class Desk:
             self._clock.fill_(self.stamp)
         else:
             self._is_every = torch.equal(self._chosen, self._counted[: self.count])
-        self._is_open = self.count > 0
+        self._is_open, self._is_deep = self.count > 0, deep
         return self.count
 
     def shut(self) -> None:
@@ -132,7 +142,9 @@ class Desk:
         started = time.perf_counter_ns()
         copy = self._keep_all if self._is_fixed else self._keep_some
         try:
-            if y is None or plane.beside is None:
+            if plane.sizes is not None:
+                self._tell(plane, plane.sizes, x)
+            elif y is None or plane.beside is None:
                 copy(plane, x, y)
             else:
                 copy(plane, x, None)
@@ -151,6 +163,15 @@ class Desk:
         else:
             self._select(into, x, y)
         plane.stamp = self.stamp
+
+    def _tell(self, plane: Plane, sizes: torch.Tensor, x: torch.Tensor) -> None:
+        """The largest of what is written with `x`. A captured graph does it in each step."""
+        if self._is_fixed:
+            plane.buffer.copy_(told(x.index_select(0, self._all.clamp(max=x.shape[0] - 1)), sizes))
+            self._mark(plane.number).copy_(self._clock)
+        elif self._is_deep:
+            plane.first(self.count).copy_(told(x.index_select(0, self._chosen), sizes))
+            plane.stamp = self.stamp
 
     def _select(self, into: torch.Tensor, x: torch.Tensor, y: torch.Tensor | None) -> None:
         if x.shape[-1] != into.shape[-1]:  # `out=` would let it grow

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from fulgurite.agent.anatomy import LayerParts
-from fulgurite.agent.engines.flat.matrices import bias_of, matrix_of
+from fulgurite.agent.engines.flat.matrices import matrix_of
 from fulgurite.agent.engines.flat.seen import Trial
 from fulgurite.agent.grams import gram
 from fulgurite.agent.reduce import Plan
@@ -43,8 +42,8 @@ class Heads:
             self.blind[layer.index] = f"the weights of its output projection are not known: {reason}"
             return
         if layer.held_heads == layer.heads:
-            error = _misfit(layer, weight, trial)
-            if error > max(1e-3, 4 * trial.epsilon):
+            error = trial.misfit(layer.projection, weight, layer.index)
+            if error > trial.close:
                 self.blind[layer.index] = (
                     f"its output projection gave something else than its weights do (by {error:.0%})"
                 )
@@ -54,14 +53,3 @@ class Heads:
     def stacked(self, layout: Plan) -> list[torch.Tensor]:
         """Of each group of the plan, float32 (layers, heads, D, D)."""
         return [torch.stack([self._grams[int(i)] for i in group.layers]) for group in layout.groups]
-
-
-def _misfit(layer: LayerParts, weight: torch.Tensor, trial: Trial) -> float:
-    handed, gave = trial.handed.get(layer.index), trial.gave.get(layer.index)
-    if handed is None or gave is None or handed.shape[-1] != weight.shape[1]:
-        return float("inf")
-    made = handed @ weight.double().cpu().numpy().T
-    bias = bias_of(layer.projection) if layer.projection is not None else None
-    if bias is not None:
-        made = made + bias.double().cpu().numpy()
-    return float(np.linalg.norm(made - gave)) / max(float(np.linalg.norm(made)), 1e-12)

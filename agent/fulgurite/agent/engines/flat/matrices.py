@@ -32,6 +32,13 @@ def widths_of(layer: nn.Module) -> tuple[int, int] | None:
     return (into, out) if isinstance(into, int) and isinstance(out, int) else None
 
 
+def leading_back(part: nn.Module, hidden: int) -> list[nn.Module]:
+    """The linear layers in `part` whose output is as wide as the residual stream, in order; of one with an
+    adapter, its wrapper."""
+    under = {id(getattr(module, "base_layer", None)) for module in part.modules()}
+    return [m for m in part.modules() if (widths_of(m) or (0, 0))[1] == hidden and id(m) not in under]
+
+
 def held_inputs(layer: nn.Module) -> int:
     """How many inputs this process holds the columns of."""
     layer = bare(layer)

@@ -19,6 +19,7 @@ from fulgurite.agent import lens, reduce
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.contribution import Attribution
 from fulgurite.agent.engines.flat.desk import Desk, Plane
+from fulgurite.agent.engines.flat.neurons import Neurons
 from fulgurite.agent.engines.flat.taps import hook
 from fulgurite.agent.readout import Readout
 from fulgurite.agent.unreduced import Unreduced
@@ -101,7 +102,7 @@ class Measure:
     routing : of a mixture of experts.
     paired : layers whose two outputs are what the feed-forward part adds and the stream before it. One tap
         leaves both, and their sum, which is the stream behind, is made for all these layers at once.
-    attribution, readout : for level `deep`, None where they are not known.
+    attribution, readout, neurons : for level `deep`, None where they are not known.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Measure:
         *,
         attribution: Attribution | None = None,
         readout: Readout | None = None,
+        neurons: Neurons | None = None,
         routing: Router | None = None,
         paired: Collection[int] = (),
     ) -> None:
@@ -120,6 +122,7 @@ class Measure:
         self._grams = grams
         self._attribution = attribution
         self._readout = readout
+        self._neurons = neurons
         self.routing = routing
         self._buffers, self._stream, self._planes, self._heads = _planned(layout, desk)
         self._pairs = {int(i): _Pair.of(layout, int(i)) for i in sorted(paired)}
@@ -158,7 +161,7 @@ class Measure:
                 width = group.heads * group.head_dim
                 tap = Tap("projection", "in")
                 handles.append(hook(projection, tap, width, desk=self.desk, plane=plane))
-        return handles
+        return handles if self._neurons is None else handles + self._neurons.install(layers)
 
     def is_written(self) -> bool:
         """Whether every tap was there in this step."""
@@ -229,6 +232,8 @@ class Measure:
             found[f"heads{i}"] = reduce.squares(buffer[:, rows].contiguous().float(), self._grams[i])
         if not deep:
             return found
+        if self._neurons is not None:
+            found.update(self._neurons.told(rows))
         if self._attribution is not None:
             heads = {
                 int(index): buffer[i, rows].float()

@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from fulgurite.agent import lens, reduce
+from fulgurite.agent import lens, neurons, reduce
 from fulgurite.agent.assemble import _uncertainty
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
+from fulgurite.agent.deep import by_layer
 from fulgurite.agent.unreduced import Unreduced
 from fulgurite.wire.channels import LEVELS, Level
 
 Array = np.ndarray[Any, Any]
-_OF_WEIGHTS = ("head_write", "head_contribution", "other_contribution", "residue")
+_OF_WEIGHTS = ("head_write", "head_contribution", "other_contribution", "residue", *neurons.CHANNELS)
 _OWN_BYTES = 256  # of a row: the columns of one number each
 
 
@@ -104,13 +105,18 @@ class Step:
         )
         if "lens_rank" in self.host:
             columns.update(lens.columns(self.host))
+        if self.layout is not None and (largest := by_layer(self.host, "neurons")):
+            columns.update(neurons.columns(largest, self.windows.size))
         columns.update(self.experts)
         if self.adapted is not None and self.adapted.any():
             for name in _OF_WEIGHTS:
                 if name in columns:
-                    columns[name] = np.where(
-                        _like(self.adapted, columns[name]), np.float32(np.nan), columns[name]
+                    none = (
+                        np.float32(np.nan)
+                        if columns[name].dtype.kind == "f"
+                        else columns[name].dtype.type(-1)
                     )
+                    columns[name] = np.where(_like(self.adapted, columns[name]), none, columns[name])
         return columns
 
     def _kv_tokens(self) -> Array:

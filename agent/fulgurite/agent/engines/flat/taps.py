@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.engines.flat.desk import Desk, Plane, leave
+from fulgurite.agent.engines.flat.matrices import held_inputs
 from fulgurite.agent.wiring import Tap, part_of
 
 Seen = Callable[[torch.Tensor, "torch.Tensor | None"], None]
@@ -109,6 +110,16 @@ def hook(
     if tap.side == "out":
         return module.register_forward_hook(_Given(*of))
     return module.register_forward_pre_hook(_Handed(*of), with_kwargs=True)
+
+
+def watch_down(layer: LayerParts, width: int, handed: Seen, gave: Seen) -> list[RemovableHandle]:
+    """Read what the last linear map of the feed-forward part is handed and gives (the stream is `width`
+    wide); no handles where there is none."""
+    linear = layer.ffn_linear
+    if linear is None:
+        return []
+    into = hook(linear, Tap("ffn_linear", "in"), held_inputs(linear), seen=handed)
+    return [into, hook(linear, Tap("ffn_linear", "out"), width, seen=gave)]
 
 
 def candidates(layer: LayerParts) -> list[Tap]:

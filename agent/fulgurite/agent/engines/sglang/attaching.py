@@ -9,13 +9,11 @@ from typing import Any, Final
 
 import torch
 
-from fulgurite.agent import config, reduce
+from fulgurite.agent import config
 from fulgurite.agent.anatomy import Anatomy
-from fulgurite.agent.engines.flat.depth import depth
 from fulgurite.agent.engines.flat.desk import Desk
-from fulgurite.agent.engines.flat.heads import Heads
-from fulgurite.agent.engines.flat.measure import Measure
-from fulgurite.agent.engines.flat.seen import Trial, Unsupported
+from fulgurite.agent.engines.flat.measured import measured
+from fulgurite.agent.engines.flat.seen import Unsupported
 from fulgurite.agent.engines.sglang.looks import Look, where
 from fulgurite.agent.engines.sglang.observer import Observer
 from fulgurite.agent.engines.sglang.parts import dissect, without_layers
@@ -24,13 +22,9 @@ from fulgurite.agent.lull_probe import LullProbe
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
 from fulgurite.agent.thrift import Thrift
-from fulgurite.agent.unmeasured import unmeasured
 from fulgurite.wire.channels import LEVELS
-from fulgurite.wire.topology import Topology
 
 _MOST_ROWS: Final = 1024
-_MOST_BYTES: Final = 64 << 20  # of what the layers leave in one pass
-_FEWEST_ROWS: Final = 16
 
 
 class Attaching:
@@ -72,7 +66,8 @@ class Attaching:
             anatomy = without_layers(runner, name=_name(runner), reason=reason)
         else:
             seen = self.look.found(logits[-1:].float(), runner.dtype)
-            anatomy, measure = _measured(self._anatomy, self.look, seen, desk, deep=settings.level == "deep")
+            anatomy, measure = measured(self._anatomy, seen, desk, settings)
+            measure.install(self._anatomy.layers, partial(where, self._anatomy, self.look.places()))
         exporter = GrpcExporter(
             settings.endpoint, access=settings.access, spool=settings.spool, spool_bytes=settings.spool_bytes
         )
@@ -127,30 +122,3 @@ def _position_bytes(runner: Any) -> int:
     sizes = pool.get_kv_size_bytes()
     whole = sum(sizes) if isinstance(sizes, tuple) else int(sizes)
     return int(whole) // max(1, int(pool.size) + int(getattr(pool, "page_size", 0) or 0))
-
-
-def _measured(
-    anatomy: Anatomy, look: Look, seen: Trial, desk: Desk, *, deep: bool
-) -> tuple[Anatomy, Measure]:
-    heads = Heads(anatomy.layers, seen)
-    topology: Topology = anatomy.topology
-    layout = reduce.plan(
-        anatomy.layers,
-        seen.wiring,
-        heads=topology.heads,
-        width=topology.hidden_size,
-        deep=deep,
-        blind=heads.blind,
-    )
-    width = len(layout.places) * layout.width
-    width += sum(len(group.slots) * group.heads * group.head_dim for group in layout.groups)
-    item = torch.empty((), dtype=desk.dtype).element_size()
-    desk.most = min(desk.most, max(_FEWEST_ROWS, _MOST_BYTES // max(1, width * item)))
-    reasons = unmeasured(anatomy.layers, seen.wiring, heads.blind, {}, is_deep=deep)
-    readout, attribution = None, None
-    if deep:
-        readout, attribution, missing = depth(anatomy, seen, layout, heads)
-        reasons.update(missing)
-    measure = Measure(layout, heads.stacked(layout), desk, attribution=attribution, readout=readout)
-    measure.install(anatomy.layers, partial(where, anatomy, look.places()))
-    return anatomy.without(reasons), measure

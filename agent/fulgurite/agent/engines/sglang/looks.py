@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from fulgurite.agent.anatomy import Anatomy, declared
-from fulgurite.agent.engines.flat.seen import Trial
-from fulgurite.agent.engines.flat.taps import candidates, hook
+from fulgurite.agent.engines.flat.seen import Trial, gathered
+from fulgurite.agent.engines.flat.taps import candidates, hook, watch_down
 from fulgurite.agent.wiring import Tap, part_of, wire
 
 Array = np.ndarray[Any, Any]
@@ -32,6 +32,8 @@ class Look:
         self._anatomy = anatomy
         self._seen: list[dict[Tap, Array]] = [{} for _ in anatomy.layers]
         self._handed: dict[int, Array] = {}
+        self._down_handed: dict[int, Array] = {}
+        self._down_gave: dict[int, Array] = {}
         self._final: dict[str, Array] = {}
         self._first_norm: dict[int, str] = {}
         self._handles = []
@@ -46,6 +48,8 @@ class Look:
                 inputs = layer.held_heads * layer.head_dim
                 keep = self._into(self._handed, layer.index, None)
                 self._handles.append(hook(layer.projection, Tap("projection", "in"), inputs, seen=keep))
+            fed, gave = (self._into(book, layer.index, None) for book in (self._down_handed, self._down_gave))
+            self._handles += watch_down(layer, width, fed, gave)
         if anatomy.final_norm is not None:
             for name, side in (("into", "in"), ("out", "out")):
                 tap = Tap("norm", side)  # type: ignore[arg-type]
@@ -86,9 +90,19 @@ class Look:
             for layer, seen in zip(anatomy.layers, self._seen, strict=True)
         )
         out = Tap("projection", "out")
-        gave = {i: seen[out] for i, seen in enumerate(self._seen) if out in seen}
+        gave, ffn_gave = gathered(self._seen, out), gathered(self._seen, Tap("ffn", "out"))
         last = {name: rows[-1:] for name, rows in self._final.items()}
-        return Trial(wiring, self._handed, gave, last, logits, epsilon)
+        return Trial(
+            wiring,
+            self._handed,
+            gave,
+            last,
+            logits,
+            epsilon,
+            down_handed=self._down_handed,
+            down_gave=self._down_gave,
+            ffn_gave=ffn_gave,
+        )
 
 
 def where(

@@ -123,7 +123,7 @@ class Observer:
         number = next(self._numbers)
         step = _Open(self.thrift.level_of(number), number, entered)
         if step.level != "pulse" and self._measure is not None:
-            step.kept = self._desk.open(chosen)
+            step.kept = self._desk.open(chosen, deep=step.level == "deep")
         self._open = step
         step.own_ns += time.perf_counter_ns() - entered
 

@@ -12,12 +12,12 @@ from typing import Any, Final
 from torch import nn
 
 from fulgurite.agent.anatomy import Anatomy, LayerParts, fingerprint, is_norm
-from fulgurite.agent.engines.flat.matrices import held_inputs, widths_of
+from fulgurite.agent.engines.flat.matrices import held_inputs, leading_back
 from fulgurite.agent.engines.flat.seen import Unsupported
 from fulgurite.wire.topology import Topology
 
 ROUTING: Final = ("attention_entropy", "sink_mass", "learned_sink_mass", "attended_positions",
-                  "attended_weights", "kv_heat", "measured_layers", "neuron_ids", "neuron_values",
+                  "attended_weights", "kv_heat", "measured_layers",
                   "expert_ids", "expert_weights")  # fmt: skip
 _NOT_THERE: Final = "not measured inside SGLang"
 _LAYERS: Final = ("head_write", "ffn_write", "ffn_cosine", "residual_norm")
@@ -120,7 +120,7 @@ def _parts(block: nn.Module, index: int, hidden: int) -> LayerParts:
     )
     projection, heads, width = (None, 0, 0) if mixer is None else _heads(mixer, attention, hidden)
     around = [c for c in block.children() if c is not mixer and not is_norm(c, hidden)]
-    leading = [c for c in around if any((widths_of(m) or (0, 0))[1] == hidden for m in c.modules())]
+    leading = [c for c in around if leading_back(c, hidden)]
     window = int(getattr(attention, "sliding_window_size", -1) or -1)
     return LayerParts(
         index=index,
@@ -132,7 +132,7 @@ def _parts(block: nn.Module, index: int, hidden: int) -> LayerParts:
         heads=heads,
         head_dim=width,
         ffn=leading[-1] if leading else None,
-        ffn_linear=None,
+        ffn_linear=leading_back(leading[-1], hidden)[-1] if leading else None,
         experts=(),
         norms=tuple(m for m in block.modules() if is_norm(m, hidden)),
         first_head=0,
@@ -142,7 +142,7 @@ def _parts(block: nn.Module, index: int, hidden: int) -> LayerParts:
 
 def _heads(mixer: nn.Module, attention: Any, hidden: int) -> tuple[nn.Module | None, int, int]:
     """(output projection, heads, width of one), or nothing where the widths do not agree."""
-    to_stream = [m for m in mixer.modules() if (widths_of(m) or (0, 0))[1] == hidden]
+    to_stream = leading_back(mixer, hidden)
     heads, width = int(attention.tp_q_head_num), int(attention.v_head_dim)
     if not to_stream or heads * width != held_inputs(to_stream[-1]):
         return None, 0, 0

@@ -8,14 +8,11 @@ from __future__ import annotations
 import atexit
 from typing import Any
 
-import torch
-
-from fulgurite.agent import config, reduce
+from fulgurite.agent import config
 from fulgurite.agent.anatomy import Anatomy
-from fulgurite.agent.engines.flat.depth import depth
 from fulgurite.agent.engines.flat.desk import Desk
-from fulgurite.agent.engines.flat.heads import Heads
 from fulgurite.agent.engines.flat.measure import Measure
+from fulgurite.agent.engines.flat.measured import measured
 from fulgurite.agent.engines.flat.seen import Unsupported
 from fulgurite.agent.engines.vllm import trial
 from fulgurite.agent.engines.vllm.observer import Observer
@@ -27,11 +24,7 @@ from fulgurite.agent.ranks import merge_topologies
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
 from fulgurite.agent.thrift import Thrift
-from fulgurite.agent.unmeasured import unmeasured
 from fulgurite.wire.channels import LEVELS
-
-_MOST_BYTES = 64 << 20  # of what the layers leave in one step
-_FEWEST_ROWS = 16
 
 
 def observe(worker: Any, shield: Shield) -> Observer | None:
@@ -42,15 +35,10 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
     runner = worker.model_runner
     name = _name(worker.vllm_config)
     desk = Desk(_rows(runner), runner.device, runner.model_config.dtype)
-    wants_layers = LEVELS.index(settings.level) >= LEVELS.index("heads")
-    found, measure = (
-        _measured(runner, name, desk, shield, deep=settings.level == "deep")
-        if wants_layers
-        else (
-            None,
-            None,
-        )
-    )
+    found: Anatomy | None = None
+    measure: Measure | None = None
+    if LEVELS.index(settings.level) >= LEVELS.index("heads"):
+        found, measure = _measured(runner, name, desk, shield, settings)
     if found is None:
         found = _shape(runner, name)
     exporter = _exporter(settings, worker, name, shield)
@@ -135,7 +123,7 @@ def _rows(runner: Any) -> int:
 
 
 def _measured(
-    runner: Any, name: str, desk: Desk, shield: Shield, *, deep: bool
+    runner: Any, name: str, desk: Desk, shield: Shield, settings: config.Settings
 ) -> tuple[Anatomy | None, Measure | None]:
     """The model's parts and what measures them."""
     try:
@@ -147,39 +135,8 @@ def _measured(
         shield.caught("trial", error)
         reason = f"the model could not be tried out ({type(error).__name__})"
         return without_layers(runner.vllm_config, name=name, reason=reason), None
-    anatomy = found.anatomy
-    heads = Heads(anatomy.layers, seen)
-    topology = anatomy.topology
-    layout = reduce.plan(
-        anatomy.layers,
-        seen.wiring,
-        heads=topology.heads,
-        width=topology.hidden_size,
-        deep=deep,
-        blind=heads.blind,
-    )
-    desk.most = _fitting(desk, layout)
-    reasons = unmeasured(anatomy.layers, seen.wiring, heads.blind, {}, is_deep=deep)
-    readout, attribution = None, None
-    if deep:
-        readout, attribution, missing = depth(found.anatomy, seen, layout, heads)
-        reasons.update(missing)
-    routed = topology.experts_per_token
-    measure = Measure(
-        layout,
-        heads.stacked(layout),
-        desk,
-        attribution=attribution,
-        readout=readout,
-        routing=Routing(anatomy.layers, desk, routed) if routed else None,
-        paired=seen.paired,
-    )
-    measure.install(anatomy.layers)
-    return anatomy.without(reasons), measure
-
-
-def _fitting(desk: Desk, layout: reduce.Plan) -> int:
-    item = torch.empty((), dtype=desk.dtype).element_size()
-    width = len(layout.places) * layout.width
-    width += sum(len(group.slots) * group.heads * group.head_dim for group in layout.groups)
-    return min(desk.most, max(_FEWEST_ROWS, _MOST_BYTES // max(1, width * item)))
+    layers, routed = found.anatomy.layers, found.anatomy.topology.experts_per_token
+    routing = (lambda: Routing(layers, desk, routed)) if routed else (lambda: None)
+    anatomy, measure = measured(found.anatomy, seen, desk, settings, routing=routing)
+    measure.install(layers)
+    return anatomy, measure

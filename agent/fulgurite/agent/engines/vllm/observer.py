@@ -105,7 +105,7 @@ class Observer:
         number = next(self._numbers)
         step = _Open(rows, self.thrift.level_of(number), number, started_ns)
         if step.level != "pulse" and self.measure is not None:
-            step.kept = self.desk.open(chosen)
+            step.kept = self.desk.open(chosen, deep=step.level == "deep")
         self._open = step
         step.own_ns += time.perf_counter_ns() - entered
 

@@ -14,12 +14,12 @@ from typing import Any
 from torch import nn
 
 from fulgurite.agent.anatomy import Anatomy, LayerParts, fingerprint, is_norm
-from fulgurite.agent.engines.flat.matrices import held_inputs, widths_of
+from fulgurite.agent.engines.flat.matrices import held_inputs, leading_back
 from fulgurite.agent.engines.flat.seen import Unsupported
 from fulgurite.wire.topology import Topology
 
 _ROUTING = ("attention_entropy", "sink_mass", "learned_sink_mass", "attended_positions", "attended_weights",
-            "kv_heat", "measured_layers", "neuron_ids", "neuron_values")  # fmt: skip
+            "kv_heat", "measured_layers")  # fmt: skip
 _PAGED = "not measured inside vLLM, whose keys are in pages and whose kernels give no weights"
 
 
@@ -134,7 +134,7 @@ def _parts(
         heads=heads,
         head_dim=width,
         ffn=ffn,
-        ffn_linear=None,
+        ffn_linear=next(reversed(leading_back(ffn, hidden)), None) if ffn is not None else None,
         experts=tuple(_experts(ffn)) if ffn is not None else (),
         norms=tuple(m for m in block.modules() if is_norm(m, hidden)),
         first_head=rank[0] * held,
@@ -147,7 +147,7 @@ def _heads(
     mixer: nn.Module, attention: Any, hidden: int, rank: tuple[int, int]
 ) -> tuple[nn.Module | None, int, int]:
     """(output projection, heads of all processes, width of one), or nothing where the widths do not agree."""
-    to_stream = [m for m in mixer.modules() if (widths_of(m) or (0, 0))[1] == hidden and _is_outer(m, mixer)]
+    to_stream = leading_back(mixer, hidden)
     if not to_stream:
         return None, 0, 0
     held = int(attention.num_heads)
@@ -158,13 +158,8 @@ def _heads(
     return projection, held * rank[1], width
 
 
-def _is_outer(module: nn.Module, mixer: nn.Module) -> bool:
-    """Whether it is not the layer under an adapter's wrapper."""
-    return not any(getattr(other, "base_layer", None) is module for other in mixer.modules())
-
-
 def _leads_back(part: nn.Module, hidden: int) -> bool:
-    return any((widths_of(m) or (0, 0))[1] == hidden for m in part.modules()) or any(_experts(part))
+    return bool(leading_back(part, hidden)) or any(_experts(part))
 
 
 def _experts(part: nn.Module) -> Iterator[nn.Module]:

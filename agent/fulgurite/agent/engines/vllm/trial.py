@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from fulgurite.agent.anatomy import declared
-from fulgurite.agent.engines.flat.seen import Trial
-from fulgurite.agent.engines.flat.taps import candidates, hook
+from fulgurite.agent.engines.flat.seen import Trial, gathered
+from fulgurite.agent.engines.flat.taps import candidates, hook, watch_down
 from fulgurite.agent.engines.vllm.parts import Model
 from fulgurite.agent.wiring import LayerWiring, Tap, part_of, wire
 
@@ -35,6 +35,8 @@ def run(runner: Any, found: Model) -> Trial:
     width = anatomy.topology.hidden_size
     seen: list[dict[Tap, Array]] = [{} for _ in anatomy.layers]
     handed: dict[int, Array] = {}
+    down_handed: dict[int, Array] = {}
+    down_gave: dict[int, Array] = {}
     final: dict[str, Array] = {}
     ends: dict[int, tuple[Array, Array]] = {}
     handles = []
@@ -49,6 +51,9 @@ def run(runner: Any, found: Model) -> Trial:
                 inputs = layer.held_heads * layer.head_dim
                 keep = _into(handed, layer.index)
                 handles.append(hook(layer.projection, Tap("projection", "in"), inputs, seen=keep))
+            handles += watch_down(
+                layer, width, _into(down_handed, layer.index), _into(down_gave, layer.index)
+            )
         if anatomy.final_norm is not None:
             for name, side in (("into", "in"), ("out", "out")):
                 tap = Tap("norm", side)  # type: ignore[arg-type]
@@ -67,9 +72,9 @@ def run(runner: Any, found: Model) -> Trial:
     if end is not None:
         final["end"] = end
     out = Tap("projection", "out")
-    gave = {i: taps[out] for i, taps in enumerate(seen) if out in taps}
+    gave, ffn_gave = gathered(seen, out), gathered(seen, Tap("ffn", "out"))
     paired = frozenset(i for i, taps in enumerate(seen) if _is_pair(wiring[i], taps, ends.get(i)))
-    return Trial(wiring, handed, gave, final, logits, epsilon, paired)
+    return Trial(wiring, handed, gave, final, logits, epsilon, paired, down_handed, down_gave, ffn_gave)
 
 
 def _into(book: dict[Any, Array], key: Any) -> Any:

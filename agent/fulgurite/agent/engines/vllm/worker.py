@@ -66,7 +66,7 @@ def _mark(config: Any) -> None:
     from fulgurite.agent.config import settings
 
     if isinstance(config.additional_config, dict):
-        config.additional_config[KEY] = f"taps-2 {settings().level}"
+        config.additional_config[KEY] = f"taps-3 {settings().level}"
 
 
 def _attach(worker: Any) -> None:
