@@ -11,7 +11,7 @@ from torch import nn
 
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.engines.flat.desk import Desk
-from fulgurite.agent.engines.flat.neurons import SAMPLED, SPLIT, Neurons
+from fulgurite.agent.engines.flat.neurons import SAMPLED, Neurons
 from fulgurite.agent.engines.flat.seen import Trial
 from fulgurite.agent.engines.flat.taps import hook, watch_down
 from fulgurite.agent.neurons import CHANNELS, ROUTED, UNLIKE
@@ -28,7 +28,7 @@ class Linear(nn.Linear):
         super().__init__(into, out, bias=bias)
         self.input_size, self.output_size = into, out
         self.input_size_per_partition = into
-        self.off = 0.0
+        self.off, self.tp_rank = 0.0, 0
 
     def forward(self, x: torch.Tensor) -> Any:
         return super().forward(x) + self.off, None
@@ -153,11 +153,26 @@ def test_columns_that_are_not_what_the_projection_applied_are_refused() -> None:
     assert len(neurons.install(case.layers)) == 1
 
 
-def test_what_stands_behind_the_down_projection_and_who_has_no_columns_is_refused() -> None:
+def test_what_stands_behind_the_down_projection_is_refused() -> None:
     case = Case()
     case.parts[0].factor = 0.5
-    case.parts[1].down.input_size = 2 * FFN
-    assert case.neurons().reasons["neuron_values"] == [(0, UNLIKE), (1, SPLIT)]
+    assert case.neurons().reasons["neuron_values"] == [(0, UNLIKE)]
+
+
+def test_a_process_that_has_a_part_of_the_columns_tells_those_by_their_numbers() -> None:
+    case = Case()
+    for part in case.parts:
+        part.down.input_size, part.down.tp_rank, part.down.off = 2 * FFN, 1, 0.3  # a sum over processes
+    neurons = case.neurons()
+    assert not neurons.reasons
+    neurons.install(case.layers)
+    x = numbers(TOKENS, 2)
+    case.desk.open(torch.arange(TOKENS), deep=True)
+    case.run(x)
+    told = neurons.told(slice(0, TOKENS))
+    for index, (ids, sizes) in enumerate(case.wanted(x)):
+        assert np.array_equal(told[f"neurons{index}"][:, 0].numpy(), ids + FFN)
+        assert np.allclose(told[f"neurons{index}"][:, 1].numpy(), sizes, rtol=1e-5)
 
 
 def test_a_mixture_of_experts_has_none() -> None:

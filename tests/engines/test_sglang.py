@@ -12,6 +12,8 @@ import pytest
 import serving
 from checks import error, neurons_error, plain
 
+pytest.importorskip("vllm", reason="make test-engines runs these, in the environment of vLLM")
+
 PYTHON = Path(__file__).parents[2] / "build" / "sglang" / "bin" / "python"
 pytestmark = pytest.mark.skipif(
     not PYTHON.exists(), reason="SGLang is not installed here: make test-engines builds build/sglang"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import serving
-from checks import check, error, plain
+from checks import check, error, neurons_error, plain
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
 
@@ -25,7 +25,8 @@ BLOCK_BYTES = BLOCK * LAYERS * 2 * KV_HEADS * HEAD_DIM * 4  # keys and values of
 @pytest.fixture(scope="module")
 def split(model: Path, folder: Path) -> Iterator[Any]:
     """A server of two ranks, observed; skipped where vLLM has none even without us."""
-    with serving.stage_or_skip(folder, model, *ARGUMENTS) as found:
+    deep = {"FULGURITE_LEVEL": "deep", "FULGURITE_DEEP_RATIO": "0.5"}  # so both are told in turn
+    with serving.stage_or_skip(folder, model, *ARGUMENTS, **deep) as found:
         yield found
 
 
@@ -50,7 +51,7 @@ def test_every_token_is_told_once(split: Any, answers: list[dict[str, Any]]) -> 
 def test_every_head_of_both_ranks_is_there(split: Any, answers: list[dict[str, Any]]) -> None:
     for answer in answers:
         for frame in split.watcher.of(answer["id"], TOKENS):
-            assert frame.level == "heads"
+            assert frame.level in ("heads", "deep")
             assert frame.head_write.shape == (LAYERS, HEADS)
             assert (frame.head_write > 0).all()
             # the token that follows has no place in the cache yet, but its block may be taken
@@ -70,6 +71,32 @@ def test_frames_agree_with_those_of_one_process(
             ours, theirs = ([np.ravel(getattr(f, name)) for f in side] for side in (frames, wanted))
             assert error(ours, theirs) <= 1e-3, name
         assert np.allclose([f.logprob for f in frames], [f.logprob for f in wanted], atol=1e-3)
+
+
+def test_what_rests_on_the_unembedding_of_both_is_that_of_one_process(
+    split: Any, answers: list[dict[str, Any]], model: Path
+) -> None:
+    deep = 0
+    for answer in answers[: len(PROMPTS)]:
+        choice = answer["choices"][0]
+        wanted = plain(model, "float32", choice["prompt_token_ids"], TOKENS)
+        for frame, other in zip(split.watcher.of(answer["id"], TOKENS), wanted, strict=True):
+            if frame.level != "deep":
+                assert frame.head_contribution is None
+                continue
+            deep += 1
+            assert frame.head_contribution.shape == (LAYERS, HEADS)
+            for name in ("head_contribution", "ffn_contribution"):
+                ours, theirs = (np.ravel(getattr(one, name))[None] for one in (frame, other))
+                assert error(ours, theirs) <= 1e-3, name
+            assert abs(frame.residue) < 1e-3
+            assert np.allclose(frame.lens_prob, other.lens_prob, atol=2e-3)
+            assert np.array_equal(frame.lens_rank[-1], other.lens_rank[-1])
+            assert neurons_error(frame, other) <= 1e-3
+    assert deep >= TOKENS
+    (topology,) = split.watcher.topologies.values()
+    missing = dict(topology.unavailable)
+    assert not {"head_contribution", "lens_prob", "neuron_ids"} & set(missing), missing
 
 
 def test_both_are_one_replica(split: Any, answers: list[dict[str, Any]]) -> None:

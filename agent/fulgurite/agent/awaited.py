@@ -9,6 +9,8 @@ Shape letters: n rows of the step, L layers, K candidates, d residual width.
 from __future__ import annotations
 
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +25,8 @@ from fulgurite.agent.shield import Shield
 from fulgurite.agent.weights import Unreadable, version_of
 
 Array = np.ndarray[Any, Any]
+MOST_WAITING = 64  # steps that wait for what other processes hold
+MOST_WAITING_BYTES = 32 << 20  # of all of them
 Exchange = Callable[[int, RowShare, int], RowShare | None]  # step, own rows, vocabulary
 
 
@@ -122,6 +126,22 @@ class Awaited:
             np.array([readout.bias_total]),
             readout.weight.shape[0],
         )
+
+
+class Waiting:
+    """What waits to be read by somebody, of one model: it is bounded."""
+
+    def __init__(self) -> None:
+        self._held: deque[weakref.ref[Awaited]] = deque(maxlen=MOST_WAITING)
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether one more of about `nbytes` may wait."""
+        held, most = self._held, min(MOST_WAITING, MOST_WAITING_BYTES // max(1, nbytes))
+        return len(held) < most or (most > 0 and held[-most]() is None)
+
+    def add(self, awaited: Awaited) -> None:
+        """One more waits."""
+        self._held.append(weakref.ref(awaited))
 
 
 def _matrices(attribution: Attribution | None) -> dict[int, torch.Tensor] | None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from fulgurite.agent import reduce
-from fulgurite.agent.awaited import Awaited, Exchange
+from fulgurite.agent.awaited import Awaited, Exchange, Waiting
 from fulgurite.agent.contribution import Attribution
 from fulgurite.agent.deep import Deep
 from fulgurite.agent.headweights import HeadWeights
@@ -34,9 +34,7 @@ Array = np.ndarray[Any, Any]
 WITH_LAYERS = ("heads", "deep")
 MOST_LEFT = 8  # steps that wait to be reduced
 MOST_LEFT_BYTES = 6 << 20  # of all of them, where several do: the outbox must have room for them
-MOST_AWAITED = 64  # steps that wait for what other processes hold
 MOST_BYTES = 16 << 20  # of one step that does
-MOST_WAITING_BYTES = 32 << 20  # of all that wait for other processes
 _is_absent = partial(is_, None)
 
 
@@ -62,7 +60,7 @@ class Measure:
         self._watched = watched
         self._shield = shield
         self._waiting: deque[weakref.ref[Unreduced]] = deque(maxlen=MOST_LEFT)
-        self._awaited: deque[weakref.ref[Awaited]] = deque(maxlen=MOST_AWAITED)
+        self._awaited = Waiting()
         self.exchange: Exchange | None = None
         self._on_host: reduce.Plan | None = None  # of which all is in host memory
         self._renewed = Renewed()
@@ -313,8 +311,7 @@ class Measure:
         readout, logits = self._deep.readout, passing.logits
         if readout is None or logits is None or self.exchange is None:
             return
-        waiting, most = self._awaited, min(MOST_AWAITED, MOST_WAITING_BYTES // (2 * stacked.nbytes))
-        if len(waiting) >= most and (most == 0 or waiting[-most]() is not None):
+        if not self._awaited.has_room(2 * stacked.nbytes):
             self._shield.note("ranks:waiting")  # not read yet, and what waits is bounded
             return
         ids = tokens if candidates is None else torch.cat([tokens, candidates.to(tokens.device)], -1)
@@ -332,7 +329,7 @@ class Measure:
             exchange=self.exchange,
             shield=self._shield,
         )
-        self._awaited.append(weakref.ref(passing.awaited))
+        self._awaited.add(passing.awaited)
 
     def _activity(
         self, kept: list[torch.Tensor], layout: reduce.Plan

@@ -124,6 +124,7 @@ def find_readout(
     constants: Sequence[float],
     tolerance: float,
     is_shared: bool = False,
+    part: tuple[int, int] | None = None,
 ) -> Readout | str:
     """The readout as the values of a forward pass confirm it, or why there is none.
 
@@ -134,10 +135,12 @@ def find_readout(
     unembedded : what the unembedding gave, (n, V), where it was seen; else it is computed.
     constants : multipliers and caps that the model declares.
     is_shared : the processes that hold the rest of the rows can be asked for them.
+    part : the first row of the unembedding that is here and how many are, where that is known already.
     """
     if final_norm is None or unembedding is None:
         return "the model's final norm and unembedding were not found"
-    part = rows_of(unembedding) if is_shared else None
+    if part is None and is_shared:
+        part = rows_of(unembedding)
     try:
         weight, bias = _held_weights(unembedding) if part is None else _part_of(unembedding, part)
     except Unreadable as reason:

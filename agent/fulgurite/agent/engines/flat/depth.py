@@ -20,10 +20,16 @@ from fulgurite.agent.readout import Readout, find_readout
 
 
 def depth(
-    anatomy: Anatomy, seen: Trial, layout: reduce.Plan, heads: Heads
+    anatomy: Anatomy, seen: Trial, layout: reduce.Plan, heads: Heads, part: tuple[int, int] | None = None
 ) -> tuple[Readout | None, Attribution | None, dict[str, str]]:
-    """How the stream becomes logits, and what each part adds to them; or why that is not known."""
-    readout = _readout(anatomy, seen)
+    """How the stream becomes logits, and what each part adds to them; or why that is not known.
+
+    Parameters
+    ----------
+    part : the first token whose row of the unembedding is here and how many are, where other processes that
+        can be asked hold the rest.
+    """
+    readout = _readout(anatomy, seen, part)
     if isinstance(readout, str):
         return None, None, dict.fromkeys((*CONTRIBUTIONS, *LENS), readout)
     for layer, wires in zip(anatomy.layers, seen.wiring, strict=True):
@@ -40,12 +46,12 @@ def depth(
     return readout, Attribution(tuple(plain), seen.wiring, layout, readout, epsilon=seen.epsilon), {}
 
 
-def _readout(anatomy: Anatomy, seen: Trial) -> Readout | str:
+def _readout(anatomy: Anatomy, seen: Trial, part: tuple[int, int] | None) -> Readout | str:
     unembedding = anatomy.unembedding
     if unembedding is None or seen.logits is None or anatomy.final_norm is None:
         return "the model's final norm, unembedding or logits are not in this process"
     weight = unembedding._parameters.get("weight")
-    count = seen.logits.shape[-1]
+    count = seen.logits.shape[-1] if part is None else part[1]
     if weight is None or weight.dim() != 2 or weight.shape[0] < count:
         return "the weights of the model's unembedding are split or packed"
     plain = nn.Linear(weight.shape[1], count, bias=False, device="meta")
@@ -57,4 +63,5 @@ def _readout(anatomy: Anatomy, seen: Trial) -> Readout | str:
         seen.logits,
         constants=anatomy.constants,
         tolerance=max(1e-4, 4 * seen.epsilon),
+        part=part,
     )

@@ -17,11 +17,13 @@ from torch import nn
 
 from fulgurite.agent import lens, reduce
 from fulgurite.agent.anatomy import LayerParts
+from fulgurite.agent.awaited import Awaited, Exchange, Waiting
 from fulgurite.agent.contribution import Attribution
 from fulgurite.agent.engines.flat.desk import Desk, Plane
 from fulgurite.agent.engines.flat.neurons import Neurons
 from fulgurite.agent.engines.flat.taps import hook
 from fulgurite.agent.readout import Readout
+from fulgurite.agent.shield import Shield
 from fulgurite.agent.unreduced import Unreduced
 from fulgurite.agent.wiring import Tap, part_of
 
@@ -103,6 +105,7 @@ class Measure:
     paired : layers whose two outputs are what the feed-forward part adds and the stream before it. One tap
         leaves both, and their sum, which is the stream behind, is made for all these layers at once.
     attribution, readout, neurons : for level `deep`, None where they are not known.
+    exchange : gives the rows of the unembedding that other processes hold; None where all are here.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class Measure:
         neurons: Neurons | None = None,
         routing: Router | None = None,
         paired: Collection[int] = (),
+        exchange: Exchange | None = None,
     ) -> None:
         self.layout = layout
         self.desk = desk
@@ -123,6 +127,8 @@ class Measure:
         self._attribution = attribution
         self._readout = readout
         self._neurons = neurons
+        self._exchange = exchange
+        self._awaited = Waiting()
         self.routing = routing
         self._buffers, self._stream, self._planes, self._heads = _planned(layout, desk)
         self._pairs = {int(i): _Pair.of(layout, int(i)) for i in sorted(paired)}
@@ -234,15 +240,67 @@ class Measure:
             return found
         if self._neurons is not None:
             found.update(self._neurons.told(rows))
+        if self._readout is None or self._readout.is_split:
+            return found
         if self._attribution is not None:
-            heads = {
-                int(index): buffer[i, rows].float()
-                for group, (buffer, _) in zip(self.layout.groups, self._heads, strict=True)
-                for i, index in enumerate(group.layers)
-            }
-            found.update(self._attribution.of(stacked, heads, logits, tokens))
-        ends = self.layout.after_ffn
-        if self._readout is not None and candidates is not None and (ends >= 0).all():
-            streams = stacked.index_select(0, torch.as_tensor(ends, device=stacked.device))
+            found.update(self._attribution.of(stacked, self._handed(rows), logits, tokens))
+        streams = self._streams(stacked)
+        if candidates is not None and streams is not None:
             found.update(lens.look(self._readout, streams, candidates))
         return found
+
+    def awaited(
+        self,
+        rows: torch.Tensor | slice,
+        logits: torch.Tensor,
+        tokens: torch.Tensor,
+        candidates: torch.Tensor | None,
+        *,
+        number: int,
+        shield: Shield,
+    ) -> Awaited | None:
+        """What of a deep step rests on rows of the unembedding that other processes hold; None where nothing
+        does, or too much waits already.
+
+        Parameters
+        ----------
+        rows, logits, tokens, candidates : as for `layers`
+        number : of the step, the same in all processes.
+        """
+        readout, attribution = self._readout, self._attribution
+        if readout is None or not readout.is_split or self._exchange is None:
+            return None
+        stacked = self._stacked(rows)
+        if not self._awaited.has_room(2 * stacked.nbytes):
+            shield.note("ranks:waiting")  # not read yet, and what waits is bounded
+            return None
+        ids = tokens[:, None] if candidates is None else torch.cat([tokens[:, None], candidates], -1)
+        found = Awaited(
+            attribution,
+            readout,
+            stacked=stacked,
+            heads=self._handed(rows),
+            measured=() if attribution is None else attribution.measured(logits, tokens),
+            streams=None if candidates is None else self._streams(stacked),
+            ids=ids,
+            step=number,
+            exchange=self._exchange,
+            shield=shield,
+        )
+        self._awaited.add(found)
+        return found
+
+    def _handed(self, rows: torch.Tensor | slice) -> dict[int, torch.Tensor]:
+        """What each layer's output projection was handed, float32 (n, H * D)."""
+        return {
+            int(index): buffer[i, rows].float()
+            for group, (buffer, _) in zip(self.layout.groups, self._heads, strict=True)
+            for i, index in enumerate(group.layers)
+        }
+
+    def _streams(self, stacked: torch.Tensor) -> torch.Tensor | None:
+        """What each layer left, (L, n, d); None where that is not known of all."""
+        ends = self.layout.after_ffn
+        if not (ends >= 0).all():
+            return None
+        return stacked.index_select(0, torch.as_tensor(ends, device=stacked.device))

@@ -9,6 +9,7 @@ import torch
 
 from fulgurite.agent import reduce
 from fulgurite.agent.anatomy import Anatomy
+from fulgurite.agent.awaited import Exchange
 from fulgurite.agent.config import Settings
 from fulgurite.agent.deep import Reasons
 from fulgurite.agent.engines.flat.depth import depth
@@ -30,12 +31,16 @@ def measured(
     settings: Settings,
     *,
     routing: Callable[[], Router | None] = lambda: None,
+    part: tuple[int, int] | None = None,
+    exchange: Exchange | None = None,
 ) -> tuple[Anatomy, Measure]:
     """The model's parts, with the reasons for what is not told of them, and what measures them.
 
     Parameters
     ----------
     routing : makes what tells how tokens are sent to experts, when it is known how many rows the desk keeps.
+    part, exchange : the rows of the unembedding that are here, and what gives those that other processes
+        hold; None where all are here, or nobody can be asked.
     """
     deep = settings.level == "deep"
     heads = Heads(anatomy.layers, trial)
@@ -53,7 +58,7 @@ def measured(
     missing: dict[str, str] = {}
     undeep: Reasons = {}
     if deep:
-        readout, attribution, missing = depth(anatomy, trial, layout, heads)
+        readout, attribution, missing = depth(anatomy, trial, layout, heads, part)
         neurons = Neurons(anatomy.layers, trial, desk, every=settings.deep_ratio >= 1.0)
         undeep = neurons.reasons
     reasons = unmeasured(anatomy.layers, trial.wiring, heads.blind, undeep, is_deep=deep)
@@ -66,6 +71,7 @@ def measured(
         neurons=neurons,
         routing=routing(),
         paired=trial.paired,
+        exchange=exchange,
     )
     return anatomy.without({**reasons, **missing}), measure
 

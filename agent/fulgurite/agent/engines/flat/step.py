@@ -15,6 +15,7 @@ import numpy as np
 
 from fulgurite.agent import lens, neurons, reduce
 from fulgurite.agent.assemble import _uncertainty
+from fulgurite.agent.awaited import Awaited
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
 from fulgurite.agent.deep import by_layer
 from fulgurite.agent.unreduced import Unreduced
@@ -43,6 +44,7 @@ class Step:
     adapted : ndarray of bool, shape (n,), rows whose output projections have an adapter on top: what rests on
         the base's weights does not hold for them.
     unreduced : rows whose results are not among `host` yet.
+    awaited : what rests on what other processes hold.
     """
 
     host: Mapping[str, Array]
@@ -62,12 +64,14 @@ class Step:
     experts: Mapping[str, Array] = field(default_factory=dict)
     adapted: Array | None = None
     unreduced: Unreduced | None = None
+    awaited: Awaited | None = None
 
     @property
     def nbytes(self) -> int:
         """What the step holds, and what its columns will hold, whichever is more; at most about."""
         held = (_OWN_BYTES + 4 * self.windows.size) * self.token.size
         held += sum(2 * found.nbytes for found in (*self.host.values(), *self.experts.values()))
+        held += 0 if self.awaited is None else self.awaited.nbytes
         return held if self.unreduced is None else held + self.unreduced.nbytes
 
     def columns(self) -> dict[str, Array]:
@@ -107,6 +111,8 @@ class Step:
             columns.update(lens.columns(self.host))
         if self.layout is not None and (largest := by_layer(self.host, "neurons")):
             columns.update(neurons.columns(largest, self.windows.size))
+        if self.awaited is not None:
+            columns.update(self.awaited.columns())
         columns.update(self.experts)
         if self.adapted is not None and self.adapted.any():
             for name in _OF_WEIGHTS:

@@ -16,7 +16,7 @@ from fulgurite.agent.engines.flat.measured import measured
 from fulgurite.agent.engines.flat.seen import Unsupported
 from fulgurite.agent.engines.vllm import trial
 from fulgurite.agent.engines.vllm.observer import Observer
-from fulgurite.agent.engines.vllm.parts import dissect, without_layers
+from fulgurite.agent.engines.vllm.parts import dissect, rows_held, without_layers
 from fulgurite.agent.engines.vllm.routing import Routing
 from fulgurite.agent.engines.vllm.versions import installed_version
 from fulgurite.agent.exporter import Exporter, GrpcExporter
@@ -34,14 +34,14 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
         return None
     runner = worker.model_runner
     name = _name(worker.vllm_config)
+    exporter = _exporter(settings, worker, name, shield)
     desk = Desk(_rows(runner), runner.device, runner.model_config.dtype)
     found: Anatomy | None = None
     measure: Measure | None = None
     if LEVELS.index(settings.level) >= LEVELS.index("heads"):
-        found, measure = _measured(runner, name, desk, shield, settings)
+        found, measure = _measured(runner, name, desk, shield, settings, exporter)
     if found is None:
         found = _shape(runner, name)
-    exporter = _exporter(settings, worker, name, shield)
     places, place = _ranks(worker)
     exporter.attach(
         found.topology,
@@ -123,7 +123,7 @@ def _rows(runner: Any) -> int:
 
 
 def _measured(
-    runner: Any, name: str, desk: Desk, shield: Shield, settings: config.Settings
+    runner: Any, name: str, desk: Desk, shield: Shield, settings: config.Settings, exporter: Exporter
 ) -> tuple[Anatomy | None, Measure | None]:
     """The model's parts and what measures them."""
     try:
@@ -137,6 +137,15 @@ def _measured(
         return without_layers(runner.vllm_config, name=name, reason=reason), None
     layers, routed = found.anatomy.layers, found.anatomy.topology.experts_per_token
     routing = (lambda: Routing(layers, desk, routed)) if routed else (lambda: None)
-    anatomy, measure = measured(found.anatomy, seen, desk, settings, routing=routing)
+    asked = getattr(exporter, "exchange", None) if getattr(exporter, "exchanges", False) else None
+    anatomy, measure = measured(
+        found.anatomy,
+        seen,
+        desk,
+        settings,
+        routing=routing,
+        part=rows_held(found.anatomy.unembedding) if asked is not None else None,
+        exchange=asked,
+    )
     measure.install(layers)
     return anatomy, measure

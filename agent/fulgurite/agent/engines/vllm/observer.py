@@ -17,6 +17,7 @@ import torch
 
 from fulgurite.agent import reduce
 from fulgurite.agent.anatomy import Anatomy
+from fulgurite.agent.awaited import Awaited
 from fulgurite.agent.engines.flat.desk import Desk
 from fulgurite.agent.engines.flat.measure import Measure
 from fulgurite.agent.engines.flat.step import Step
@@ -170,7 +171,7 @@ class Observer:
     ) -> None:
         with torch.inference_mode():
             unreduced = self._left(step, found, level)
-            host = self._measured(step, found, level) if unreduced is None else {}
+            host, awaited = self._measured(step, found, level) if unreduced is None else ({}, None)
         names = [found.requests[i] for i in found.owner.tolist()]
         known = [self.known[name] for name in names]
         refs = tuple(dict.fromkeys(one.ref for one in known))
@@ -193,6 +194,7 @@ class Observer:
             experts=self._experts(found) if level != "pulse" else {},
             adapted=step.rows.adapted[found.owner],
             unreduced=unreduced,
+            awaited=awaited,
         )
         texts = self.texts.of(found.token) if self.texts is not None else None
         self.exporter.export(
@@ -223,19 +225,28 @@ class Observer:
             return self.measure.left(rows, picked, found.token, deep=level == "deep")
         return None
 
-    def _measured(self, step: _Open, found: Sampled, level: Level) -> dict[str, Array]:
+    def _measured(self, step: _Open, found: Sampled, level: Level) -> tuple[dict[str, Array], Awaited | None]:
+        """What the layers and the logits tell, and what of it other processes are asked for."""
         rows, picked = _picked(step, found)
         tokens = torch.from_numpy(found.token).to(picked.device)
         results: dict[str, torch.Tensor] = {}
+        awaited: Awaited | None = None
         if not self.shield.is_out("logits"):
             with self.shield.at("logits"):
                 results.update(reduce.uncertainty(picked, tokens[:, None], full=level != "pulse"))
-        if level != "pulse" and self.measure is not None and not self.shield.is_out("reduce"):
+        if level == "pulse" or self.measure is None:
+            return reduce.to_host(results) if results else {}, None
+        places = rows if isinstance(rows, slice) else rows.to(self.desk.device)
+        candidates = results.get("top_ids")
+        if not self.shield.is_out("reduce"):
             with self.shield.at("reduce"):
-                places = rows if isinstance(rows, slice) else rows.to(self.desk.device)
-                candidates = results.get("top_ids")
                 results.update(self.measure.layers(places, picked, tokens, candidates, deep=level == "deep"))
-        return reduce.to_host(results) if results else {}
+        if level == "deep" and not self.shield.is_out("contribution"):
+            with self.shield.at("contribution"):
+                awaited = self.measure.awaited(
+                    places, picked, tokens, candidates, number=step.number, shield=self.shield
+                )
+        return reduce.to_host(results) if results else {}, awaited
 
     # --- what is told besides
 

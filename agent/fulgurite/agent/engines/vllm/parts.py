@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from fulgurite.agent.anatomy import Anatomy, LayerParts, fingerprint, is_norm
-from fulgurite.agent.engines.flat.matrices import held_inputs, leading_back
+from fulgurite.agent.engines.flat.matrices import bare, held_inputs, leading_back
 from fulgurite.agent.engines.flat.seen import Unsupported
 from fulgurite.wire.topology import Topology
 
@@ -91,6 +91,16 @@ def _rank(vllm_config: Any) -> tuple[int, int]:
     """(rank, size) of tensor parallelism."""
     size = int(vllm_config.parallel_config.tensor_parallel_size)
     return int(vllm_config.parallel_config.rank) % size, size
+
+
+def rows_held(unembedding: nn.Module | None) -> tuple[int, int] | None:
+    """The first token whose row of the unembedding this process has, and how many it has; None where it has
+    all. Rows that fill up its share, and those of adapters, stand behind them."""
+    shard = getattr(bare(unembedding), "shard_indices", None) if unembedding is not None else None
+    if shard is None or int(getattr(bare(unembedding), "tp_size", 1)) == 1:  # type: ignore[arg-type]
+        return None
+    first = int(shard.org_vocab_start_index)
+    return first, int(shard.org_vocab_end_index) - first
 
 
 def _layers(model: nn.Module, count: int) -> tuple[nn.Module, list[nn.Module]]:
