@@ -104,7 +104,8 @@ def _exporter(settings: config.Settings, worker: Any, name: str, shield: Shield)
     from fulgurite.agent.rank_group import RankGroup, _store
 
     key = f"fulgurite/vllm/{'-'.join(map(str, places))}/{name}"
-    return joined(exporter, RankGroup(places, place, key, _store()), shield)
+    group = RankGroup(places, place, key, _store())
+    return joined(exporter, group, shield, tells_tokens=settings.tokens != "off")
 
 
 def _ranks(worker: Any) -> tuple[tuple[int, ...], int]:
