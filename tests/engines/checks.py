@@ -48,6 +48,28 @@ def neurons_error(found: Frame, wanted: Frame) -> float:
     return worst
 
 
+def look_error(found: Frame, wanted: Frame) -> float:
+    """Largest difference of where heads look in the layers that `found` tells: masses are shares of 1, and
+    entropies are of nats; a key that only one of two names counts by the difference of weights."""
+    layers = np.flatnonzero(found.measured_layers)
+    assert layers.size
+    worst = 0.0
+    for name in ("attention_entropy", "sink_mass", "attended_weights", "kv_heat"):
+        ours, theirs = (np.asarray(getattr(one, name), np.float64)[layers] for one in (found, wanted))
+        assert np.array_equal(np.isnan(ours), np.isnan(theirs)), name
+        worst = max(worst, float(np.nanmax(np.abs(ours - theirs))))
+    for layer in layers.tolist():
+        for ours, weights, theirs, others in zip(
+            found.attended_positions[layer], found.attended_weights[layer],
+            wanted.attended_positions[layer], wanted.attended_weights[layer], strict=True,
+        ):  # fmt: skip
+            known = dict(zip(theirs.tolist(), others.tolist(), strict=True))
+            least = min(known.values())
+            told = zip(ours.tolist(), weights.tolist(), strict=True)
+            worst = max(worst, *(abs(weight - known.get(key, least)) for key, weight in told if key >= 0))
+    return worst
+
+
 def tokens_of(frames: list[Frame], sequence: int) -> list[int]:
     return [f.token_id for f in frames if f.sequence == sequence]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import serving
-from checks import error, neurons_error, plain
+from checks import error, look_error, neurons_error, plain
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
 
@@ -24,6 +24,7 @@ PROMPTS = (
 BOUNDS = {"bfloat16": 2e-2, "float32": 1e-3}
 # One activation each, and no norm over many: vLLM rounds it once, transformers after each of two factors.
 NEURON_BOUNDS = {"bfloat16": 5e-2, "float32": 1e-3}
+LOOK_BOUNDS = {"bfloat16": 5e-2, "float32": 2e-3}  # frames hold entropies in two bytes
 SETTINGS = {
     "eager-bfloat16": ("bfloat16", ("--enforce-eager",)),
     "compiled-bfloat16": ("bfloat16", ()),
@@ -66,6 +67,7 @@ def test_frames_agree_with_plain_generate(served: tuple[str, Any], model: Path) 
                     off = error(getattr(frame, name), getattr(other, name))
                 errors[name] = max(errors.get(name, 0.0), off)
             errors["neurons"] = max(errors.get("neurons", 0.0), neurons_error(frame, other))
+            errors["looks"] = max(errors.get("looks", 0.0), look_error(frame, other))
             errors["residue"] = max(errors.get("residue", 0.0), abs(frame.residue))
             errors["logprob"] = max(errors.get("logprob", 0.0), abs(frame.logprob - other.logprob))
             errors["entropy"] = max(errors.get("entropy", 0.0), abs(frame.entropy - other.entropy))
@@ -75,4 +77,5 @@ def test_frames_agree_with_plain_generate(served: tuple[str, Any], model: Path) 
     assert compared >= 2 * TOKENS
     for name in ("head_write", "ffn_write", "residual_norm"):
         assert errors[name] <= BOUNDS[dtype], (name, errors)
+    assert errors["looks"] <= LOOK_BOUNDS[dtype], errors
     assert errors["neurons"] <= NEURON_BOUNDS[dtype], errors

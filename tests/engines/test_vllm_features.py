@@ -63,6 +63,7 @@ def test_requests_with_an_adapter_are_told(drafting: Any) -> None:
     frames = drafting.watcher.by_request()
     assert all(np.isfinite(f.head_write).all() for f in frames[base["id"]])
     assert all((f.neuron_ids >= 0).all() and np.isfinite(f.neuron_values).all() for f in frames[base["id"]])
+    assert all(f.measured_layers.all() and np.isfinite(f.sink_mass).all() for f in frames[tuned["id"]])
     # the adapter changes both projections, so that what is known of the base's weights does not hold for it
     assert all(f.head_write is None or np.isnan(f.head_write).all() for f in frames[tuned["id"]])
     assert all(f.neuron_values is None or np.isnan(f.neuron_values).all() for f in frames[tuned["id"]])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import serving
-from checks import check, error, neurons_error, plain
+from checks import check, error, look_error, neurons_error, plain
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-engines has it")
 
@@ -76,7 +76,7 @@ def test_frames_agree_with_those_of_one_process(
 def test_what_rests_on_the_unembedding_of_both_is_that_of_one_process(
     split: Any, answers: list[dict[str, Any]], model: Path
 ) -> None:
-    deep = 0
+    deep, looked = 0, np.zeros(LAYERS, np.int64)
     for answer in answers[: len(PROMPTS)]:
         choice = answer["choices"][0]
         wanted = plain(model, "float32", choice["prompt_token_ids"], TOKENS)
@@ -93,7 +93,11 @@ def test_what_rests_on_the_unembedding_of_both_is_that_of_one_process(
             assert np.allclose(frame.lens_prob, other.lens_prob, atol=2e-3)
             assert np.array_equal(frame.lens_rank[-1], other.lens_rank[-1])
             assert neurons_error(frame, other) <= 1e-3
+            assert look_error(frame, other) <= 2e-3
+            looked += np.asarray(frame.measured_layers, np.int64)
     assert deep >= TOKENS
+    assert looked.sum() == deep, "one layer a step"
+    assert np.count_nonzero(looked) > 2
     (topology,) = split.watcher.topologies.values()
     missing = dict(topology.unavailable)
     assert not {"head_contribution", "lens_prob", "neuron_ids"} & set(missing), missing

@@ -39,16 +39,18 @@ class Plane:
     beside : where the second of two tensors is left; None: it is added to the first.
     sizes : of each column (w,) that is written with what the tap is handed: then the largest of them are
         told in place of the rows, in steps that are looked at deeply (`neurons.told`). Else None.
+    turn : it is written only in deep steps in which it is this layer's turn; None: in each.
     stamp : of the step in which it was written last, -1 before the first.
     """
 
-    __slots__ = ("_into", "beside", "buffer", "desk", "number", "sizes", "stamp")
+    __slots__ = ("_into", "beside", "buffer", "desk", "number", "sizes", "stamp", "turn")
 
     def __init__(self, desk: Desk, buffer: torch.Tensor) -> None:
         self.desk = desk
         self.buffer = buffer
         self.beside: Plane | None = None
         self.sizes: torch.Tensor | None = None
+        self.turn: int | None = None
         self.stamp = -1
         self._into = buffer[:0]
         self.number = len(_planes)
@@ -96,6 +98,7 @@ class Desk:
         self._chosen = self._all[:0]
         self._is_every = False  # the rows that matter are the first ones, in order
         self._is_open = self._is_deep = False
+        self._turn: frozenset[int] = frozenset()
         self._marks: torch.Tensor | None = None
         self._blocks: list[torch.Tensor] = []
 
@@ -113,12 +116,13 @@ class Desk:
         """Memory of all planes."""
         return sum(block.nbytes for block in self._blocks)
 
-    def open(self, rows: torch.Tensor, *, deep: bool = False) -> int:
+    def open(self, rows: torch.Tensor, *, deep: bool = False, turn: frozenset[int] = frozenset()) -> int:
         """A step begins whose `rows` (int64, of the flat run of tokens) matter; how many of them are kept.
 
         Parameters
         ----------
         deep : it is looked at deeply.
+        turn : the layers whose attention is looked at.
         """
         self.stamp += 1
         self.count = min(int(rows.shape[0]), self.most)
@@ -128,7 +132,7 @@ class Desk:
             self._clock.fill_(self.stamp)
         else:
             self._is_every = torch.equal(self._chosen, self._counted[: self.count])
-        self._is_open, self._is_deep = self.count > 0, deep
+        self._is_open, self._is_deep, self._turn = self.count > 0, deep, turn
         return self.count
 
     def shut(self) -> None:
@@ -137,7 +141,7 @@ class Desk:
 
     def keep(self, plane: Plane, x: torch.Tensor, y: torch.Tensor | None) -> None:
         """Copy the rows of `x` that matter; those of `y` are added, or left beside them."""
-        if not self._is_open:
+        if not self._is_open or (plane.turn is not None and plane.turn not in self._turn):
             return
         started = time.perf_counter_ns()
         copy = self._keep_all if self._is_fixed else self._keep_some

@@ -19,6 +19,7 @@ from fulgurite.agent import lens, reduce
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.awaited import Awaited, Exchange, Waiting
 from fulgurite.agent.contribution import Attribution
+from fulgurite.agent.engines.flat.attended import Attended
 from fulgurite.agent.engines.flat.desk import Desk, Plane
 from fulgurite.agent.engines.flat.neurons import Neurons
 from fulgurite.agent.engines.flat.taps import hook
@@ -104,7 +105,7 @@ class Measure:
     routing : of a mixture of experts.
     paired : layers whose two outputs are what the feed-forward part adds and the stream before it. One tap
         leaves both, and their sum, which is the stream behind, is made for all these layers at once.
-    attribution, readout, neurons : for level `deep`, None where they are not known.
+    attribution, readout, neurons, attended : for level `deep`, None where they are not known.
     exchange : gives the rows of the unembedding that other processes hold; None where all are here.
     """
 
@@ -117,6 +118,7 @@ class Measure:
         attribution: Attribution | None = None,
         readout: Readout | None = None,
         neurons: Neurons | None = None,
+        attended: Attended | None = None,
         routing: Router | None = None,
         paired: Collection[int] = (),
         exchange: Exchange | None = None,
@@ -127,10 +129,16 @@ class Measure:
         self._attribution = attribution
         self._readout = readout
         self._neurons = neurons
+        self.attended = attended
         self._exchange = exchange
         self._awaited = Waiting()
         self.routing = routing
         self._buffers, self._stream, self._planes, self._heads = _planned(layout, desk)
+        self._inputs = {
+            int(index): buffer[i]
+            for group, (buffer, _) in zip(layout.groups, self._heads, strict=True)
+            for i, index in enumerate(group.layers)
+        }
         self._pairs = {int(i): _Pair.of(layout, int(i)) for i in sorted(paired)}
         self._sums = _Sums.of(list(self._pairs.values()))
         self._host_grams = tuple(gram.numpy() for gram in grams) if desk.device.type == "cpu" else ()
@@ -167,7 +175,8 @@ class Measure:
                 width = group.heads * group.head_dim
                 tap = Tap("projection", "in")
                 handles.append(hook(projection, tap, width, desk=self.desk, plane=plane))
-        return handles if self._neurons is None else handles + self._neurons.install(layers)
+        handles += [] if self._neurons is None else self._neurons.install(layers)
+        return handles if self.attended is None else handles + self.attended.install()
 
     def is_written(self) -> bool:
         """Whether every tap was there in this step."""
@@ -290,13 +299,12 @@ class Measure:
         self._awaited.add(found)
         return found
 
+    def handed(self, layer: int, rows: torch.Tensor | slice) -> torch.Tensor:
+        """What the output projection of a layer was handed, float32 (n, H * D)."""
+        return self._inputs[layer][rows].float()
+
     def _handed(self, rows: torch.Tensor | slice) -> dict[int, torch.Tensor]:
-        """What each layer's output projection was handed, float32 (n, H * D)."""
-        return {
-            int(index): buffer[i, rows].float()
-            for group, (buffer, _) in zip(self.layout.groups, self._heads, strict=True)
-            for i, index in enumerate(group.layers)
-        }
+        return {layer: self.handed(layer, rows) for layer in self._inputs}
 
     def _streams(self, stacked: torch.Tensor) -> torch.Tensor | None:
         """What each layer left, (L, n, d); None where that is not known of all."""

@@ -12,6 +12,7 @@ from fulgurite.agent.anatomy import Anatomy
 from fulgurite.agent.awaited import Exchange
 from fulgurite.agent.config import Settings
 from fulgurite.agent.deep import Reasons
+from fulgurite.agent.engines.flat.attended import Attended
 from fulgurite.agent.engines.flat.depth import depth
 from fulgurite.agent.engines.flat.desk import Desk
 from fulgurite.agent.engines.flat.heads import Heads
@@ -33,6 +34,7 @@ def measured(
     routing: Callable[[], Router | None] = lambda: None,
     part: tuple[int, int] | None = None,
     exchange: Exchange | None = None,
+    attended: Attended | None = None,
 ) -> tuple[Anatomy, Measure]:
     """The model's parts, with the reasons for what is not told of them, and what measures them.
 
@@ -41,6 +43,7 @@ def measured(
     routing : makes what tells how tokens are sent to experts, when it is known how many rows the desk keeps.
     part, exchange : the rows of the unembedding that are here, and what gives those that other processes
         hold; None where all are here, or nobody can be asked.
+    attended : for level `deep`, the layers that are looked at; None where none can be.
     """
     deep = settings.level == "deep"
     heads = Heads(anatomy.layers, trial)
@@ -53,14 +56,15 @@ def measured(
         deep=deep,
         blind=heads.blind,
     )
-    desk.most = _fitting(desk, layout)
+    attended = attended if deep else None
+    desk.most = _fitting(desk, layout, 0 if attended is None else attended.width)
     readout, attribution, neurons = None, None, None
     missing: dict[str, str] = {}
     undeep: Reasons = {}
     if deep:
         readout, attribution, missing = depth(anatomy, trial, layout, heads, part)
         neurons = Neurons(anatomy.layers, trial, desk, every=settings.deep_ratio >= 1.0)
-        undeep = neurons.reasons
+        undeep = neurons.reasons | (attended.reasons if attended is not None else {})
     reasons = unmeasured(anatomy.layers, trial.wiring, heads.blind, undeep, is_deep=deep)
     measure = Measure(
         layout,
@@ -69,6 +73,7 @@ def measured(
         attribution=attribution,
         readout=readout,
         neurons=neurons,
+        attended=attended,
         routing=routing(),
         paired=trial.paired,
         exchange=exchange,
@@ -76,9 +81,9 @@ def measured(
     return anatomy.without({**reasons, **missing}), measure
 
 
-def _fitting(desk: Desk, layout: reduce.Plan) -> int:
-    """Rows that the desk has room for."""
+def _fitting(desk: Desk, layout: reduce.Plan, queries: int) -> int:
+    """Rows that the desk has room for, each of so many numbers of queries beside what the layers leave."""
     item = torch.empty((), dtype=desk.dtype).element_size()
-    width = len(layout.places) * layout.width
+    width = queries + len(layout.places) * layout.width
     width += sum(len(group.slots) * group.heads * group.head_dim for group in layout.groups)
     return min(desk.most, max(_FEWEST_ROWS, _MOST_BYTES // max(1, width * item)))

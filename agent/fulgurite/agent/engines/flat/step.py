@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fulgurite.agent import lens, neurons, reduce
+from fulgurite.agent import lens, neurons, reduce, routing
 from fulgurite.agent.assemble import _uncertainty
 from fulgurite.agent.awaited import Awaited
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
@@ -45,6 +45,7 @@ class Step:
         the base's weights does not hold for them.
     unreduced : rows whose results are not among `host` yet.
     awaited : what rests on what other processes hold.
+    looking : the heads of each layer, of models whose attention is looked at.
     """
 
     host: Mapping[str, Array]
@@ -65,6 +66,7 @@ class Step:
     adapted: Array | None = None
     unreduced: Unreduced | None = None
     awaited: Awaited | None = None
+    looking: tuple[routing.HeadsOf, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -111,6 +113,8 @@ class Step:
             columns.update(lens.columns(self.host))
         if self.layout is not None and (largest := by_layer(self.host, "neurons")):
             columns.update(neurons.columns(largest, self.windows.size))
+        if self.layout is not None and (looked := by_layer(self.host, "attention")):
+            columns.update(routing.columns(looked, self.position, self.looking, self.layout.heads))
         if self.awaited is not None:
             columns.update(self.awaited.columns())
         columns.update(self.experts)

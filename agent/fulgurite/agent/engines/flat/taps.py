@@ -94,6 +94,22 @@ class _Met(_Hook):
             self.give(stream, None)
 
 
+class _First(_Hook):
+    """The first tensor that a module is handed, one row per token."""
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(first, torch.Tensor) and first.dim() > 1:
+            rows = first.flatten(1)
+            if rows.shape[-1] == self.width:
+                self.give(rows, None)
+
+
+def first_argument(module: nn.Module, width: int, *, desk: Desk, plane: Plane) -> RemovableHandle:
+    """Leave what `module` is handed first, `width` numbers a token, in `plane` of `desk`."""
+    return module.register_forward_pre_hook(_First(width, desk, plane, None), with_kwargs=True)
+
+
 def hook(
     module: nn.Module,
     tap: Tap,

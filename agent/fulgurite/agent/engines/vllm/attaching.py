@@ -6,16 +6,21 @@ Imported only in a worker that is observed: torch is there.
 from __future__ import annotations
 
 import atexit
+from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
 
 from fulgurite.agent import config
 from fulgurite.agent.anatomy import Anatomy
+from fulgurite.agent.engines.flat.attended import Attended
 from fulgurite.agent.engines.flat.desk import Desk
 from fulgurite.agent.engines.flat.measure import Measure
 from fulgurite.agent.engines.flat.measured import measured
 from fulgurite.agent.engines.flat.seen import Unsupported
 from fulgurite.agent.engines.vllm import trial
 from fulgurite.agent.engines.vllm.observer import Observer
+from fulgurite.agent.engines.vllm.pages import looked
 from fulgurite.agent.engines.vllm.parts import dissect, rows_held, without_layers
 from fulgurite.agent.engines.vllm.routing import Routing
 from fulgurite.agent.engines.vllm.versions import installed_version
@@ -27,8 +32,9 @@ from fulgurite.agent.thrift import Thrift
 from fulgurite.wire.channels import LEVELS
 
 
-def observe(worker: Any, shield: Shield) -> Observer | None:
-    """An observer of the model of `worker`, that is attached to its exporter; None at level ``off``."""
+def observe(worker: Any, shield: Shield) -> tuple[Observer, Mapping[int, nn.Module]] | None:
+    """An observer of the model of `worker`, that is attached to its exporter, and vLLM's attention modules by
+    layer; None at level ``off``."""
     settings = config.settings()
     if settings.level == "off":
         return None
@@ -38,8 +44,9 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
     desk = Desk(_rows(runner), runner.device, runner.model_config.dtype)
     found: Anatomy | None = None
     measure: Measure | None = None
+    attention: Mapping[int, nn.Module] = {}
     if LEVELS.index(settings.level) >= LEVELS.index("heads"):
-        found, measure = _measured(runner, name, desk, shield, settings, exporter)
+        found, measure, attention = _measured(runner, name, desk, shield, settings, exporter)
     if found is None:
         found = _shape(runner, name)
     places, place = _ranks(worker)
@@ -58,7 +65,7 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
     if place == places[0]:  # what the other ranks tell is not missing from the whole
         for channel, reason in merge_topologies([found.topology]).unavailable:
             shield.say_once(f"{reason}", "%s is not measured: %s", channel, reason)
-    return Observer(
+    observer = Observer(
         found,
         exporter=exporter,
         thrift=Thrift.of(settings, exporter=exporter, shield=shield),
@@ -68,6 +75,7 @@ def observe(worker: Any, shield: Shield) -> Observer | None:
         texts=_texts(settings, runner),
         ranks=len(places),
     )
+    return observer, attention
 
 
 def _shape(runner: Any, name: str) -> Anatomy:
@@ -125,17 +133,17 @@ def _rows(runner: Any) -> int:
 
 def _measured(
     runner: Any, name: str, desk: Desk, shield: Shield, settings: config.Settings, exporter: Exporter
-) -> tuple[Anatomy | None, Measure | None]:
-    """The model's parts and what measures them."""
+) -> tuple[Anatomy | None, Measure | None, Mapping[int, nn.Module]]:
+    """The model's parts, what measures them, and the attention modules of its layers."""
     try:
         found = dissect(runner.model, runner.vllm_config, name=name)
         seen = trial.run(runner, found)
     except Unsupported as why:
-        return without_layers(runner.vllm_config, name=name, reason=str(why)), None
+        return without_layers(runner.vllm_config, name=name, reason=str(why)), None, {}
     except Exception as error:
         shield.caught("trial", error)
         reason = f"the model could not be tried out ({type(error).__name__})"
-        return without_layers(runner.vllm_config, name=name, reason=reason), None
+        return without_layers(runner.vllm_config, name=name, reason=reason), None, {}
     layers, routed = found.anatomy.layers, found.anatomy.topology.experts_per_token
     routing = (lambda: Routing(layers, desk, routed)) if routed else (lambda: None)
     asked = getattr(exporter, "exchange", None) if getattr(exporter, "exchanges", False) else None
@@ -147,6 +155,12 @@ def _measured(
         routing=routing,
         part=rows_held(found.anatomy.unembedding) if asked is not None else None,
         exchange=asked,
+        attended=Attended(
+            looked(found.attention, layers, desk.device),
+            desk,
+            every=settings.deep_ratio >= 1.0,
+            close=seen.close,
+        ),
     )
     measure.install(layers)
-    return anatomy, measure
+    return anatomy, measure, found.attention

@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from fulgurite.agent import reduce
 from fulgurite.agent.anatomy import Anatomy
 from fulgurite.agent.awaited import Awaited
+from fulgurite.agent.engines.flat.attended import Attended
 from fulgurite.agent.engines.flat.desk import Desk
 from fulgurite.agent.engines.flat.measure import Measure
 from fulgurite.agent.engines.flat.step import Step
@@ -25,6 +27,7 @@ from fulgurite.agent.engines.vllm.rows import Known, Rows, Sampled, sampled
 from fulgurite.agent.exporter import Exporter
 from fulgurite.agent.figures import Figures
 from fulgurite.agent.late import LateBlock
+from fulgurite.agent.routing import heads_of
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
 from fulgurite.agent.thrift import Thrift
@@ -33,6 +36,7 @@ from fulgurite.wire.channels import Level
 from fulgurite.wire.frame import RequestEvent
 
 Array = np.ndarray[Any, Any]
+Blocks = Sequence[Sequence[int]]
 
 
 @dataclass(slots=True, eq=False)
@@ -87,11 +91,13 @@ class Observer:
         self.known: dict[str, Known] = {}
         self.figures = Figures()
         self.block_bytes: tuple[int, ...] = ()
+        self.groups: Mapping[int, int] = {}  # by layer, the group of caches that it is in
         self._numbers = itertools.count()
         self._open: _Open | None = None
         self._epoch_ns = time.time_ns() - time.perf_counter_ns()
         windows = [layer.window if layer.heads else -1 for layer in anatomy.layers]
         self._windows = np.array(windows, np.int64)
+        self._looking = tuple(heads_of(layer) for layer in anatomy.layers)
 
     # --- one step
 
@@ -106,7 +112,9 @@ class Observer:
         number = next(self._numbers)
         step = _Open(rows, self.thrift.level_of(number), number, started_ns)
         if step.level != "pulse" and self.measure is not None:
-            step.kept = self.desk.open(chosen, deep=step.level == "deep")
+            is_deep, attended = step.level == "deep", self.measure.attended
+            turn = attended.turn(number) if is_deep and attended is not None else frozenset()
+            step.kept = self.desk.open(chosen, deep=is_deep, turn=turn)
         self._open = step
         step.own_ns += time.perf_counter_ns() - entered
 
@@ -126,15 +134,13 @@ class Observer:
         step.logits = logits.clone() if is_overwritten else logits
         step.own_ns += time.perf_counter_ns() - entered
 
-    def commit(
-        self, tokens: Sequence[Sequence[int]], blocks: Mapping[str, Sequence[int]], *, requests: int
-    ) -> None:
+    def commit(self, tokens: Sequence[Sequence[int]], blocks: Mapping[str, Blocks], *, requests: int) -> None:
         """The tokens that followed are known.
 
         Parameters
         ----------
         tokens : of each request of the batch, in its order.
-        blocks : by request, how many blocks of each group it holds.
+        blocks : by request, the numbers of the blocks that it holds, of each group of caches.
         requests : of the batch.
         """
         step, self._open = self._open, None
@@ -167,11 +173,11 @@ class Observer:
         return [run for run in runs if run[0] < run[1]]
 
     def _hand_over(
-        self, step: _Open, found: Sampled, blocks: Mapping[str, Sequence[int]], level: Level, requests: int
+        self, step: _Open, found: Sampled, blocks: Mapping[str, Blocks], level: Level, requests: int
     ) -> None:
         with torch.inference_mode():
             unreduced = self._left(step, found, level)
-            host, awaited = self._measured(step, found, level) if unreduced is None else ({}, None)
+            host, awaited = self._measured(step, found, level, blocks) if unreduced is None else ({}, None)
         names = [found.requests[i] for i in found.owner.tolist()]
         known = [self.known[name] for name in names]
         refs = tuple(dict.fromkeys(one.ref for one in known))
@@ -195,6 +201,7 @@ class Observer:
             adapted=step.rows.adapted[found.owner],
             unreduced=unreduced,
             awaited=awaited,
+            looking=self._looking,
         )
         texts = self.texts.of(found.token) if self.texts is not None else None
         self.exporter.export(
@@ -209,10 +216,10 @@ class Observer:
             return routing.columns(_run(found.row))
         return {}
 
-    def _bytes(self, blocks: Sequence[int]) -> int:
+    def _bytes(self, blocks: Blocks) -> int:
         if not self.block_bytes or len(blocks) != len(self.block_bytes):
             return -1
-        return sum(held * size for held, size in zip(blocks, self.block_bytes, strict=True))
+        return sum(len(held) * size for held, size in zip(blocks, self.block_bytes, strict=True))
 
     def _left(self, step: _Open, found: Sampled, level: Level) -> Unreduced | None:
         """The rows as they are, for the sending thread to reduce; None where that is to be done here."""
@@ -225,7 +232,9 @@ class Observer:
             return self.measure.left(rows, picked, found.token, deep=level == "deep")
         return None
 
-    def _measured(self, step: _Open, found: Sampled, level: Level) -> tuple[dict[str, Array], Awaited | None]:
+    def _measured(
+        self, step: _Open, found: Sampled, level: Level, blocks: Mapping[str, Blocks]
+    ) -> tuple[dict[str, Array], Awaited | None]:
         """What the layers and the logits tell, and what of it other processes are asked for."""
         rows, picked = _picked(step, found)
         tokens = torch.from_numpy(found.token).to(picked.device)
@@ -246,7 +255,24 @@ class Observer:
                 awaited = self.measure.awaited(
                     places, picked, tokens, candidates, number=step.number, shield=self.shield
                 )
+        attended = self.measure.attended
+        if level == "deep" and attended is not None and not self.shield.is_out("attention"):
+            with self.shield.at("attention"):
+                results.update(self._attended(attended, places, found, blocks))
         return reduce.to_host(results) if results else {}, awaited
+
+    def _attended(
+        self,
+        attended: Attended,
+        rows: torch.Tensor | slice,
+        found: Sampled,
+        blocks: Mapping[str, Blocks],
+    ) -> dict[str, torch.Tensor]:
+        """Where the heads of the layers whose turn it was looked."""
+        assert self.measure is not None
+        held = [blocks.get(found.requests[i], ()) for i in found.owner.tolist()]
+        handed = partial(self.measure.handed, rows=rows)
+        return attended.told(rows, handed, found.position, partial(_pages, held, self.groups), self.shield)
 
     # --- what is told besides
 
@@ -275,6 +301,11 @@ class Observer:
             kv_bytes=told.kv_blocks_used * block,
             figures=replace(told, kv_bytes=told.kv_blocks * block),
         )
+
+
+def _pages(held: Sequence[Blocks], groups: Mapping[int, int], row: int, layer: int) -> Sequence[int]:
+    """The blocks in which the keys are that a row saw in a layer."""
+    return held[row][groups[layer]]
 
 
 def _picked(step: _Open, found: Sampled) -> tuple[torch.Tensor | slice, torch.Tensor]:

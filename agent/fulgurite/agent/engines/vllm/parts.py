@@ -16,11 +16,10 @@ from torch import nn
 from fulgurite.agent.anatomy import Anatomy, LayerParts, fingerprint, is_norm
 from fulgurite.agent.engines.flat.matrices import bare, held_inputs, leading_back
 from fulgurite.agent.engines.flat.seen import Unsupported
+from fulgurite.agent.routing import CHANNELS as ROUTING
 from fulgurite.wire.topology import Topology
 
-_ROUTING = ("attention_entropy", "sink_mass", "learned_sink_mass", "attended_positions", "attended_weights",
-            "kv_heat", "measured_layers")  # fmt: skip
-_PAGED = "not measured inside vLLM, whose keys are in pages and whose kernels give no weights"
+_LEARNED = {"learned_sink_mass": "not measured inside vLLM"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +68,7 @@ def without_layers(vllm_config: Any, *, name: str, reason: str) -> Anatomy:
     told = vllm_config.model_config
     config = told.hf_text_config
     layers = int(getattr(config, "num_hidden_layers", 0) or 0)
-    channels = ("head_write", "ffn_write", "ffn_cosine", "residual_norm", *_ROUTING)
+    channels = ("head_write", "ffn_write", "ffn_cosine", "residual_norm", *ROUTING, *_LEARNED)
     topology = Topology(
         model_name=name,
         architecture=str((getattr(told.hf_config, "architectures", None) or [""])[0]),
@@ -183,7 +182,7 @@ def _topology(
 ) -> Topology:
     routed = [m for layer in layers for m in layer.experts]
     heads = max((layer.heads for layer in layers), default=0)
-    missing = dict.fromkeys(_ROUTING, _PAGED)
+    missing = dict(_LEARNED)
     if not heads:
         missing["head_write"] = missing["head_contribution"] = (
             "no attention with a linear output projection was found in this model"

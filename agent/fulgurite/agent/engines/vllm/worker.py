@@ -7,7 +7,7 @@ know it, the model runs unobserved and one line says so.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -66,7 +66,7 @@ def _mark(config: Any) -> None:
     from fulgurite.agent.config import settings
 
     if isinstance(config.additional_config, dict):
-        config.additional_config[KEY] = f"taps-3 {settings().level}"
+        config.additional_config[KEY] = f"taps-4 {settings().level} {settings().deep_ratio >= 1.0}"
 
 
 def _attach(worker: Any) -> None:
@@ -89,17 +89,23 @@ def _attach(worker: Any) -> None:
             "(start it with --no-async-scheduling)",
         )
         return
-    observer = observe(worker, _shield)
-    if observer is not None:
-        Watched(runner, observer).install()
+    found = observe(worker, _shield)
+    if found is not None:
+        Watched(runner, *found).install()
 
 
 class Watched:
-    """A runner whose steps are told to an observer."""
+    """A runner whose steps are told to an observer.
 
-    def __init__(self, runner: Any, observer: Observer) -> None:
+    Parameters
+    ----------
+    attention : vLLM's attention module of each layer that has one, by layer.
+    """
+
+    def __init__(self, runner: Any, observer: Observer, attention: Mapping[int, Any]) -> None:
         self.runner = runner
         self.observer = observer
+        self.attention = attention
         self._started_ns = 0
         self._requests = 0
         self._is_sized = False
@@ -190,13 +196,19 @@ class Watched:
         if not self._is_sized:
             self._is_sized = True
             self.observer.block_bytes = _block_bytes(self.runner)
+            self.observer.groups = self._groups()
         requests = self.runner.requests
         blocks = {
-            name: [len(group) for group in requests[name].block_ids]
-            for name in self.runner.input_batch.req_ids
-            if name in requests
+            name: requests[name].block_ids for name in self.runner.input_batch.req_ids if name in requests
         }
         self.observer.commit(tokens, blocks, requests=self._requests)
+
+    def _groups(self) -> dict[int, int]:
+        """By layer, the group of caches that it is in."""
+        config = getattr(self.runner, "kv_cache_config", None)
+        groups = enumerate(getattr(config, "kv_cache_groups", ()))
+        of = {name: number for number, group in groups for name in group.layer_names}
+        return {i: of[module.layer_name] for i, module in self.attention.items() if module.layer_name in of}
 
 
 def _lulling(tell: Callable[[], None], original: Callable[..., Any]) -> Callable[..., Any]:
