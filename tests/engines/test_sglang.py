@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import serving
-from checks import error, neurons_error, plain
+from checks import error, look_error, neurons_error, plain
 
 pytest.importorskip("vllm", reason="make test-engines runs these, in the environment of vLLM")
 
@@ -97,6 +97,7 @@ def test_frames_are_those_of_plain_generate(served: Served, model: Path) -> None
                 shape = (1, -1) if found.ndim == 1 or channel == "residual_norm" else found.shape
                 off = error(found.reshape(shape), should.reshape(shape))
                 errors[channel] = max(errors.get(channel, 0.0), off)
+            errors["looks"] = max(errors.get("looks", 0.0), look_error(frame, other))
             errors["neurons"] = max(errors.get("neurons", 0.0), neurons_error(frame, other))
     assert max(errors.values()) < 2e-3, errors
 

@@ -11,12 +11,14 @@ import torch
 
 from fulgurite.agent import config
 from fulgurite.agent.anatomy import Anatomy
+from fulgurite.agent.engines.flat.attended import Attended
 from fulgurite.agent.engines.flat.desk import Desk
 from fulgurite.agent.engines.flat.measured import measured
 from fulgurite.agent.engines.flat.seen import Unsupported
 from fulgurite.agent.engines.sglang.looks import Look, where
 from fulgurite.agent.engines.sglang.observer import Observer
 from fulgurite.agent.engines.sglang.parts import dissect, without_layers
+from fulgurite.agent.engines.sglang.pools import looked
 from fulgurite.agent.exporter import GrpcExporter
 from fulgurite.agent.lull_probe import LullProbe
 from fulgurite.agent.shield import Shield
@@ -66,8 +68,15 @@ class Attaching:
             anatomy = without_layers(runner, name=_name(runner), reason=reason)
         else:
             seen = self.look.found(logits[-1:].float(), runner.dtype)
-            anatomy, measure = measured(self._anatomy, seen, desk, settings)
-            measure.install(self._anatomy.layers, partial(where, self._anatomy, self.look.places()))
+            layers = self._anatomy.layers
+            attended = Attended(
+                looked(runner, layers, desk.device),
+                desk,
+                every=settings.deep_ratio >= 1.0,
+                close=seen.close,
+            )
+            anatomy, measure = measured(self._anatomy, seen, desk, settings, attended=attended)
+            measure.install(layers, partial(where, self._anatomy, self.look.places()))
         exporter = GrpcExporter(
             settings.endpoint, access=settings.access, spool=settings.spool, spool_bytes=settings.spool_bytes
         )

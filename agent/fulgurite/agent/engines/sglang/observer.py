@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from fulgurite.agent.engines.flat.step import Step
 from fulgurite.agent.exporter import Exporter
 from fulgurite.agent.figures import Figures
 from fulgurite.agent.late import LateBlock
+from fulgurite.agent.routing import heads_of
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.texts import TokenTexts
 from fulgurite.agent.thrift import Thrift
@@ -34,6 +36,26 @@ from fulgurite.wire.frame import RequestRef
 Array = np.ndarray[Any, Any]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What the rows of a pass saw of the cache.
+
+    Attributes
+    ----------
+    places : Tensor of int, shape (requests, positions), where each position of a request is.
+    request : Tensor of int, shape (n,), of each row, its request in there.
+    counts : ndarray of int64, shape (n,), how many positions it saw, its own among them.
+    """
+
+    places: torch.Tensor
+    request: torch.Tensor
+    counts: Array
+
+    def where(self, row: int) -> torch.Tensor:
+        """The places of what a row saw."""
+        return self.places[int(self.request[row]), : int(self.counts[row])]
+
+
 @dataclass(slots=True, eq=False)
 class _Open:
     """The pass that runs.
@@ -41,11 +63,13 @@ class _Open:
     Attributes
     ----------
     kept : rows whose layers are kept: the first so many.
+    seen : what its rows saw, where that is known.
     """
 
     level: Level
     number: int
     started_ns: int
+    seen: Seen | None = None
     kept: int = 0
     logits: torch.Tensor | None = None
     own_ns: int = 0
@@ -111,9 +135,15 @@ class Observer:
         self._epoch_ns = time.time_ns() - time.perf_counter_ns()
         windows = [layer.window if layer.heads else -1 for layer in anatomy.layers]
         self._windows = np.array(windows, np.int64)
+        self._looking = tuple(heads_of(layer) for layer in anatomy.layers)
 
-    def begin(self, chosen: torch.Tensor) -> None:
-        """A forward pass is about to run; the rows `chosen` (int64) of it give the logits."""
+    def begin(self, chosen: torch.Tensor, seen: Callable[[], Seen | None]) -> None:
+        """A forward pass is about to run; the rows `chosen` (int64) of it give the logits.
+
+        Parameters
+        ----------
+        seen : tells what they see, in steps that are looked at deeply.
+        """
         entered = time.perf_counter_ns()
         level = self.thrift.hear()
         self._desk.shut()
@@ -123,7 +153,11 @@ class Observer:
         number = next(self._numbers)
         step = _Open(self.thrift.level_of(number), number, entered)
         if step.level != "pulse" and self._measure is not None:
-            step.kept = self._desk.open(chosen, deep=step.level == "deep")
+            is_deep, attended = step.level == "deep", self._measure.attended
+            turn: frozenset[int] = frozenset()
+            if is_deep and attended is not None:
+                step.seen, turn = seen(), attended.turn(number)
+            step.kept = self._desk.open(chosen, deep=is_deep, turn=turn)
         self._open = step
         step.own_ns += time.perf_counter_ns() - entered
 
@@ -192,7 +226,21 @@ class Observer:
                 results.update(
                     self._measure.layers(slice(start, end), logits, taken, candidates, deep=level == "deep")
                 )
+        if level == "deep" and step.seen is not None and not self.shield.is_out("attention"):
+            with self.shield.at("attention"):
+                results.update(self._attended(step.seen, start, end))
         return reduce.to_host(results) if results else {}
+
+    def _attended(self, seen: Seen, start: int, end: int) -> dict[str, torch.Tensor]:
+        """Where the heads of the layers whose turn it was looked."""
+        attended = self._measure.attended if self._measure is not None else None
+        if attended is None or self._measure is None:
+            return {}
+        rows = slice(start, end)
+        handed = partial(self._measure.handed, rows=rows)
+        return attended.told(
+            rows, handed, seen.counts[rows], lambda row, _: seen.where(start + row), self.shield
+        )
 
     def counted(self, held: Held, tokens: Sequence[Counted], *, requests: int) -> None:
         """Hand the frames of those `tokens` of a pass over that count."""
@@ -238,6 +286,7 @@ class Observer:
             number=held.number,
             started_ns=held.started_ns,
             ended_ns=held.ended_ns,
+            looking=self._looking,
         )
         is_whole = len(of) == end - start
 

@@ -14,11 +14,10 @@ from torch import nn
 from fulgurite.agent.anatomy import Anatomy, LayerParts, fingerprint, is_norm
 from fulgurite.agent.engines.flat.matrices import held_inputs, leading_back
 from fulgurite.agent.engines.flat.seen import Unsupported
+from fulgurite.agent.routing import CHANNELS as ROUTING
 from fulgurite.wire.topology import Topology
 
-ROUTING: Final = ("attention_entropy", "sink_mass", "learned_sink_mass", "attended_positions",
-                  "attended_weights", "kv_heat", "measured_layers",
-                  "expert_ids", "expert_weights")  # fmt: skip
+_ABSENT: Final = ("learned_sink_mass", "expert_ids", "expert_weights")
 _NOT_THERE: Final = "not measured inside SGLang"
 _LAYERS: Final = ("head_write", "ffn_write", "ffn_cosine", "residual_norm")
 
@@ -42,7 +41,7 @@ def dissect(runner: Any, *, name: str) -> Anatomy:
     norms = [m for m in owner.children() if is_norm(m, hidden)]
     unembedding = getattr(model, "lm_head", None)
     heads = max((layer.heads for layer in layers), default=0)
-    missing = dict.fromkeys(ROUTING, _NOT_THERE)
+    missing = dict.fromkeys(_ABSENT, _NOT_THERE)
     if not heads:
         missing["head_write"] = missing["head_contribution"] = (
             "no attention with a linear output projection was found in this model"
@@ -81,7 +80,7 @@ def without_layers(runner: Any, *, name: str, reason: str) -> Anatomy:
         heads=int(getattr(config, "num_attention_heads", 0) or 0),
         kv_heads=int(told.num_key_value_heads),
         head_dim=int(told.head_dim),
-        unavailable=tuple((channel, reason) for channel in sorted((*_LAYERS, *ROUTING))),
+        unavailable=tuple((channel, reason) for channel in sorted((*_LAYERS, *ROUTING, *_ABSENT))),
     )
     return Anatomy((), None, None, topology, ())
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from fulgurite.agent.engines.sglang.frontend import told_of
 from fulgurite.agent.engines.sglang.looks import FEWEST
-from fulgurite.agent.engines.sglang.observer import Counted, Held, Observer
+from fulgurite.agent.engines.sglang.observer import Counted, Held, Observer, Seen
 from fulgurite.agent.figures import Figures
 from fulgurite.agent.shield import Shield
 from fulgurite.wire.frame import RequestEvent, RequestRef
@@ -130,11 +131,20 @@ def _begin(runner: Any, batch: Any) -> None:
     else:
         return
     if _watched.observer is not None:
-        _watched.observer.begin(chosen)
+        _watched.observer.begin(chosen, lambda: _seen(runner, batch, int(chosen.shape[0])))
     elif _watched.attaching is None and int(batch.input_ids.shape[0]) >= FEWEST:
         from fulgurite.agent.engines.sglang.attaching import Attaching
 
         _watched.attaching = Attaching(runner, _shield)
+
+
+def _seen(runner: Any, batch: Any, rows: int) -> Seen | None:
+    """What the rows of a pass see of the cache; None where it does not tell."""
+    places = getattr(getattr(runner, "req_to_token_pool", None), "req_to_token", None)
+    requests, counts = batch.req_pool_indices, batch.seq_lens
+    if places is None or requests is None or counts is None or requests.shape[0] != rows:
+        return None
+    return Seen(places, requests, counts[:rows].cpu().numpy().astype(np.int64))
 
 
 def _see(found: Any) -> None:
