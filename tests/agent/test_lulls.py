@@ -269,6 +269,6 @@ def test_vllm_tells_before_its_logits_are_computed() -> None:
 
     methods = dict.fromkeys(("execute_model", "_prepare_inputs", "sample_tokens", "_bookkeeping_sync"), plain)
     runner = SimpleNamespace(model=SimpleNamespace(compute_logits=compute_logits), **methods)
-    Watched(runner, SimpleNamespace(exporter=Exporter())).install()
+    Watched(runner, SimpleNamespace(exporter=Exporter()), {}).install()
     assert runner.model.compute_logits(1) == 2
     assert order == ["lull", "logits"]
