@@ -27,7 +27,7 @@ it.
 `make bench` runs `wire`, `decode` and `latency` (some minutes). `make bench ARGS="overhead sweep"`
 measures the agent on a Llama of more than 100 M parameters beside its peers, and its cost along five axes
 (planned for less than half an hour on a machine that does nothing else), `ARGS=overhead_large` on one of
-1.1 billion (a quarter of an hour); `ARGS=instructions` counts the
+1.1 billion (about twenty minutes); `ARGS=instructions` counts the
 agent's instructions under valgrind (some minutes, on any machine). `make bench-pipeline` measures
 the way from an agent to a viewer (a quarter of an hour, on a machine that does nothing else);
 `ARGS="--only latency"` measures one part of it again. `make bench ARGS=engines` measures vLLM over HTTP

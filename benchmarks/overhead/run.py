@@ -71,7 +71,7 @@ FULL = Plan(
 )  # fmt: skip
 LARGE = Plan(
     Shape(layers=16, width=2048, heads=32, kv_heads=8, ffn=8192),
-    {"float32": {1: 5, 8: 4, 32: 3}, "bfloat16": {1: 5, 8: 4, 32: 3}},
+    {"float32": {1: 4, 8: 3, 32: 2}, "bfloat16": {1: 4, 8: 3, 32: 2}},
     tokens={1: 12, 8: 8, 32: 6}, own_tokens={1: 33, 8: 17, 32: 17}, prompt=64, with_peers=False,
 )  # fmt: skip
 QUICK = Plan(
