@@ -50,7 +50,6 @@ class Plan:
     tokens : by batch size: fewer, where each takes longer.
     own_tokens : by batch size, of what is measured in the agent's own code: one step in 16 is a deep one.
     prompt : tokens of all prompts of a batch together, and no fewer than 8 each.
-    with_peers : those of other environments are measured, too.
     """
 
     shape: Shape
@@ -58,7 +57,6 @@ class Plan:
     tokens: Mapping[int, int]
     own_tokens: Mapping[int, int]
     prompt: int
-    with_peers: bool = True
 
     def asked(self, batch: int) -> dict[str, int]:
         """What the workers are told of the prompts."""
@@ -72,7 +70,7 @@ FULL = Plan(
 LARGE = Plan(
     Shape(layers=16, width=2048, heads=32, kv_heads=8, ffn=8192),
     {"float32": {1: 4, 8: 3, 32: 2}, "bfloat16": {1: 4, 8: 3, 32: 2}},
-    tokens={1: 12, 8: 8, 32: 6}, own_tokens={1: 33, 8: 17, 32: 17}, prompt=64, with_peers=False,
+    tokens={1: 12, 8: 8, 32: 6}, own_tokens={1: 33, 8: 17, 32: 17}, prompt=64,
 )  # fmt: skip
 QUICK = Plan(
     Shape(layers=4, width=256, heads=8, kv_heads=4, ffn=512, vocabulary=2000), {"float32": {1: 2, 8: 2}},
@@ -90,7 +88,7 @@ def overhead(*, quick: bool) -> dict[str, Any]:
 def overhead_large(*, quick: bool) -> dict[str, Any]:
     """Ours, and what needs no other environment, on a model as large as small ones that people serve."""
     skipped: dict[str, str] = {}
-    plan = replace(QUICK, with_peers=False) if quick else LARGE
+    plan = QUICK if quick else LARGE
     if not torch.cpu.get_capabilities().get("avx512_bf16") and "bfloat16" in plan.rounds:
         plan = replace(plan, rounds={"float32": plan.rounds["float32"]})
         skipped["bfloat16"] = (

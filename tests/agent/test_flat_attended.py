@@ -146,11 +146,12 @@ def test_windows_and_soft_caps_are_the_layers_own(window: int, cap: float) -> No
         assert np.allclose(found["attention_entropy"][i, 0], -(seen * np.log(seen)).sum(-1), atol=1e-5)
 
 
+@pytest.mark.parametrize("factor", [1.1, float("nan")])
 def test_a_row_that_does_not_give_what_the_kernel_gave_is_not_told_and_looks_end(
-    caplog: pytest.LogCaptureFixture,
+    factor: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     case = Case(Attention("as it is", torch.float32))
-    case.requests[1].gave = case.requests[1].gave * 1.1
+    case.requests[1].gave = case.requests[1].gave * factor
     for _ in range(3):
         assert case.run() == {}
     assert case.shield.errors == {"attention:unlike": 3}

@@ -161,17 +161,18 @@ class Attended:
     ) -> torch.Tensor | None:
         """As `told`, of one layer; None where it is not believed."""
         told: list[torch.Tensor] = []
-        together: list[tuple[torch.Tensor, int]] = []
+        together: list[torch.Tensor] = []
         for i, count in enumerate(positions):
             first = max(0, count - one.window) if one.window else 0
             weights, gave = _row(one, queries[i], where(i, index), first, count)
             should = handed[i].view(one.heads, -1)
-            if torch.linalg.vector_norm(gave - should) > self._close * torch.linalg.vector_norm(should):
+            off = torch.linalg.vector_norm(gave - should)
+            if not off <= self._close * torch.linalg.vector_norm(should):  # nor where it is no number
                 return None
-            together.append((weights, first))
-            longest = max(row.shape[-1] for row, _ in together)
+            together.append(weights)
+            longest = max(row.shape[-1] for row in together)
             if len(together) * one.heads * longest >= _MOST_WEIGHTS or i == len(positions) - 1:
-                told.append(_summaries([row for row, _ in together]))
+                told.append(_summaries(together))
                 together.clear()
         return torch.cat(told)
 
