@@ -195,6 +195,51 @@ def test_a_cancelled_request_ends_as_aborted() -> None:
     assert [(e.kind, e.reason) for e in exporter.events] == [("started", ""), ("aborted", "cancelled")]
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_request_that_is_cancelled_before_its_first_step_ends_as_aborted(is_first: bool) -> None:
+    model = build()
+    exporter: Any = InMemoryExporter()
+    with (
+        instrument(model, exporter=exporter),
+        model.continuous_batching_context_manager(
+            generation_config=settings(), continuous_batching_config=configured()
+        ) as manager,
+    ):
+        if not is_first:
+            manager.add_request(texts(6)[0], request_id="before")
+            until(lambda: exporter.events and exporter.events[-1].kind == "finished")
+        manager.cancel_queue.put("early")  # taken together with the request
+        manager.add_request(texts(6)[0], request_id="early")
+        until(lambda: exporter.events and exporter.events[-1].request_id == "early")
+        until(lambda: exporter.events[-1].kind == "aborted")
+        manager.add_request(texts(6)[0], request_id="after")
+        until(lambda: exporter.events[-1].kind == "finished")
+    told = [(e.kind, e.reason) for e in exporter.events if e.request_id == "early"]
+    assert told == [("started", ""), ("aborted", "cancelled")]
+    assert len({frame.request_id for frame in exporter.frames}) == 2 - is_first
+
+
+def test_a_request_that_fails_before_its_first_step_ends_as_aborted() -> None:
+    model = build()
+    exporter: Any = InMemoryExporter()
+    with (
+        instrument(model, exporter=exporter),
+        model.continuous_batching_context_manager(
+            generation_config=settings(), continuous_batching_config=configured()
+        ) as manager,
+    ):
+        manager.logit_processor.check_kwargs = refuse
+        manager.add_request(texts(6)[0], request_id="bad")
+        until(lambda: exporter.events and exporter.events[-1].kind == "aborted")
+    assert [(e.request_id, e.kind, e.reason) for e in exporter.events] == [
+        ("bad", "started", ""), ("bad", "aborted", "ValueError"),
+    ]  # fmt: skip
+
+
+def refuse(given: Any) -> None:
+    raise ValueError(f"not understood: {given}")
+
+
 def test_sampling_and_an_end_token_are_told() -> None:
     model = build()
     exporter: Any = InMemoryExporter()

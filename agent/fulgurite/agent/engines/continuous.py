@@ -81,6 +81,13 @@ class Continuous:
         for name, make in around.items():
             self._put(processor, name, make)
         self._put(manager, "add_request", self._around_request)
+        # What tells of requests that are over before their first step: other versions have it elsewhere.
+        for owner, name, make in (
+            (processor, "_update_tp_group_state", self._around_acceptance),
+            (manager, "_create_batch_processor", self._around_creation),
+        ):
+            if name in vars(owner):
+                self._put(owner, name, make)
         return True
 
     def _put(self, owner: type, name: str, make: Callable[[Any], Any]) -> None:
@@ -93,6 +100,27 @@ class Continuous:
         return self.engine_of(known()) if known is not None else None
 
     # --- the wrappers
+
+    def _around_creation(self, plain: Any) -> Any:
+        def create(manager: Any) -> Any:
+            processor = plain(manager)
+            if (engine := self.engine_of(manager.model)) is not None:
+                with engine.shield.at("packed"):
+                    self._models[processor] = weakref.ref(manager.model)
+            return processor
+
+        return create
+
+    def _around_acceptance(self, plain: Any) -> Any:
+        def accept(processor: Any) -> Any:
+            found = plain(processor)
+            engine = self._of(processor)
+            if engine is not None and engine.capture.demand.level != "off":
+                with engine.shield.at("packed"):
+                    engine.packed.accepted(processor)
+            return found
+
+        return accept
 
     def _around_step(self, plain: Any) -> Any:
         def step(processor: Any, model: nn.Module) -> Any:

@@ -98,6 +98,16 @@ class Packed:
         if len(self._refs) < 1 << 16:
             self._refs[request_id] = ref
 
+    def accepted(self, processor: Any) -> None:
+        """Requests and cancellations were taken from their queues: who is cancelled before its first step?
+
+        Such a request is never launched; it is made known here, so that the next sweep tells that it is over.
+        """
+        waiting = processor.scheduler.waiting_requests
+        for name in processor.scheduler._requests_to_cancel:
+            if name in waiting:
+                self._know(waiting[name])
+
     def launches(self, processor: Any) -> None:
         """A step begins: who is in it."""
         futures = processor.inputs_and_outputs.requests_in_batch
@@ -152,7 +162,9 @@ class Packed:
             self._launched.clear()
 
     def failed(self, state: Any, error: Exception) -> None:
-        """A request ended with an error."""
+        """A request ended with an error, perhaps before its first step."""
+        if state.request_id in self._refs:
+            self._know(state)
         if state.request_id in self._sequences:
             self._ended(state.request_id, "aborted", type(error).__name__)
 
