@@ -6,7 +6,8 @@ that our plugin chooses, observed at `heads` with a collector that somebody watc
 one that nobody watches, which is how a server stands most of its time: it keeps whole frames of 1 request in
 16, and sketches of all. So what the scheduling costs, what the agent costs and what it costs to deliver are
 told apart. Streamed completions of 48 tokens, so many at once. Collectors and viewer are processes of their
-own on the same machine; vLLM's processes wait for one another busily.
+own on the same machine; vLLM's processes wait for one another busily. vLLM binds its workers to processors as
+it does by itself: on two of them the model computes on one.
 
 ``python -m benchmarks engines`` runs it in the environment that `make test-engines` builds: about a quarter
 of an hour, on a machine that does nothing else.
@@ -40,6 +41,7 @@ TOKENS = 48
 ALIKE = "without, scheduled as we need it"
 WATCHED, UNWATCHED = OBSERVED = ("heads, watched", "heads, nobody watches")
 AS_WE_NEED_IT = ({"VLLM_USE_V2_MODEL_RUNNER": "0"}, ("--no-async-scheduling",))  # as `choosing` sets them
+AS_PEOPLE_RUN_IT = {"VLLM_CPU_OMP_THREADS_BIND": "auto"}  # vLLM's own choice; the tests choose another
 ABOUT = (__doc__ or "").partition("\n\n``")[0].strip()
 SHAPES: dict[str, dict[str, Any]] = {
     "443 M": {
@@ -122,6 +124,7 @@ def measure(plan: Plan, log: Any) -> dict[str, Any]:
         }.items():  # fmt: skip
             place = folder / name.replace(" ", "-").replace(",", "")
             place.mkdir()
+            env = {**env, **AS_PEOPLE_RUN_IT}
             urls[name] = stack.enter_context(serving.vllm(place, model, *shared, *more, env=env)).url
             log(f"the server {name!r} is up")
         beside = {"collector": collector, "viewer": viewer}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fulgurite.agent.late import LateBlock
 from fulgurite.agent.outbox import NEVER, Drawn, Outbox
 from fulgurite.wire.frame import FrameBlock, RequestEvent, RequestRef
 from fulgurite.wire.ledger import Ledger
@@ -49,6 +50,17 @@ def test_when_it_is_full_the_oldest_goes_and_is_counted_and_leaves_a_gap() -> No
     first, *rest = drawn_from(outbox)
     assert first.first_sequence == account.dropped["outbox_full"] + 1
     assert rest[-1].first_sequence + rest[-1].frames - 1 == 160
+
+
+def test_a_block_whose_makings_do_not_fit_is_put_as_what_is_made_of_them() -> None:
+    ledger = Ledger()
+    outbox = Outbox(ledger, BUDGET)
+    made = block_of(3)
+    outbox.put(LateBlock(made.requests, lambda: made.columns, rows=3, nbytes=2 * BUDGET))
+    assert ledger.account().dropped == {}
+    assert outbox.nbytes < BUDGET
+    (drawn,) = drawn_from(outbox)
+    assert drawn.frames == 3
 
 
 def test_a_block_larger_than_the_budget_is_dropped_and_nothing_else_breaks() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -113,3 +114,58 @@ def test_numpy_tells_of_the_heads_what_torch_tells(heads: int, width: int, rows:
     inputs, grams = torch.randn(2, rows, heads * width, generator=generator), weight @ weight.mT
     ours = unreduced.head_squares(inputs.numpy(), grams.numpy())
     np.testing.assert_allclose(ours, reduce.squares(inputs, grams).numpy(), rtol=2e-5)
+
+
+def _held(seed: int, dtype: torch.dtype, *, apart: bool) -> tuple[Unreduced, Unreduced]:
+    """A step, and the same with all of it copied beforehand to float32."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(9, 33_000, generator=generator) * 4).to(dtype)
+    stream = torch.randn(7, 9, 96, generator=generator).to(dtype)
+    inputs = torch.randn(4, 9, 128, generator=generator).to(dtype)
+    grams = (torch.randn(4, 2, 64, 64, generator=generator).numpy(),)
+    ids = logits.argmax(-1).numpy().astype(np.int32)
+    parts = tuple(list(part) if apart else reduce.numbers(part) for part in (stream, inputs))
+    plain = tuple(part.float().numpy() for part in (stream, inputs))
+    held = Unreduced(logits, ids, full=True, nbytes=0, kept=parts, grams=grams)
+    return held, Unreduced(logits.float(), ids, full=True, nbytes=0, kept=plain, grams=grams)
+
+
+class _Layout:
+    """What `Unreduced` reads of a plan."""
+
+    places = tuple(range(7))
+    is_joint = False
+    is_centred = True
+    met = np.arange(2)
+    met_slots = slice(1, 3), np.array([5, 3])
+
+
+@pytest.mark.parametrize("at_once", [1, 700, 1 << 18])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_all_is_told_alike_in_whatever_portions(
+    dtype: torch.dtype, apart: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout: Any = _Layout
+    held, whole = _held(0, dtype, apart=apart)
+    wanted = whole.reduced(layout)
+    monkeypatch.setattr(unreduced, "_AT_ONCE", at_once)
+    found = held.reduced(layout)
+    assert found.keys() == wanted.keys() >= {"norms", "products", "means", "heads0", "plogp"}
+    for name, values in wanted.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_threads_that_reduce_at_the_same_time_do_not_share_what_they_work_in() -> None:
+    layout: Any = _Layout
+    seeds = range(8)
+    wanted = [_held(seed, torch.bfloat16, apart=True)[0].reduced(layout) for seed in seeds]
+
+    def again(seed: int) -> list[dict[str, np.ndarray[Any, Any]]]:
+        return [_held(seed, torch.bfloat16, apart=True)[0].reduced(layout) for _ in range(5)]
+
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        for seed, found in zip(seeds, pool.map(again, seeds), strict=True):
+            for one in found:
+                for name, values in wanted[seed].items():
+                    np.testing.assert_array_equal(one[name], values, err_msg=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,23 @@ def observed(model: Path, tmp_path_factory: Any) -> Iterator[Any]:
 def test_nothing_happens_where_nothing_is_configured(alone: dict[str, Any]) -> None:
     assert "fulgurite" not in alone["log"].lower()
     assert not alone["connected"]
+
+
+def test_our_threads_leave_the_processors_to_the_model(model: Path, tmp_path: Path) -> None:
+    """vLLM binds the threads of its worker, as it does where nobody says otherwise; ours run elsewhere."""
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("there is one processor")
+    with serving.stage(tmp_path, model, *COMMON, VLLM_CPU_OMP_THREADS_BIND="auto") as found:
+        found.server.complete("sun", max_tokens=4, ignore_eos=True)
+        workers = [one for one in found.server.process.family() if "Worker" in " ".join(one.cmdline())]
+        assert workers
+        for worker in workers:
+            bound = set(worker.cpu_affinity())
+            assert bound < allowed
+            where = [os.sched_getaffinity(thread.id) for thread in worker.threads()]
+            assert any(mask.isdisjoint(bound) for mask in where)
+            assert all(mask == bound or mask.isdisjoint(bound) for mask in where)
 
 
 def test_requests_one_by_one_are_answered_the_same(alone: dict[str, Any], observed: Any) -> None:

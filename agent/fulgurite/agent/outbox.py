@@ -114,12 +114,12 @@ class Outbox:
         tokens = len(block)
         if not tokens:
             return
-        nbytes = _BLOCK_OVERHEAD_BYTES
-        if isinstance(block, LateBlock):  # whose columns are not looked at here: that would make them
-            nbytes += block.nbytes
-        else:
-            for column in block.columns.values():
-                nbytes += column.nbytes
+        room = self._budget - self._reserved - _BLOCK_OVERHEAD_BYTES
+        if isinstance(block, LateBlock) and block.nbytes <= room:  # its columns are not made here
+            nbytes = block.nbytes
+        else:  # what it was made from does not fit: made, it weighs less
+            nbytes = sum(column.nbytes for column in block.columns.values())
+        nbytes += _BLOCK_OVERHEAD_BYTES
         if rows is True:
             frames = tokens
         else:

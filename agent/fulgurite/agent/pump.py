@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from fulgurite.agent.affinity import stand_aside
 from fulgurite.agent.folding import GATHER_S as FOLD_S
 from fulgurite.agent.folding import Folding
 from fulgurite.agent.gauge import ScaleGauge
@@ -190,6 +191,7 @@ class Pump:
 
     def _run(self) -> None:
         try:
+            stand_aside()
             self._outbox_has_something()
             while not self._leave(time.monotonic()):
                 with self._shield.at("link"):

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 
 from fulgurite.agent.reduce import Plan, numbers
+from fulgurite.agent.scratch import scratch
 from fulgurite.wire.channels import TOP_K
 
 Array = np.ndarray[Any, Any]
 Rows = Array | torch.Tensor
 """Rows in host memory, in the end (n, width)."""
-Part = Array | list[torch.Tensor]
+Part = Array | list[torch.Tensor] | list[Array]
 """Rows of several slots: together, or one by one as the model left them."""
 _BLOCK = 64
 _AT_ONCE = 1 << 18  # numbers: fewer take more calls, more do not stay in a cache
@@ -37,7 +38,7 @@ class Unreduced:
 
     Attributes
     ----------
-    logits : ndarray, shape (n, V), of the model's own type: see `widened`; or the tensor that they are in.
+    logits : ndarray, shape (n, V), of the model's own type (`reduce.numbers`); or their tensor.
     tokens : ndarray of int32, shape (n,), the emitted ones.
     full : all of uncertainty, not the log-probability alone.
     nbytes : what the step holds of its own, at most about.
@@ -68,20 +69,27 @@ class Unreduced:
             )
         if self.kept and layout is not None:
             count = len(layout.places)
-            parts = [_together(part) for part in self.kept]
-            stacked, inputs = parts[0][:count], [parts[0][count:]] if layout.is_joint else parts[1:]
-            found.update(stream(stacked, layout))
+            first, *others = map(_slots, self.kept)
+            found.update(stream(first[:count], layout))
+            inputs = [first[count:]] if layout.is_joint else others
             for i, (rows, grams) in enumerate(zip(inputs, self.grams, strict=True)):
                 found[f"heads{i}"] = head_squares(rows, grams)
         return found
 
 
-def widened(found: Array) -> Array:
-    """As float32; int16 are the bits of a bfloat16, which are the upper half of a float32's."""
+def _widened(found: Array, use: str) -> Array:
+    """As float32, in memory that the next `use` of it overwrites, or as it is; int16 are the bits of a
+    bfloat16, which are the upper half of a float32's."""
+    if found.dtype == np.float32:
+        return found
     if found.dtype != np.int16:
-        return found.astype(np.float32, copy=False)
-    wide: Array = np.left_shift(found, 16, dtype=np.int32).view(np.float32)
-    return wide
+        wide = scratch(use, found.shape)
+        np.copyto(wide, found, casting="same_kind")
+        return wide
+    bits = scratch(use, found.shape, np.int32)
+    np.copyto(bits, found)
+    np.left_shift(bits, 16, out=bits)
+    return bits.view(np.float32)
 
 
 def _rows(rows: Rows) -> Array:
@@ -90,14 +98,24 @@ def _rows(rows: Rows) -> Array:
     return found.reshape(-1, found.shape[-1])
 
 
-def _together(part: Part) -> Array:
-    """As float32 (slots, n, width)."""
+def _slots(part: Part) -> Part:
+    """Slots of (n, width) each, of one type."""
     if isinstance(part, np.ndarray):
-        return widened(part)
-    slots = [found.reshape(-1, found.shape[-1]) for found in map(numbers, part)]
+        return part
+    slots = [_rows(slot) for slot in part]
     if any(found.dtype != slots[0].dtype for found in slots):  # under autocast parts differ
-        slots = [widened(found) for found in slots]
-    return widened(np.stack(slots))
+        return [_widened(found, "slot").copy() for found in slots]
+    return slots
+
+
+def _together(slots: Part, rows: slice = slice(None)) -> Array:
+    """`rows` of these slots as float32 (slots, rows, width), in memory that the next call overwrites."""
+    if isinstance(slots, np.ndarray):
+        return _widened(slots[:, rows], "wide")
+    several = [slot[rows] for slot in slots]
+    shape = len(several), *several[0].shape
+    stacked = np.stack(several, out=scratch("stacked", shape, several[0].dtype))
+    return _widened(stacked, "wide")
 
 
 def uncertainty(
@@ -133,12 +151,12 @@ def _told(
     logits: Array, tokens: Array, *, full: bool, top_ids: Array | None, scores: Array | None
 ) -> dict[str, Array]:
     """`uncertainty` of a few rows."""
-    logits = widened(logits)
+    logits = _widened(logits, "logits")
     rows = np.arange(len(tokens))
     maxima = _maxima(logits) if full and top_ids is None else logits
     most = maxima.max(-1)
-    shifted = logits - most[:, None]
-    powers = np.exp(shifted)
+    shifted = np.subtract(logits, most[:, None], out=scratch("shifted", logits.shape))
+    powers = np.exp(shifted, out=scratch("powers", logits.shape))
     total = powers.sum(-1)
     logarithm = np.log(total)
     chosen = shifted[rows, tokens] - logarithm
@@ -149,13 +167,13 @@ def _told(
         if (chosen >= top[:, -1]).all():  # none of the others comes before it
             rank = np.count_nonzero(top > chosen[:, None], -1)
         else:
-            rank = np.count_nonzero(logits > logits[rows, tokens][:, None], -1)
+            rank = np.count_nonzero(_compared(np.greater, logits, logits[rows, tokens][:, None]), -1)
         weighted = np.einsum("nv,nv->n", powers, shifted)
         if not np.isfinite(weighted).all():  # where a token cannot come, 0 * -inf is nothing
-            weighted = np.einsum("nv,nv->n", powers, np.maximum(shifted, _LEAST))
+            weighted = np.einsum("nv,nv->n", powers, np.maximum(shifted, _LEAST, out=shifted))
         found |= {"top_ids": ids, "top_logprobs": top, "rank": rank, "plogp": weighted / total - logarithm}
     if scores is not None:
-        found["logprob_sampled"] = _sampled(widened(scores), tokens, (logits, most, powers, total))
+        found["logprob_sampled"] = _sampled(_widened(scores, "scores"), tokens, (logits, most, powers, total))
     return found
 
 
@@ -165,7 +183,7 @@ def _sampled(scores: Array, tokens: Array, told: tuple[Array, Array, Array, Arra
     those are looked at."""
     logits, most, powers, total = told
     rows = np.arange(len(tokens))
-    if (found := _where(scores != logits)) is not None:
+    if (found := _where(_compared(np.not_equal, scores, logits))) is not None:
         row, place = found
         gone = np.bincount(row, powers[row, place], len(rows))
         come = np.bincount(row, np.exp(scores[row, place] - most[row]), len(rows))
@@ -173,7 +191,7 @@ def _sampled(scores: Array, tokens: Array, told: tuple[Array, Array, Array, Arra
         if ((left > total / _FEW) & (left < total * _FEW)).all():  # else little is left of the digits
             return _known(scores[rows, tokens] - most - np.log(left))
     most = scores.max(-1)
-    if (found := _where(scores > -np.inf)) is not None:
+    if (found := _where(_compared(np.greater, scores, -np.inf))) is not None:
         row, place = found
         left = np.bincount(row, np.exp(scores[row, place] - most[row]), len(rows))
     else:
@@ -183,6 +201,12 @@ def _sampled(scores: Array, tokens: Array, told: tuple[Array, Array, Array, Arra
 
 def _known(found: Array) -> Array:
     return found.astype(np.float32, copy=False)
+
+
+def _compared(how: np.ufunc, ours: Array, others: Array | float) -> Array:
+    """Which of `ours` are so, in memory that the next call overwrites."""
+    found: Array = how(ours, others, out=scratch("compared", ours.shape, np.bool_))
+    return found
 
 
 def _where(these: Array) -> tuple[Array, Array] | None:
@@ -214,7 +238,7 @@ def _top_ids(logits: Array, maxima: Array) -> Array:
     least = np.partition(maxima, -TOP_K)[:, -TOP_K]
     ids = np.empty((rows, TOP_K), np.int64)
     for i, row in enumerate(logits):
-        among = np.flatnonzero(row >= least[i])
+        among = np.flatnonzero(_compared(np.greater_equal, row, least[i]))
         if not TOP_K <= len(among) <= TOP_K * _BLOCK:  # with NaN nothing compares; of equals all do
             ids[i] = _largest(row[None], TOP_K)[0]
         else:
@@ -229,8 +253,20 @@ def _largest(values: Array, count: int) -> Array:
     return np.take_along_axis(places, order, -1)
 
 
-def stream(stacked: Array, layout: Plan) -> dict[str, Array]:
-    """As `reduce.stream`."""
+def stream(slots: Part, layout: Plan) -> dict[str, Array]:
+    """As `reduce.stream`, of some rows at a time."""
+    rows, width = slots[0].shape
+    step = max(1, _AT_ONCE // max(1, len(slots) * width))
+    parts = [
+        _streamed(_together(slots, slice(start, start + step)), layout)
+        for start in range(0, max(1, rows), step)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts], -1) for name in parts[0]}
+
+
+def _streamed(stacked: Array, layout: Plan) -> dict[str, Array]:
     found = {"norms": np.sqrt(np.einsum("snd,snd->sn", stacked, stacked))}
     if layout.met.size:
         writes, before = (stacked[slots] for slots in layout.met_slots)
@@ -240,14 +276,20 @@ def stream(stacked: Array, layout: Plan) -> dict[str, Array]:
     return found
 
 
-def head_squares(rows: Array, grams: Array) -> Array:
-    """As `reduce.squares`: shape (L, H, n)."""
+def head_squares(slots: Part, grams: Array) -> Array:
+    """As `reduce.squares`, shape (L, H, n), of some layers at a time."""
     count, heads, width, _ = grams.shape
-    slices = rows.reshape(count, -1, heads, width).transpose(0, 2, 1, 3)  # (L, H, n, D)
-    found = np.zeros(slices.shape[:3], np.float32)
-    for within, over in _tiles(width):
-        products = np.matmul(slices[..., within], grams[..., within, over])
-        found += np.einsum("lhnd,lhnd->lhn", products, slices[..., over])
+    rows = slots[0].shape[0]
+    found = np.zeros((count, heads, rows), np.float32)
+    step = max(1, _AT_ONCE // max(1, rows * heads * width))
+    for layers in (slice(start, start + step) for start in range(0, count, step)):
+        together = _together(slots[layers])
+        slices = together.reshape(-1, rows, heads, width).transpose(0, 2, 1, 3)  # (L, H, n, D)
+        for within, over in _tiles(width):
+            narrow = grams[layers, :, within, over]
+            into = scratch("products", (*slices.shape[:3], narrow.shape[-1]))
+            products = np.matmul(slices[..., within], narrow, out=into)
+            found[layers] += np.einsum("lhnd,lhnd->lhn", products, slices[..., over])
     return found
 
 
