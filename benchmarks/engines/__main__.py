@@ -124,8 +124,8 @@ def measure(plan: Plan, log: Any) -> dict[str, Any]:
         }.items():  # fmt: skip
             place = folder / name.replace(" ", "-").replace(",", "")
             place.mkdir()
-            env = {**env, **AS_PEOPLE_RUN_IT}
-            urls[name] = stack.enter_context(serving.vllm(place, model, *shared, *more, env=env)).url
+            chosen = {**env, **AS_PEOPLE_RUN_IT}
+            urls[name] = stack.enter_context(serving.vllm(place, model, *shared, *more, env=chosen)).url
             log(f"the server {name!r} is up")
         beside = {"collector": collector, "viewer": viewer}
         before = {name: _cpu_s(process) for name, process in beside.items()}
