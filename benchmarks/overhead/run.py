@@ -69,7 +69,7 @@ FULL = Plan(
 )  # fmt: skip
 LARGE = Plan(
     Shape(layers=16, width=2048, heads=32, kv_heads=8, ffn=8192),
-    {"float32": {1: 4, 8: 3, 32: 2}, "bfloat16": {1: 4, 8: 3, 32: 2}},
+    {"bfloat16": {1: 4, 8: 3, 32: 2}, "float32": {1: 3}},
     tokens={1: 12, 8: 8, 32: 6}, own_tokens={1: 33, 8: 17, 32: 17}, prompt=64,
 )  # fmt: skip
 QUICK = Plan(
@@ -90,7 +90,7 @@ def overhead_large(*, quick: bool) -> dict[str, Any]:
     skipped: dict[str, str] = {}
     plan = QUICK if quick else LARGE
     if not torch.cpu.get_capabilities().get("avx512_bf16") and "bfloat16" in plan.rounds:
-        plan = replace(plan, rounds={"float32": plan.rounds["float32"]})
+        plan = replace(plan, rounds={"float32": plan.rounds["bfloat16"]})
         skipped["bfloat16"] = (
             "this processor has no instructions for it: a step takes several times as long as one in "
             "float32, and every share would look small"
@@ -117,8 +117,13 @@ def _planned(
     for dtype, rounds in plan.rounds.items():
         with _workers(folder, dtype, endpoint, peers, skipped) as workers:
             for batch, times in rounds.items():
-                for row in _measured(workers, plan, batch, rounds=times):
-                    yield {"dtype": dtype, "batch": batch, **row}
+                try:
+                    rows = _measured(workers, plan, batch, rounds=times)
+                except WorkerError as error:  # what is measured by then is kept
+                    skipped[f"{dtype}, batch {batch}"] = str(error)
+                    break
+                print(f"{dtype}, batch {batch}: measured", file=sys.stderr, flush=True)
+                yield from ({"dtype": dtype, "batch": batch, **row} for row in rows)
 
 
 def _environments() -> tuple[list[environment.Environment], dict[str, str]]:

@@ -19,7 +19,9 @@ def stand_aside() -> None:
     """Let the calling thread, and those that it starts, run where the process that started this one may, but
     not where OpenMP computes; nothing where OpenMP is not bound here, or was not narrowed from there.
 
-    What the operator allows (``taskset``, a container's processors) holds: that process is under it too.
+    Where that leaves a single processor, on which all that waits for the model runs, the thread is not
+    confined to it. What the operator allows (``taskset``, a container's processors) holds: that process is
+    under it too.
     """
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None or not hasattr(os, "sched_setaffinity"):
@@ -29,6 +31,7 @@ def stand_aside() -> None:
     try:
         ours, allowed = os.sched_getaffinity(0), os.sched_getaffinity(parent.pid)
         if ours < allowed:
-            os.sched_setaffinity(0, allowed - ours)
+            others = allowed - ours
+            os.sched_setaffinity(0, others if len(others) > 1 else allowed)
     except OSError:  # the other process is gone, or these processors are: as it was, then
         return

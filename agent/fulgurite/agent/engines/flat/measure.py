@@ -30,7 +30,7 @@ from fulgurite.agent.wiring import Tap, part_of
 
 Array = np.ndarray[Any, Any]
 MOST_WAITING = 64  # steps that are left to be reduced by whoever reads them
-MOST_WAITING_BYTES = 8 << 20  # of all of them
+MOST_WAITING_BYTES = 12 << 20  # of all of them: the outbox must have room for them
 Where = Callable[[int, Tap], "tuple[nn.Module | None, Tap]"]
 
 
