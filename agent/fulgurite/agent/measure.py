@@ -34,7 +34,7 @@ Array = np.ndarray[Any, Any]
 WITH_LAYERS = ("heads", "deep")
 MOST_LEFT = 8  # steps that wait to be reduced
 MOST_LEFT_BYTES = 6 << 20  # of all of them, where several do: the outbox must have room for them
-MOST_BYTES = 14 << 20  # of one step that does: the outbox takes 16, what else is told of it included
+MOST_BYTES = 15 << 20  # of one step that does: the outbox takes 16, what else is told of it included
 _is_absent = partial(is_, None)
 
 
