@@ -104,6 +104,8 @@ def _over(plan: Plan, peers: Sequence[environment.Environment], skipped: dict[st
         parameters = f"{build(plan.shape, Path(folder)) / 1e6:.0f} M"
         found = _planned(plan, Path(folder), endpoint, peers, skipped)
         rows = [{"model": parameters, **row} for row in found]
+    if not rows:
+        raise WorkerError(f"nothing was measured: {skipped}")
     model = f"Llama, random weights: {parameters} parameters, {plan.shape}"
     return {"model": model, "skipped": skipped, "rows": rows}
 

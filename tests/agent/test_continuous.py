@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ transformers: Any = pytest.importorskip("transformers")
 from tests.agent.reference import BY_NAME  # noqa: E402
 
 from fulgurite.agent import InMemoryExporter, instrument  # noqa: E402
+from fulgurite.agent.engines import packed as requests  # noqa: E402
 from fulgurite.agent.engines.continuous import CONTINUOUS  # noqa: E402
-from fulgurite.wire.frame import Frame  # noqa: E402
+from fulgurite.wire.frame import Frame, RequestRef  # noqa: E402
 
 NEW = 7
 CLOSE = ("head_write", "ffn_write", "residual_norm", "logprob", "entropy", "lens_prob")
@@ -195,16 +197,21 @@ def test_a_cancelled_request_ends_as_aborted() -> None:
     assert [(e.kind, e.reason) for e in exporter.events] == [("started", ""), ("aborted", "cancelled")]
 
 
-@pytest.mark.parametrize("is_first", [True, False])
-def test_a_request_that_is_cancelled_before_its_first_step_ends_as_aborted(is_first: bool) -> None:
+@contextmanager
+def observed() -> Iterator[tuple[Any, Any]]:
+    """A manager that takes requests, and what is told of them."""
     model = build()
     exporter: Any = InMemoryExporter()
-    with (
-        instrument(model, exporter=exporter),
-        model.continuous_batching_context_manager(
-            generation_config=settings(), continuous_batching_config=configured()
-        ) as manager,
-    ):
+    batching = model.continuous_batching_context_manager(
+        generation_config=settings(), continuous_batching_config=configured()
+    )
+    with instrument(model, exporter=exporter), batching as manager:
+        yield manager, exporter
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_request_that_is_cancelled_before_its_first_step_ends_as_aborted(is_first: bool) -> None:
+    with observed() as (manager, exporter):
         if not is_first:
             manager.add_request(texts(6)[0], request_id="before")
             until(lambda: exporter.events and exporter.events[-1].kind == "finished")
@@ -220,14 +227,7 @@ def test_a_request_that_is_cancelled_before_its_first_step_ends_as_aborted(is_fi
 
 
 def test_a_request_that_fails_before_its_first_step_ends_as_aborted() -> None:
-    model = build()
-    exporter: Any = InMemoryExporter()
-    with (
-        instrument(model, exporter=exporter),
-        model.continuous_batching_context_manager(
-            generation_config=settings(), continuous_batching_config=configured()
-        ) as manager,
-    ):
+    with observed() as (manager, exporter):
         manager.logit_processor.check_kwargs = refuse
         manager.add_request(texts(6)[0], request_id="bad")
         until(lambda: exporter.events and exporter.events[-1].kind == "aborted")
@@ -302,3 +302,12 @@ def test_experts_are_told_in_packed_rows_too() -> None:
             assert one.token_id == other.token_id
             np.testing.assert_array_equal(one.expert_ids, other.expert_ids)
             np.testing.assert_allclose(one.expert_weights, other.expert_weights, atol=1e-4)
+
+
+def test_traces_of_requests_that_never_begin_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "_MOST_REFS", 2)
+    engine: Any = None
+    kept = requests.Packed(engine, engine)
+    for name in ("first", "second", "third"):
+        kept.asked(name, RequestRef(name))
+    assert list(kept._refs) == ["second", "third"]

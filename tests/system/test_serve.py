@@ -28,7 +28,7 @@ pytestmark = pytest.mark.system
 WAYS = [pytest.param((), id="generate"), pytest.param(("--continuous-batching",), id="continuous-batching")]
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 REQUESTS = 64
-LONG = 1000  # tokens: the client has left long before
+LONG = 2000  # tokens: the client has left long before
 
 
 @pytest.fixture(scope="module")

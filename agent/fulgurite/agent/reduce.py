@@ -368,7 +368,7 @@ def together(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def numbers(tensor: torch.Tensor) -> Array:
     """Those of a tensor in host memory, in the same memory; numpy knows no bfloat16, whose bits are told as
-    int16 (`unreduced.widened`)."""
+    int16 (`unreduced` widens them)."""
     if tensor.requires_grad:
         tensor = tensor.detach()
     found: Array = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()

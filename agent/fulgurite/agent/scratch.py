@@ -1,7 +1,7 @@
 """Memory that a thread works in, again and again.
 
 An array of a megabyte that is made and let go in each step is new memory each time, on a thread other than
-the first: the system hands it out page by page, which takes longer than the arithmetic that it is for.
+the first: the system hands it out page by page, which costs time beside the arithmetic that it is for.
 """
 
 from __future__ import annotations

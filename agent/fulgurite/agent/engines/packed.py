@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 _CHILD = "__child#"
 _WARMUP = "__warmup_"
+_MOST_REFS = 1 << 16
 _COUNTED = "req_"  # ids that transformers counts itself, anew in each manager
 
 
@@ -95,8 +96,9 @@ class Packed:
 
     def asked(self, request_id: str, ref: RequestRef) -> None:
         """A request was handed in: `ref` names the trace that it belongs to."""
-        if len(self._refs) < 1 << 16:
-            self._refs[request_id] = ref
+        if len(self._refs) >= _MOST_REFS:  # some never began where anybody looked
+            self._refs.pop(next(iter(self._refs)), None)
+        self._refs[request_id] = ref
 
     def accepted(self, processor: Any) -> None:
         """Requests and cancellations were taken from their queues: who is cancelled before its first step?
@@ -104,7 +106,7 @@ class Packed:
         Such a request is never launched; it is made known here, so that the next sweep tells that it is over.
         """
         waiting = processor.scheduler.waiting_requests
-        for name in processor.scheduler._requests_to_cancel:
+        for name in getattr(processor.scheduler, "_requests_to_cancel", ()):
             if name in waiting:
                 self._know(waiting[name])
 
@@ -163,7 +165,7 @@ class Packed:
 
     def failed(self, state: Any, error: Exception) -> None:
         """A request ended with an error, perhaps before its first step."""
-        if state.request_id in self._refs:
+        if state.request_id in self._refs and self.capture.demand.level != "off":
             self._know(state)
         if state.request_id in self._sequences:
             self._ended(state.request_id, "aborted", type(error).__name__)
