@@ -215,7 +215,15 @@ def test_a_request_that_is_cancelled_before_its_first_step_ends_as_aborted(is_fi
         if not is_first:
             manager.add_request(texts(6)[0], request_id="before")
             until(lambda: exporter.events and exporter.events[-1].kind == "finished")
-        manager.cancel_queue.put("early")  # taken together with the request
+        take = manager.input_queue.get_nowait
+
+        def take_and_cancel() -> Any:  # so that both are taken together, requests first
+            state = take()
+            if state.request_id == "early":
+                manager.cancel_request("early")
+            return state
+
+        manager.input_queue.get_nowait = take_and_cancel
         manager.add_request(texts(6)[0], request_id="early")
         until(lambda: exporter.events and exporter.events[-1].request_id == "early")
         until(lambda: exporter.events[-1].kind == "aborted")
