@@ -5,17 +5,21 @@ No engine is needed.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
 
 from fulgurite.agent import reduce
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.engines.flat.desk import Desk
 from fulgurite.agent.engines.flat.measure import MOST_WAITING, Measure
+from fulgurite.agent.engines.flat.taps import hook
 from fulgurite.agent.grams import gram
 from fulgurite.agent.wiring import Branch, LayerWiring, Tap
 
@@ -157,3 +161,96 @@ def test_a_layer_that_did_not_run_is_not_written() -> None:
     case.blocks.pop()
     case.run(numbers(5, 32, torch.float32, 1), torch.arange(5))
     assert not case.measure.is_written()
+
+
+def through(case: Case, x: torch.Tensor) -> torch.Tensor:
+    stream: torch.Tensor | None = None
+    for block in case.blocks:
+        x, stream = block(x, stream)
+    return x
+
+
+@pytest.fixture
+def compiled() -> Iterator[Callable[[Case], Any]]:
+    """Compiles the layers of a case, as an engine does: of any number of tokens, in one graph, whose guards
+    nobody looks at."""
+    torch._dynamo.reset()
+
+    def compiling(case: Case) -> Any:
+        graphs: list[torch.fx.GraphModule] = []
+
+        def backend(graph: torch.fx.GraphModule, examples: Any) -> Any:
+            graphs.append(graph)
+            return aot_eager(graph, examples)
+
+        found: Any = torch.compile(partial(through, case), backend=backend, fullgraph=True)
+        x = numbers(5, 32, case.desk.dtype, 9)
+        torch._dynamo.mark_dynamic(x, 0)
+        with torch.inference_mode():
+            found(x)
+        (graph,) = graphs
+        assert not [n for n in graph.graph.nodes if "fulgurite" in str(n.target)]
+        return found
+
+    yield compiling
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("is_paired", [False, True], ids=["one by one", "paired"])
+@torch.inference_mode()
+def test_a_compiled_graph_leaves_what_python_does(
+    dtype: torch.dtype, head_dim: int, compiled: Callable[[Case], Any], *, is_paired: bool
+) -> None:
+    eager, case = (Case(dtype, 32, head_dim, is_paired=is_paired) for _ in range(2))
+    run = compiled(case)
+    steps = [
+        (5, [0, 1, 2, 3, 4]),
+        (5, [4, 1]),
+        (3, [0, 1, 2]),
+        (30, [29, 7]),
+        (12, [0, 11]),
+        (4, [0, 1, 2, 3]),
+    ]
+    for step, (tokens, chosen) in enumerate(steps):
+        x, rows = numbers(tokens, 32, dtype, step), torch.tensor(chosen)
+        eager.run(x, rows)
+        kept = case.desk.open(rows)
+        run(x.clone())
+        case.desk.shut()
+        assert case.measure.is_written()
+        assert kept == min(len(rows), case.desk.most)
+        logits = numbers(kept, VOCABULARY, dtype, 2)
+        wanted, found = (
+            one.measure.layers(slice(0, kept), logits, rows[:kept], None, deep=False) for one in (eager, case)
+        )
+        for name, values in wanted.items():
+            assert torch.equal(values, found[name]), (step, name)
+
+
+@torch.inference_mode()
+def test_a_compiled_pass_that_nobody_opened_is_not_taken_for_one(compiled: Callable[[Case], Any]) -> None:
+    case = Case(torch.float32, 32, 8, is_paired=True)
+    run = compiled(case)
+    assert not case.measure.is_written()
+    case.desk.open(torch.tensor([6, 7]))
+    run(numbers(8, 32, torch.float32, 1))
+    case.desk.shut()
+    assert case.measure.is_written()
+    run(numbers(2, 32, torch.float32, 1))  # fewer tokens than rows that mattered: the host hears nothing
+    assert not case.measure.is_written()
+    case.desk.open(torch.tensor([0]))
+    case.desk.shut()  # nothing ran
+    assert not case.measure.is_written()
+
+
+@torch.inference_mode()
+def test_a_tap_of_another_width_leaves_the_hosts_graph_alone(compiled: Callable[[Case], Any]) -> None:
+    case = Case(torch.float32, 32, 8, is_paired=True)
+    for handle in case.handles:
+        handle.remove()
+    _, (plane,) = case.desk.planes(1, 31)
+    hook(case.blocks[0], Tap("block", "out"), 32, desk=case.desk, plane=plane)
+    run, x = compiled(case), numbers(8, 32, torch.float32, 1)
+    case.desk.open(torch.tensor([6, 7]))
+    assert torch.equal(run(x.clone()), through(Case(torch.float32, 32, 8, is_paired=True), x))
+    assert not case.desk.is_written([plane])

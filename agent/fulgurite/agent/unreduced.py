@@ -25,6 +25,9 @@ Rows = Array | torch.Tensor
 """Rows in host memory, in the end (n, width)."""
 Part = Array | list[torch.Tensor] | list[Array]
 """Rows of several slots: together, or one by one as the model left them."""
+Slots = slice | list[int]
+Summed = tuple[Slots, Slots, Slots]
+"""Slots, and the two others that they are the sums of."""
 _BLOCK = 64
 _AT_ONCE = 1 << 18  # numbers: fewer take more calls, more do not stay in a cache
 _FEW = 8  # so many times fewer are gathered one by one
@@ -47,6 +50,7 @@ class Unreduced:
     grams : per group, float32 (L, H, D, D); of the model, not of the step.
     scores : as `logits`, what was sampled from; None where nothing processed the logits.
     top_ids : ndarray of int, shape (n, K), the most probable tokens, where they are known already.
+    summed : slots of the first part, which is one array, that nothing was left in.
     """
 
     logits: Rows
@@ -57,12 +61,15 @@ class Unreduced:
     grams: tuple[Array, ...] = ()
     scores: Rows | None = None
     top_ids: Array | None = None
+    summed: Summed | None = None
 
     def reduced(self, layout: Plan | None) -> dict[str, Array]:
         """What `reduce` gives for these rows."""
         # Of scores that leave no token nothing can be told: NaN. A score that is too large for its power is
         # told in the other way (`_sampled`).
         with np.errstate(all="ignore"):
+            if self.summed is not None:
+                _add(self.kept[0], self.summed)  # type: ignore[arg-type]
             scores = None if self.scores is None else _rows(self.scores)
             found = uncertainty(
                 _rows(self.logits), self.tokens, full=self.full, top_ids=self.top_ids, scores=scores
@@ -90,6 +97,24 @@ def _widened(found: Array, use: str) -> Array:
     np.copyto(bits, found)
     np.left_shift(bits, 16, out=bits)
     return bits.view(np.float32)
+
+
+def _add(kept: Array, summed: Summed) -> None:
+    """Fill in what is a sum, rounded as the model's number format rounds it."""
+    after, first, second = summed
+    if kept.dtype != np.int16:
+        kept[after] = kept[first] + kept[second]
+        return
+    found = _widened(kept[first], "first")
+    found += _widened(kept[second], "second")
+    bits = found.view(np.uint32)
+    upper = scratch("upper", found.shape, np.uint32)
+    np.right_shift(bits, 16, out=upper)
+    np.bitwise_and(upper, 1, out=upper)
+    upper += 0x7FFF  # halves go to the even one
+    is_number = not np.isnan(found).any()  # else what is added could make an infinity of it
+    bits += upper if is_number else np.where(np.isnan(found), 0, upper)
+    kept[after] = np.right_shift(bits, 16, out=upper).astype(np.uint16).view(np.int16)
 
 
 def _rows(rows: Rows) -> Array:

@@ -25,7 +25,7 @@ from fulgurite.agent.engines.flat.neurons import Neurons
 from fulgurite.agent.engines.flat.taps import hook
 from fulgurite.agent.readout import Readout
 from fulgurite.agent.shield import Shield
-from fulgurite.agent.unreduced import Unreduced
+from fulgurite.agent.unreduced import Summed, Unreduced
 from fulgurite.agent.wiring import Tap, part_of
 
 Array = np.ndarray[Any, Any]
@@ -72,7 +72,12 @@ class _Sums:
             return None
         return cls(*(_run([pair.slots[i] for pair in pairs]) for i in range(3)))
 
+    @property
+    def slots(self) -> Summed:
+        return self.after, self.ffn, self.before
+
     def add(self, kept: torch.Tensor) -> None:
+        """In the model's number format, as its next norm rounds the sum."""
         kept[self.after] = kept[self.ffn] + kept[self.before]
 
 
@@ -141,11 +146,16 @@ class Measure:
         }
         self._pairs = {int(i): _Pair.of(layout, int(i)) for i in sorted(paired)}
         self._sums = _Sums.of(list(self._pairs.values()))
-        self._host_grams = tuple(gram.numpy() for gram in grams) if desk.device.type == "cpu" else ()
+        self._host_grams: tuple[Array, ...] = ()
+        self._host_buffers: tuple[Array, ...] = ()
+        if desk.device.type == "cpu":
+            self._host_grams = tuple(gram.numpy() for gram in grams)
+            self._host_buffers = tuple(map(reduce.numbers, self._buffers))
+        self._row_bytes = sum(b[:, :1].nbytes for b in self._buffers)
         self._waiting: deque[weakref.ref[Unreduced]] = deque()
         made = {pair.after for pair in self._pairs.values()}
-        self._written = [plane for slot, plane in enumerate(self._planes) if slot not in made]
-        self._written += [plane for _, planes in self._heads for plane in planes]
+        written = [plane for slot, plane in enumerate(self._planes) if slot not in made]
+        self._is_written = desk.watched([*written, *(plane for _, planes in self._heads for plane in planes)])
 
     def install(self, layers: tuple[LayerParts, ...], where: Where | None = None) -> list[Any]:
         """Put the taps in; their handles.
@@ -180,7 +190,7 @@ class Measure:
 
     def is_written(self) -> bool:
         """Whether every tap was there in this step."""
-        return self.desk.is_written(self._written)
+        return self._is_written()
 
     def left(
         self, rows: torch.Tensor | slice, logits: torch.Tensor, tokens: Array, *, deep: bool
@@ -197,32 +207,27 @@ class Measure:
         waiting = self._waiting
         while waiting and waiting[0]() is None:
             waiting.popleft()
-        size = logits.nbytes + sum(b[:, :1].nbytes for b in self._buffers) * logits.shape[0]
+        size = logits.nbytes + self._row_bytes * logits.shape[0]
         if (len(waiting) + 1) * size > MOST_WAITING_BYTES or len(waiting) >= MOST_WAITING:
             return None
-        kept = [buffer[:, rows].clone() for buffer in self._buffers]  # the next step writes into them
-        self._sum(kept[0])
-        parts: tuple[Any, ...] = tuple(map(reduce.numbers, kept))
+        place = rows if isinstance(rows, slice) else rows.numpy()  # copied: the next step writes there
         found = Unreduced(
             reduce.numbers(logits),
             tokens.astype(np.int32),
             full=True,
             nbytes=size,
-            kept=parts,
+            kept=tuple([buffer[:, place].copy() for buffer in self._host_buffers]),
             grams=self._host_grams,
+            summed=None if self._sums is None else self._sums.slots,
         )
         waiting.append(weakref.ref(found))
         return found
 
-    def _sum(self, kept: torch.Tensor) -> None:
-        """Add what no tap left: in the model's number format, as its next norm rounds the sum."""
-        if self._sums is not None:
-            self._sums.add(kept)
-
     def _stacked(self, rows: torch.Tensor | slice) -> torch.Tensor:
         """Every vector slot, float32 (slots, n, d)."""
         kept = self._stream[:, rows].clone()
-        self._sum(kept)
+        if self._sums is not None:  # what no tap left
+            self._sums.add(kept)
         return kept.float()
 
     def layers(

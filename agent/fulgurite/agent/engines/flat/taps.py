@@ -17,7 +17,7 @@ from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.anatomy import LayerParts
-from fulgurite.agent.engines.flat.desk import Desk, Plane, leave
+from fulgurite.agent.engines.flat.desk import Desk, Plane, leave, trace, traced
 from fulgurite.agent.engines.flat.matrices import held_inputs
 from fulgurite.agent.wiring import Tap, part_of
 
@@ -43,11 +43,15 @@ class _Hook:
         self.plane = plane
         self.number = -1 if plane is None else plane.number
         self.anchor = None if desk is None else desk.anchor
+        self.clock = None if desk is None else desk.clock
+        self.into = () if plane is None else traced(plane)
         self.seen = seen
 
     def give(self, x: torch.Tensor, y: torch.Tensor | None) -> None:
         if self.seen is not None:
             self.seen(x, y)
+        elif is_compiling() and self.into:
+            trace(x, y, self.into, self.clock)  # type: ignore[arg-type]
         elif is_compiling():
             leave(x, y, self.anchor, self.number)  # type: ignore[arg-type]
         else:

@@ -66,7 +66,7 @@ def _mark(config: Any) -> None:
     from fulgurite.agent.config import settings
 
     if isinstance(config.additional_config, dict):
-        config.additional_config[KEY] = f"taps-4 {settings().level} {settings().deep_ratio >= 1.0}"
+        config.additional_config[KEY] = f"taps-5 {settings().level} {settings().deep_ratio >= 1.0}"
 
 
 def _attach(worker: Any) -> None:
