@@ -272,6 +272,23 @@ def test_where_nobody_reads_few_steps_wait_to_be_reduced() -> None:
         assert {len(block.columns["head_write"]) for block in exporter.hoard} == {1}
 
 
+def test_an_ordinary_step_at_deep_holds_and_tells_what_one_at_heads_does() -> None:
+    """Else it weighs more than may wait, where one at `heads` does not."""
+    told = []
+    for level in ("heads", "deep"):
+        exporter, model = _Hoard(), _llama(3)
+        with instrument(model, level=level, exporter=exporter, budget=None, deep_ratio=1e-6):
+            _generate(model, 2)
+        blocks = exporter.hoard[-3:]  # until then it is found out whether what is held stays as it is
+        told.append(([block.nbytes for block in blocks], [dict(block.columns) for block in blocks]))
+    (held, columns), (held_deep, columns_deep) = told
+    assert held == held_deep
+    for ours, theirs in zip(columns_deep, columns, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() - {"started_ns", "ended_ns"}:
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
 def test_of_steps_that_outweigh_what_may_wait_together_one_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a large batch would push one another out of the outbox."""
     monkeypatch.setattr(measure, "MOST_LEFT_BYTES", 1)

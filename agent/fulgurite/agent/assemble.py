@@ -77,6 +77,7 @@ class Step:
         """Every channel that was measured, for the rows whose token is one."""
         unreduced = self.unreduced
         if unreduced is not None:  # two threads that read at the same time both put the same there
+            self.layout = unreduced.layout or self.layout
             self.host = {**self.host, **unreduced.reduced(self.layout)}
             self.unreduced = None
         columns = self._columns()

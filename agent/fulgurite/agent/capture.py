@@ -27,6 +27,7 @@ from fulgurite.agent.deep import Deep, Reasons
 from fulgurite.agent.exporter import Exporter
 from fulgurite.agent.headweights import HeadWeights, norm_of
 from fulgurite.agent.identity import Committed, Request
+from fulgurite.agent.kv import CacheReading
 from fulgurite.agent.late import LateBlock
 from fulgurite.agent.lens import CHANNELS as LENS
 from fulgurite.agent.lull_probe import LullProbe
@@ -34,6 +35,7 @@ from fulgurite.agent.measure import WITH_LAYERS, Measure
 from fulgurite.agent.posts import Posts
 from fulgurite.agent.probe_cost import probe_cost_ns
 from fulgurite.agent.probes import Current, Pass, Probes
+from fulgurite.agent.pulse_step import PulseStep
 from fulgurite.agent.readout import Readout, find_readout
 from fulgurite.agent.shelf import EVERY, NOBODY, ROWS, Place, Shelf
 from fulgurite.agent.shield import Shield
@@ -48,6 +50,7 @@ from fulgurite.wire.frame import RequestEvent
 Array = np.ndarray[Any, Any]
 _OF_DEEP = ("attention", "neurons", "lens_")
 _OF_LAYERS = ("head_write", "ffn_write", "ffn_cosine", "residual_norm")
+_PULSE_BYTES = 1024  # of a pulse, beside its row: columns of one number each, and the layers' caches
 _UNROUTED = "not told in compiled passes: their graph did not leave what the experts are handed"
 _UNSEEN = "not seen in compiled passes: the model has to be instrumented before it is compiled"
 
@@ -89,6 +92,7 @@ class Capture:
         self._in_flight: dict[int, weakref.ref[Pass]] = {}  # by thread
         self._epoch_ns = time.time_ns() - time.perf_counter_ns()
         self.shelf = Shelf()
+        self._is_deep = self.demand.ceiling == "deep"
         self._probes = Probes(self.current, shield, self.shelf)
         self._layout: reduce.Plan | None = None
         self._wiring: tuple[LayerWiring, ...] = ()
@@ -182,10 +186,6 @@ class Capture:
         """Memory of the Gram matrices."""
         return self._weights.nbytes
 
-    @property
-    def _is_deep(self) -> bool:
-        return self.demand.ceiling == "deep"
-
     def open(self, batch: int, width: int) -> Pass | None:
         """A forward pass of `batch` rows and `width` positions begins; None where nothing is wanted."""
         started = time.perf_counter_ns()
@@ -201,10 +201,11 @@ class Capture:
             return None
         plan, slots = self._opening
         passing = Pass(batch, width, slots, plan=plan)
-        passing.step = self._count_step()
-        passing.level = self.thrift.level_of(passing.step)
+        step = passing.step = self._count_step()
+        passing.level = level
         if self._is_deep:
-            passing.looks = self._looks_of(passing.step, passing.level)
+            passing.level = self.thrift.level_of(step)
+            passing.looks = self._looks_of(step, passing.level)
         if self.shelf.is_used:
             self._tick(passing.level, passing.looks)
         passing.started_ns = started
@@ -226,8 +227,6 @@ class Capture:
 
     def _tick_ahead(self) -> None:
         """The next pass may be one that nothing of ours sees begin."""
-        if not self.shelf.is_used:
-            return
         level = self.thrift.level_of(self.steps)
         self._tick(level, self._looks_of(self.steps, level) if self._is_deep else frozenset())
 
@@ -259,10 +258,11 @@ class Capture:
         passing.cache = cache
         rows = logits if logits.shape[1] == 1 else _last_logits(passing, logits)
         passing.logits = rows.clone() if copies and _shares(rows, logits) else rows
-        self._deep.closes(passing)
-        raw = passing.deep.get(("unembedded", 0)) if passing.deep else None
-        if raw is not None:
-            passing.deep["unembedded", 0] = _last_logits(passing, raw)
+        if self._is_deep:
+            self._deep.closes(passing)
+            raw = passing.deep.get(("unembedded", 0)) if passing.deep else None
+            if raw is not None:
+                passing.deep["unembedded", 0] = _last_logits(passing, raw)
         if passing.level in WITH_LAYERS and self.anatomy.layers:
             with self.shield.at("wiring"):
                 kept = passing.kept
@@ -363,12 +363,55 @@ class Capture:
         if ids.dtype != np.int32 or ids.ndim != 1:
             ids = ids.reshape(-1).astype(np.int32)
         committed = lines if lines is not None else request.commit(ids, stops)
-        self._tick_ahead()
+        if self.shelf.is_used:
+            self._tick_ahead()
         if committed.real.size and ("logprob" in host or passing.unreduced is not None):
             step = self._step(passing, request, host, ids, committed, committed_ns)
             (hand_over or self.hand_over)(step)
         passing.own_ns += time.perf_counter_ns() - entered
         self._account(passing)
+
+    def commit_pulse(
+        self,
+        passing: Pass,
+        request: Request,
+        fed: torch.Tensor,
+        *,
+        committed_ns: int,
+        scores: torch.Tensor | None,
+        owns_scores: bool,
+    ) -> bool:
+        """As `commit`, of a pass of one row at level `pulse`, all of which is left to whoever reads it; False
+        where that cannot be.
+
+        Parameters
+        ----------
+        fed : Tensor of int64, shape (1, t), the text with the token at its end. Not written to any more.
+        """
+        entered, logits = time.perf_counter_ns(), passing.logits
+        if logits is None or not (logits.is_cpu and fed.is_cpu and request.all_run):
+            return False
+        if passing.alive_logits is not None or passing.keep != 1 or self.shelf.is_used:
+            return False
+        if self.texts is not None or (scores is not None and not scores.is_cpu):
+            return False
+        size = self._measures.room_for(logits, is_scored=scores is not None)
+        if not size:
+            return False
+        if scores is not None and not owns_scores:
+            scores = scores.clone()
+        committed = request.go_on()
+        cached = self._cached(passing, request, committed)
+        epoch_ns = self._epoch_ns
+        step = PulseStep(
+            request, committed, logits, scores, fed, passing.step, passing.started_ns + epoch_ns,
+            committed_ns + epoch_ns, cached, size + fed.nbytes + _PULSE_BYTES,
+        )  # fmt: skip
+        self._measures.waits(step)
+        self.exporter.export(LateBlock((request.ref,), step.columns, rows=1, nbytes=step.nbytes))
+        passing.own_ns += time.perf_counter_ns() - entered
+        self._account(passing)
+        return True
 
     def commit_packed(
         self,
@@ -392,7 +435,8 @@ class Capture:
         entered = time.perf_counter_ns()
         host = self._taken(passing, tokens, committed)
         ids = host.pop("tokens").reshape(-1).astype(np.int32)
-        self._tick_ahead()
+        if self.shelf.is_used:
+            self._tick_ahead()
         if "logprob" in host or passing.unreduced is not None:
             step = make(
                 host=host,
@@ -441,13 +485,7 @@ class Capture:
         committed_ns: int,
     ) -> Step:
         """What is left of the pass: nothing of it holds a tensor of the model, nor the model."""
-        cached = request.reader.read(
-            passing.cache,
-            self.anatomy.topology.layers,
-            lambda: request.width + int(committed.passes.max()),
-        )
-        if cached is not None and cached.row_bytes is not None:
-            request.kv_bytes = cached.row_bytes * request.rows
+        cached = self._cached(passing, request, committed)
         step = Step(
             host,
             ids,
@@ -464,6 +502,16 @@ class Capture:
         step.unreduced, step.awaited = passing.unreduced, passing.awaited
         self._add_deep(step, host, passing, committed)
         return step
+
+    def _cached(self, passing: Pass, request: Request, committed: Committed) -> CacheReading | None:
+        cached = request.reader.read(
+            passing.cache,
+            self.anatomy.topology.layers,
+            lambda: request.width + int(committed.passes.max()),
+        )
+        if cached is not None and cached.row_bytes is not None:
+            request.kv_bytes = cached.row_bytes * request.rows
+        return cached
 
     def event(
         self,
@@ -730,8 +778,11 @@ class Capture:
     def _account(self, passing: Pass) -> None:
         now = time.perf_counter_ns()
         own = passing.own_ns + self._hooks() * self._probe_ns
+        budget = self.thrift.budget
         if passing.is_usual:
-            self.thrift.budget.spend(own, now - passing.started_ns, is_deep=passing.level == "deep")
+            budget.spend(own, now - passing.started_ns, is_deep=passing.level == "deep")
+        if not budget.is_due(now):
+            return
         is_lowered = self.thrift.judge(now)
         if is_lowered is None:
             return

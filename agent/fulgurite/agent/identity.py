@@ -73,26 +73,34 @@ class Request:
     _all_run: bool = True
     _every_row: Array = field(init=False)
     _no_parent: Array = field(init=False)
-    _ahead: tuple[Array, Array] = field(init=False)
+    _ahead: list[tuple[Committed, Array]] = field(default_factory=list)
     _given: Array = field(init=False)
     _at: int = 0
 
     def __post_init__(self) -> None:
-        self.generated = np.zeros(len(self.prompt), np.int64)
+        self.generated = self._given = np.zeros(len(self.prompt), np.int64)
         self.finished = np.zeros(len(self.prompt), bool)
         self._every_row, self._no_parent = np.arange(len(self.prompt)), np.full(len(self.prompt), -1)
-        self._look_ahead()
 
     @property
     def rows(self) -> int:
         """How many sequences."""
         return len(self.prompt)
 
+    @property
+    def all_run(self) -> bool:
+        """Whether none of them has ended."""
+        return self._all_run
+
+    def stop(self) -> None:
+        """All of them have ended."""
+        self.finished, self._all_run = np.ones(self.rows, bool), False
+
     def lengthen(self, width: int) -> None:
         """The prompt, none of whose tokens is padding, goes on for `width` positions."""
         self.prompt = self.prompt + width
         self.width += width
-        self._look_ahead()
+        self._ahead = []
 
     def commit(self, tokens: Array, stops: frozenset[int]) -> Committed:
         """Take the tokens of one pass.
@@ -124,35 +132,39 @@ class Request:
 
     def _commit_one(self, tokens: Array, stops: frozenset[int]) -> Committed:
         """One token of each row: what nearly every pass gives, so it is spared the arithmetic of several."""
-        rows = real = self._every_row
         if self._all_run:
-            passes, position = self._next()
+            found = self.go_on()
         else:
-            running, passes = ~self.finished, self.generated
-            position = self.prompt + passes
-            self.generated, real = passes + running, np.flatnonzero(running)
+            rows, running, passes = self._every_row, ~self.finished, self.generated
+            self.generated = passes + running
+            found = Committed(
+                np.flatnonzero(running), rows, self.prompt + passes, rows, passes, self._no_parent
+            )
         if stops and not stops.isdisjoint(tokens.tolist()):
             ends = [token in stops for token in tokens.tolist()]
             self.finished, self._all_run = self.finished | ends, False
-        return Committed(real, rows, position, rows, passes, self._no_parent)
+        return found
 
-    def _next(self) -> tuple[Array, Array]:
-        """Passes and positions of a step in which every row goes on."""
-        passes, positions = self._ahead
-        if self._at == _AHEAD or self.generated is not self._given:
-            self._look_ahead()
-            passes, positions = self._ahead
+    def go_on(self) -> Committed:
+        """Take one token of each row, none of which has ended before, whatever it is."""
         at = self._at
-        self._at = at + 1
-        found = passes[at], positions[at]
-        self.generated = self._given = passes[at + 1]
+        if at >= len(self._ahead) or self.generated is not self._given:
+            self._look_ahead()
+            at = 0
+        found, self.generated = self._ahead[at]
+        self._given, self._at = self.generated, at + 1
         return found
 
     def _look_ahead(self) -> None:
-        """Work the next steps out together: they are the same in every row but for where they begin."""
+        """Work the next steps out together: they are the same in every row but for where they begin. Of each,
+        what it gives, and what was generated after it."""
+        rows, parents = self._every_row, self._no_parent
         passes = self.generated + np.arange(_AHEAD + 1)[:, None]
-        self._ahead, self._at = (passes, self.prompt + passes), 0
-        self.generated = self._given = passes[0]
+        positions = self.prompt + passes
+        self._ahead = [
+            (Committed(rows, rows, positions[at], rows, passes[at], parents), passes[at + 1])
+            for at in range(_AHEAD)
+        ]
 
     def cached(self, resident: Array, rows: Array, passes: Array) -> Array:
         """Real tokens among the `resident` last positions of each layer's cache, shape (m, layers).

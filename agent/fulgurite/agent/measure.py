@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from operator import is_
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,6 +38,12 @@ MOST_BYTES = 15 << 20  # of one step that does: the outbox takes 16, what else i
 _is_absent = partial(is_, None)
 
 
+class Waits(Protocol):
+    """What is held until it is reduced."""
+
+    nbytes: int
+
+
 class Measure:
     """Of one model.
 
@@ -59,13 +65,14 @@ class Measure:
         self._deep = deep
         self._watched = watched
         self._shield = shield
-        self._waiting: deque[weakref.ref[Unreduced]] = deque(maxlen=MOST_LEFT)
+        self._waiting: deque[weakref.ref[Waits]] = deque(maxlen=MOST_LEFT)
         self._awaited = Waiting()
         self.exchange: Exchange | None = None
         self._on_host: reduce.Plan | None = None  # of which all is in host memory
         self._renewed = Renewed()
         self._sizes_of: reduce.Plan | None = None
         self._sizes: dict[tuple[int, bool, bool], int] = {}
+        self._pulse_bytes: tuple[int, int] | None = None
 
     def of(
         self,
@@ -87,6 +94,19 @@ class Measure:
         assert passing.logits is not None
         with _computing_on(passing.logits.device):
             return self._now(passing, tokens, layout, attribution)
+
+    def room_for(self, logits: torch.Tensor, *, is_scored: bool) -> int:
+        """Bytes of a row at level `pulse`, with or without the scores that were sampled from, where it may
+        wait to be reduced; 0 where it may not."""
+        if self._pulse_bytes is None:
+            scores = 4 * logits.shape[-1]
+            self._pulse_bytes = logits.nbytes, logits.nbytes + scores
+        size = self._pulse_bytes[is_scored]
+        return size if self._has_room(size) else 0
+
+    def waits(self, held: Waits) -> None:
+        """Something waits to be reduced."""
+        self._waiting.append(weakref.ref(held))
 
     def _now(
         self,
@@ -146,21 +166,28 @@ class Measure:
                 return 0
             if any(map(_is_absent, kept)) or not self._are_on_host(kept, layout):  # type: ignore[arg-type]
                 return 0
-        key = (passing.measured, full, passing.scores is None)
-        if self._sizes_of is not layout or key not in self._sizes:
-            self._sizes_of = layout
-            self._sizes = {key: self._size(passing, logits, layout if full else None)}
+        held = _lean(passing, layout) if full and layout is not None else None
+        key = (passing.measured, held is layout, passing.scores is None)
+        if self._sizes_of is not held or key not in self._sizes:
+            self._sizes_of = held
+            self._sizes = {key: self._size(passing, logits, held)}
         size = self._sizes[key]
+        return size if self._has_room(size) else 0  # what is reduced weighs less
+
+    def _has_room(self, size: int) -> bool:
+        """Whether a step of `size` bytes may wait to be reduced: one always, if the outbox takes it."""
         if size > MOST_BYTES:
-            return 0
+            return False
+        if not self._waiting or self._waiting[-1]() is None:
+            return True  # they are read in order
         waiting = [left.nbytes for left in (held() for held in self._waiting) if left is not None]
         is_room = len(waiting) < MOST_LEFT and size + sum(waiting) <= MOST_LEFT_BYTES
-        return size if is_room or not waiting else 0  # else what is reduced weighs less
+        return is_room or not waiting
 
     def _size(self, passing: Pass, logits: torch.Tensor, layout: reduce.Plan | None) -> int:
         size = logits.nbytes + (0 if passing.scores is None else 4 * passing.scores.numel())
         if layout is not None:
-            size += len(passing.kept) * passing.measured * layout.width * logits.element_size()
+            size += layout.slots * passing.measured * layout.width * logits.element_size()
         return max(1, size)
 
     def _are_on_host(self, kept: list[torch.Tensor], layout: reduce.Plan) -> bool:
@@ -198,9 +225,11 @@ class Measure:
             passing.scores = None
         if full:
             with self._shield.at("reduce"):
-                self._leave_layers(unreduced, passing.kept, layout, is_own=passing.is_own)  # type: ignore[arg-type]
+                assert layout is not None
+                lean = _lean(passing, layout)
+                self._leave_layers(unreduced, passing.kept, layout, lean, is_own=passing.is_own)  # type: ignore[arg-type]
         passing.unreduced = unreduced
-        self._waiting.append(weakref.ref(unreduced))
+        self.waits(unreduced)
         host = {"tokens": ids}
         if passing.scores is not None or passing.extra or passing.level == "deep":
             with _computing_on(passing.logits.device):
@@ -231,11 +260,21 @@ class Measure:
         return self._deeply(passing, layout, attribution, stacked, tokens, candidates)
 
     def _leave_layers(
-        self, unreduced: Unreduced, kept: list[torch.Tensor], layout: reduce.Plan, *, is_own: bool
+        self,
+        unreduced: Unreduced,
+        kept: list[torch.Tensor],
+        layout: reduce.Plan,
+        lean: reduce.Plan,
+        *,
+        is_own: bool,
     ) -> None:
         """`is_own`: what was kept is copies of ours already."""
-        parts = [kept] if layout.is_joint else [kept[part] for part in layout.parts]
-        if not is_own and not self._renewed.is_trusted(kept, layout):
+        is_held = is_own or self._renewed.is_trusted(kept, layout)
+        if lean is not layout:
+            kept = kept[: len(lean.places)] + kept[len(layout.places) :]
+            unreduced.layout = lean
+        parts = [kept] if lean.is_joint else [kept[part] for part in lean.parts]
+        if not is_held:
             held: list[Part] = [reduce.numbers(reduce.together(part)) for part in parts]
         elif kept[0].requires_grad:  # what leads to it is not to be held
             held = [[tensor.detach() for tensor in part] for part in parts]
@@ -348,6 +387,11 @@ class Measure:
             inputs = kept[group.slots[0] : group.slots[-1] + 1]
             found[f"heads{i}"] = reduce.head_squares(inputs, grams[i])
         return found, stacked
+
+
+def _lean(passing: Pass, layout: reduce.Plan) -> reduce.Plan:
+    """Of what is held of this pass: level `deep` needs more than is told of the others."""
+    return layout if passing.level == "deep" or layout.lean is None else layout.lean
 
 
 @contextmanager

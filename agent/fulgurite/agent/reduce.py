@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,8 @@ class Plan:
     embedding : slot of what enters layer 0, for level `deep`; else -1.
     mixer : ndarray of int, shape (L,)
         Slot of what the mixer adds, for level `deep`; else -1.
+    lean : of a plan for `deep`, the same without what only that needs, which has the last vector slots; else
+        None.
     """
 
     layers: int
@@ -78,6 +80,7 @@ class Plan:
     embedding: int
     mixer: Array
     groups: tuple[HeadGroup, ...] = field(default=())
+    lean: Plan | None = field(default=None)
 
     # what follows from the above, worked out once
     around: Array = field(init=False)
@@ -120,6 +123,15 @@ class Plan:
         """How many tensors a pass keeps."""
         return len(self.places) + sum(len(group.slots) for group in self.groups)
 
+    def without_rest(self, count: int) -> Plan:
+        """With the first `count` of the vector slots alone."""
+        gone = len(self.places) - count
+        groups = tuple(
+            replace(group, slots=tuple(slot - gone for slot in group.slots)) for group in self.groups
+        )
+        none = np.full(self.layers, -1)
+        return replace(self, places=self.places[:count], embedding=-1, mixer=none, groups=groups)
+
 
 def plan(
     layers: Sequence[LayerParts],
@@ -157,6 +169,7 @@ def plan(
             )
             if wires.mixer.norm is not None:
                 eps[i], centred[i] = wires.mixer.norm.eps, wires.mixer.norm.centred
+    of_heads = len(book.places)
     mixer = np.full(count, -1)
     for layer, wires in zip(layers, wiring, strict=True):
         if deep and wires.mixer is not None:
@@ -164,7 +177,7 @@ def plan(
     embedding = book.slot(0, Tap("block", "in")) if deep and count else -1
     places = tuple(book.places)
     groups = _groups(layers, wiring, len(places), blind)
-    return Plan(
+    found = Plan(
         layers=count,
         heads=heads,
         width=width,
@@ -176,8 +189,10 @@ def plan(
         embedding=embedding,
         mixer=mixer,
         groups=groups,
+        lean=None,
         **columns,
     )
+    return found if len(places) == of_heads else replace(found, lean=found.without_rest(of_heads))
 
 
 class _Book:

@@ -173,10 +173,8 @@ class _Spent:
     own_ns: float = 0
     step_ns: float = 0
 
-    def add(self, own_ns: float, step_ns: float) -> None:
-        self.steps += step_ns > 0  # what is spent besides belongs to a step that is counted
-        self.own_ns += own_ns
-        self.step_ns += step_ns
+    def with_(self, other: _Spent) -> _Spent:
+        return _Spent(self.steps + other.steps, self.own_ns + other.own_ns, self.step_ns + other.step_ns)
 
     def fade(self) -> None:
         self.steps *= _KEPT
@@ -204,23 +202,29 @@ class Budget:
         self.window_s = window_s
         self._since_ns = 0
         self._windows_over = 0
-        self._all, self._plain = _Spent(), _Spent()  # of this window; all but `deep`
-        self._usual, self._deep = _Spent(), _Spent()  # those before it count less and less
+        self._now, self._now_deep = _Spent(), _Spent()  # of this window: all but `deep`, and `deep`
+        self._usual, self._deep = _Spent(), _Spent()  # of those before it, which count less and less
 
     def spend(self, own_ns: int, step_ns: int, *, is_deep: bool = False) -> None:
         """One step took `step_ns` in all, of which `own_ns` were ours."""
-        self._all.add(own_ns, step_ns)
-        for kind in (self._deep,) if is_deep else (self._plain, self._usual):
-            kind.add(own_ns, step_ns)
+        of = self._now_deep if is_deep else self._now
+        of.steps += step_ns > 0  # what is spent besides belongs to a step that is counted
+        of.own_ns += own_ns
+        of.step_ns += step_ns
+
+    def is_due(self, now_ns: int) -> bool:
+        """Whether a window has passed."""
+        return now_ns - self._since_ns >= self.window_s * 1e9
 
     def verdict(self, now_ns: int) -> tuple[float, bool] | None:
         """(our share, whether it was over the limit in several windows on end, steps at `deep` left out) when
         a window has passed, else None. Opens the next window."""
         if self._since_ns == 0:
             self._since_ns = now_ns
-        if now_ns - self._since_ns < self.window_s * 1e9:
+        if not self.is_due(now_ns):
             return None
-        spent, plain = self._all, self._plain
+        plain = self._now
+        spent = plain.with_(self._now_deep)
         ratio = spent.own_ns / spent.step_ns if spent.step_ns else nan
         own = plain.own_of_step * spent.steps
         if spent.steps >= _FEWEST_STEPS:
@@ -228,7 +232,8 @@ class Budget:
             self._windows_over = self._windows_over + 1 if is_over else 0
         over = self._windows_over >= _WINDOWS_OVER
         self._windows_over %= _WINDOWS_OVER
-        self._all, self._plain = _Spent(), _Spent()
+        self._usual, self._deep = self._usual.with_(plain), self._deep.with_(self._now_deep)
+        self._now, self._now_deep = _Spent(), _Spent()
         self._usual.fade()
         self._deep.fade()
         self._since_ns = now_ns
@@ -236,7 +241,7 @@ class Budget:
 
     def affordable(self) -> float:
         """The share of steps that may be at `deep`, 0 to 1, by what steps took of late."""
-        usual, deep = self._usual, self._deep
+        usual, deep = self._usual.with_(self._now), self._deep.with_(self._now_deep)
         more = deep.own_of_step - usual.own_of_step
         if self.limit is None or more <= 0.0 or self.limit >= 1.0:
             return 1.0

@@ -51,6 +51,7 @@ class Unreduced:
     scores : as `logits`, what was sampled from; None where nothing processed the logits.
     top_ids : ndarray of int, shape (n, K), the most probable tokens, where they are known already.
     summed : slots of the first part, which is one array, that nothing was left in.
+    layout : of what is kept, where it is another than that of the step.
     """
 
     logits: Rows
@@ -62,6 +63,7 @@ class Unreduced:
     scores: Rows | None = None
     top_ids: Array | None = None
     summed: Summed | None = None
+    layout: Plan | None = None
 
     def reduced(self, layout: Plan | None) -> dict[str, Array]:
         """What `reduce` gives for these rows."""

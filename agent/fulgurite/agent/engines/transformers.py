@@ -62,11 +62,12 @@ class Call:
     owns_scores : nobody gets them who could write into them.
     held : the last step and the length of its text, where `generate` may take it back.
     deferred : whether it may, None until the first step.
+    fed : the text of one row, where nobody looked yet whether its last token ends it.
     seen, counted : length of the text at the last step, and up to where its tokens were counted.
     """
 
     __slots__ = (
-        "arrivals", "assisted", "began_ns", "cache", "counted", "deferred", "draft", "held", "mask",
+        "arrivals", "assisted", "began_ns", "cache", "counted", "deferred", "draft", "fed", "held", "mask",
         "owns_scores", "passing", "ref", "request", "scores", "search", "seen", "since", "stops", "width",
     )  # fmt: skip
 
@@ -97,6 +98,7 @@ class Call:
         self.owns_scores = False
         self.held: tuple[Step, int] | None = None
         self.deferred: bool | None = None
+        self.fed: torch.Tensor | None = None
         self.since = self.arrivals = 0
 
 
@@ -205,10 +207,10 @@ class Engine:
         """A forward pass begins."""
         self.capture.current.passing = None
         shape, call = arguments.input_shape(args, kwargs), self._call.get()
-        cache = arguments.given_cache(args, kwargs)
         if shape is None or (call is not None and call.draft):
             return
         if call is None:
+            cache = arguments.given_cache(args, kwargs)
             if arguments.is_paged(cache):
                 self._opens_packed(shape, kwargs)
                 return
@@ -235,9 +237,11 @@ class Engine:
             passing.own_ns += time.perf_counter_ns() - passing.started_ns
 
     def _describe(self, passing: Pass, call: Call | None, kwargs: Mapping[str, Any]) -> None:
-        passing.mask = arguments.two_dimensional(kwargs.get("attention_mask"))
         passing.call = call
         passing.arrivals = self._arrivals
+        if call is not None and call.request is not None and not call.assisted:
+            return  # the rest is about its prompt
+        passing.mask = arguments.two_dimensional(kwargs.get("attention_mask"))
         passing.position_ids = kwargs.get("position_ids")
         if call is None:
             if passing.mask is not None and passing.width > 1:
@@ -266,7 +270,8 @@ class Engine:
             cache = arguments.made_cache(output)
         call: Call | None = passing.call
         self._compiled_passes += is_outer
-        passing.crowded |= self._is_crowded(call, passing.arrivals)
+        if len(self._calls) > (call is not None) or self._arrivals != passing.arrivals:  # `_is_crowded`
+            passing.crowded = True
         # a plain loop may write into its logits, and assisted decoding does
         self.capture.close(passing, logits, cache, copies=call is None or call.assisted)
         if call is None:
@@ -275,7 +280,7 @@ class Engine:
         elif call.search is not None:
             call.search.closed(_follows(call.search.passing, passing), cache)
         else:
-            call.passing = _follows(call.passing, passing)
+            call.passing = passing if call.passing is None else _follows(call.passing, passing)
             call.cache = cache
 
     def _say_unmeasured(self, what: str) -> None:
@@ -337,6 +342,14 @@ class Engine:
             request.accepted += n - 1
         if call.deferred is None:
             call.deferred = is_deferred(input_ids.device)
+        call.fed = None
+        is_plain = passing.level == "pulse" and passing.batch == 1 and not (call.deferred or call.assisted)
+        if is_plain and self.capture.commit_pulse(
+            passing, request, input_ids, committed_ns=now, scores=scores, owns_scores=call.owns_scores
+        ):
+            call.fed = input_ids
+            call.since, call.arrivals = time.perf_counter_ns(), self._arrivals
+            return
         hand_over = self._holder(call, length) if call.deferred else None
         last = slice(length - n, length)
         tokens = input_ids.numpy()[:, last] if input_ids.is_cpu else input_ids[:, last]
@@ -418,6 +431,8 @@ class Engine:
             request.winners = call.search.end(output, self._settler(call))
             stopped = _all_stopped(output, call.stops)
         else:
+            if call.fed is not None and int(call.fed[0, -1]) in call.stops:
+                request.stop()
             stopped = bool(request.finished.all())
         self.capture.event(request, "finished", reason="stop" if stopped else "length")
 
