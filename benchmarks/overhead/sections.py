@@ -36,13 +36,14 @@ def sections() -> Iterator[Spent]:
     its probes (wall time: they are shorter than the other clock can tell)."""
     from fulgurite.agent.engines.transformers import Engine
     from fulgurite.agent.looks import _Look
+    from fulgurite.agent.lull_probe import LullProbe
     from fulgurite.agent.probes import InputProbe, OutputProbe
 
     spent = Spent()
     places: list[tuple[Any, str, Callable[[], int]]] = [
         (Engine, name, time.thread_time_ns) for name in WAYS_IN
     ]
-    places += [(_Look, "called", time.thread_time_ns)]
+    places += [(_Look, "called", time.thread_time_ns), (LullProbe, "__call__", time.thread_time_ns)]
     places += [(probe, "__call__", time.perf_counter_ns) for probe in (InputProbe, OutputProbe)]
     with ExitStack() as stack:
         for owner, name, clock in places:

@@ -213,8 +213,8 @@ class Budget:
         of.step_ns += step_ns
 
     def is_due(self, now_ns: int) -> bool:
-        """Whether a window has passed."""
-        return now_ns - self._since_ns >= self.window_s * 1e9
+        """Whether a window has passed, or the first one is to begin."""
+        return not self._since_ns or now_ns - self._since_ns >= self.window_s * 1e9
 
     def verdict(self, now_ns: int) -> tuple[float, bool] | None:
         """(our share, whether it was over the limit in several windows on end, steps at `deep` left out) when
