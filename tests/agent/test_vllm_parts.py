@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,20 @@ def test_tokens_behind_the_end_of_a_request_do_not_count(stops: Stops, kept: int
     rows = step([10], [4], [3], [False])  # 6 generated tokens before, of a prompt of 5
     found = sampled(rows, [[7, 8, 9, 10]], {"r0": known(5, stops)})
     assert found.token.tolist() == [7, 8, 9, 10][:kept]
+
+
+@pytest.mark.parametrize("tokens", [[[7], [8], [9]], [[7], [], [9]]], ids=["one of each", "one gives none"])
+@pytest.mark.parametrize("strangers", [0, 1])
+def test_a_step_of_one_token_each_is_told_as_any_other(tokens: list[list[int]], strangers: int) -> None:
+    plain = step([3, 10, 0], [1, 1, 5], [0, 0, 0], [False] * 3)
+    assert plain.is_plain
+    assert not step([3], [2], [1], [False]).is_plain
+    assert not step([3], [1], [0], [True]).is_plain
+    there = {f"r{i}": known(3, name=f"r{i}") for i in range(strangers, 3)}
+    ours, any_other = (sampled(rows, tokens, there) for rows in (plain, replace(plain, is_plain=False)))
+    for name in ("row", "token", "position", "owner"):
+        assert getattr(ours, name).tolist() == getattr(any_other, name).tolist()
+    assert (ours.drafted, ours.accepted) == (any_other.drafted, any_other.accepted) == ({}, {})
 
 
 def test_a_request_that_is_not_known_gives_no_token() -> None:

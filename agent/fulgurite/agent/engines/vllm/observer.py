@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from fulgurite.agent.texts import TokenTexts
 from fulgurite.agent.thrift import Thrift
 from fulgurite.agent.unreduced import Unreduced
 from fulgurite.wire.channels import Level
-from fulgurite.wire.frame import RequestEvent
+from fulgurite.wire.frame import RequestEvent, RequestRef
 
 Array = np.ndarray[Any, Any]
 Blocks = Sequence[Sequence[int]]
@@ -55,6 +56,35 @@ class _Open:
     kept: int = 0
     logits: torch.Tensor | None = None
     own_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Whose:
+    """Which request each row of a step is of.
+
+    Attributes
+    ----------
+    known : of each row.
+    request, sequence, prompt : ndarray of int, shape (n,), as of a `Step`; nobody writes into them.
+    """
+
+    known: list[Known]
+    refs: tuple[RequestRef, ...]
+    request: Array
+    sequence: Array
+    prompt: Array
+
+    @classmethod
+    def of(cls, known: list[Known]) -> _Whose:
+        refs = tuple(dict.fromkeys(one.ref for one in known))
+        index = {ref: i for i, ref in enumerate(refs)}
+        return cls(
+            known,
+            refs,
+            np.array([index[one.ref] for one in known]),
+            np.array([one.sequence for one in known]),
+            np.array([one.prompt for one in known]),
+        )
 
 
 class Observer:
@@ -94,6 +124,7 @@ class Observer:
         self.groups: Mapping[int, int] = {}  # by layer, the group of caches that it is in
         self._numbers = itertools.count()
         self._open: _Open | None = None
+        self._whose: _Whose | None = None
         self._epoch_ns = time.time_ns() - time.perf_counter_ns()
         windows = [layer.window if layer.heads else -1 for layer in anatomy.layers]
         self._windows = np.array(windows, np.int64)
@@ -179,17 +210,15 @@ class Observer:
             unreduced = self._left(step, found, level)
             host, awaited = self._measured(step, found, level, blocks) if unreduced is None else ({}, None)
         names = [found.requests[i] for i in found.owner.tolist()]
-        known = [self.known[name] for name in names]
-        refs = tuple(dict.fromkeys(one.ref for one in known))
-        index = {ref: i for i, ref in enumerate(refs)}
+        whose = self._whose_these([self.known[name] for name in names])
         made = Step(
             host,
             self.measure.layout if self.measure is not None else None,
-            request=np.array([index[one.ref] for one in known]),
-            sequence=np.array([one.sequence for one in known]),
+            request=whose.request,
+            sequence=whose.sequence,
             token=found.token,
             position=found.position,
-            prompt=np.array([one.prompt for one in known]),
+            prompt=whose.prompt,
             windows=self._windows,
             kv_bytes=np.array([self._bytes(blocks.get(name, ())) for name in names], np.int64),
             level=level,
@@ -205,8 +234,15 @@ class Observer:
         )
         texts = self.texts.of(found.token) if self.texts is not None else None
         self.exporter.export(
-            LateBlock(refs, made.columns, rows=found.token.size, nbytes=made.nbytes, texts=texts)
+            LateBlock(whose.refs, made.columns, rows=found.token.size, nbytes=made.nbytes, texts=texts)
         )
+
+    def _whose_these(self, known: list[Known]) -> _Whose:
+        """Of rows of these requests. Most steps are of those of the step before."""
+        before = self._whose
+        if before is None or len(before.known) != len(known) or not all(map(is_, before.known, known)):
+            before = self._whose = _Whose.of(known)
+        return before
 
     def _experts(self, found: Sampled) -> dict[str, Array]:
         routing = self.measure.routing if self.measure is not None else None

@@ -73,6 +73,7 @@ class Rows:
         prompt is not all there yet.
     position : ndarray of int64, shape (n,), of the token that follows from the row.
     adapted : ndarray of bool, shape (q,), whether an adapter is on top of the weights.
+    is_plain : each request has one row, and its token counts: what most steps are.
     """
 
     requests: tuple[str, ...]
@@ -80,6 +81,7 @@ class Rows:
     count: Array
     position: Array
     adapted: Array
+    is_plain: bool = False
 
 
 def rows_of(
@@ -98,13 +100,17 @@ def rows_of(
         Tokens computed before the step, tokens of the step, and how many of these are drafts.
     discarded, adapted : ndarray of bool, shape (q,)
     """
+    if adapted is None:
+        adapted = np.zeros(len(requests), bool)
+    if not (drafts.any() or discarded.any()):
+        first, count = np.arange(len(requests)), np.ones(len(requests), np.int64)
+        position = computed.astype(np.int64) + scheduled
+        return Rows(tuple(requests), first, count, position, adapted, is_plain=True)
     several = drafts.astype(np.int64) + 1
     first = np.cumsum(several) - several
     within = np.arange(int(several.sum())) - np.repeat(first, several)
     last = computed.astype(np.int64) + scheduled  # position that follows the last token of the step
     position = np.repeat(last - drafts, several) + within
-    if adapted is None:
-        adapted = np.zeros(len(requests), bool)
     return Rows(tuple(requests), first, np.where(discarded, 0, several), position, adapted)
 
 
@@ -137,6 +143,11 @@ def sampled(rows: Rows, tokens: Sequence[Sequence[int]], known: Mapping[str, Kno
     ----------
     tokens : of each request of the batch, in its order; empty where nothing is taken.
     """
+    ours = tokens[: len(rows.requests)]
+    is_plain = rows.is_plain and [len(one) for one in ours] == [1] * len(rows.requests)
+    if is_plain and known.keys() >= set(rows.requests):
+        token = np.array([one[0] for one in ours], np.int64)
+        return Sampled(rows.first, token, rows.position, rows.first, rows.requests, {}, {})
     taken: list[tuple[int, int, int]] = []
     drafted: dict[str, int] = {}
     accepted: dict[str, int] = {}
