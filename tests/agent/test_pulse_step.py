@@ -1,4 +1,4 @@
-"""A row at level `pulse`, of which nothing is worked out on the host's thread, tells what any does."""
+"""Rows at level `pulse`, of which nothing is worked out on the host's thread, tell what any do."""
 
 from __future__ import annotations
 
@@ -55,11 +55,13 @@ def same(found: Any, wanted: Any) -> None:
             assert one.logprob_sampled == pytest.approx(other.logprob_sampled, abs=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 0.6, "top_k": 7}], ids=str)
-def test_it_tells_what_heads_tells_of_a_token(options: dict[str, Any]) -> None:
-    found = observed("pulse", **options)
-    same(found, observed("heads", **options))
-    assert [frame.position for frame in found.frames] == list(range(WIDTH, WIDTH + NEW))
+def test_it_tells_what_heads_tells_of_a_token(options: dict[str, Any], rows: int) -> None:
+    found = observed("pulse", rows=rows, **options)
+    same(found, observed("heads", rows=rows, **options))
+    told = [frame.position for frame in found.frames if frame.sequence == rows - 1]
+    assert told == list(range(WIDTH, WIDTH + NEW))
     assert {frame.level for frame in found.frames} == {"pulse"}
 
 
@@ -69,6 +71,16 @@ def test_what_is_read_late_is_the_same() -> None:
     assert len(unread.given) == NEW > MOST_LEFT  # no more wait than may: the others were reduced at once
     unread.read()
     same(unread, observed("pulse"))
+
+
+def test_rows_that_end_before_the_others_have_no_frames_of_padding() -> None:
+    whole = observed("pulse", rows=3)
+    first = next(f.token_id for f in whole.frames if f.sequence == 1 and f.position == WIDTH + 2)
+    options = {"rows": 3, "eos_token_id": int(first), "pad_token_id": 0}
+    cut, wanted = observed("pulse", **options), observed("heads", **options)
+    same(cut, wanted)
+    assert len(cut.frames) < len(whole.frames)
+    assert cut.events[-1].reason == wanted.events[-1].reason
 
 
 def test_why_it_ended_is_told() -> None:

@@ -376,39 +376,47 @@ class Capture:
         passing: Pass,
         request: Request,
         fed: torch.Tensor,
+        stops: frozenset[int],
         *,
         committed_ns: int,
         scores: torch.Tensor | None,
         owns_scores: bool,
     ) -> bool:
-        """As `commit`, of a pass of one row at level `pulse`, all of which is left to whoever reads it; False
-        where that cannot be.
+        """As `commit`, of a pass at level `pulse` in which every row goes on, all of which is left to whoever
+        reads it; False where that cannot be. Whether the token of a lone row ends it is not looked at.
 
         Parameters
         ----------
-        fed : Tensor of int64, shape (1, t), the text with the token at its end. Not written to any more.
+        fed : Tensor of int64, shape (b, t), the texts with the tokens at their end. Not written to any more.
         """
-        entered, logits = time.perf_counter_ns(), passing.logits
+        entered, logits, rows = time.perf_counter_ns(), passing.logits, passing.batch
         if logits is None or not (logits.is_cpu and fed.is_cpu and request.all_run):
             return False
         if passing.alive_logits is not None or passing.keep != 1 or self.shelf.is_used:
             return False
-        if self.texts is not None or (scores is not None and not scores.is_cpu):
+        if self.texts is not None:
             return False
-        size = self._measures.room_for(logits, is_scored=scores is not None)
+        if scores is not None and not (scores.is_cpu and scores.shape[0] == rows):
+            return False
+        size = self._measures.room_for(rows, logits, is_scored=scores is not None)
         if not size:
             return False
         if scores is not None and not owns_scores:
             scores = scores.clone()
         committed = request.go_on()
+        tokens: torch.Tensor | Array = fed
+        if rows > 1:
+            tokens = fed.numpy()[:, -1].astype(np.int32)  # a copy: the texts of many weigh much
+            if stops:
+                request.stop_at(tokens.tolist(), stops)
         cached = self._cached(passing, request, committed)
         epoch_ns = self._epoch_ns
         step = PulseStep(
-            request, committed, logits, scores, fed, passing.step, passing.started_ns + epoch_ns,
-            committed_ns + epoch_ns, cached, size + fed.nbytes + _PULSE_BYTES,
+            request, committed, logits, scores, tokens, passing.step, passing.started_ns + epoch_ns,
+            committed_ns + epoch_ns, cached, size + tokens.nbytes + rows * _PULSE_BYTES,
         )  # fmt: skip
         self._measures.waits(step)
-        self.exporter.export(LateBlock((request.ref,), step.columns, rows=1, nbytes=step.nbytes))
+        self.exporter.export(LateBlock((request.ref,), step.columns, rows=rows, nbytes=step.nbytes))
         passing.own_ns += time.perf_counter_ns() - entered
         self._account(passing)
         return True
@@ -504,11 +512,13 @@ class Capture:
         return step
 
     def _cached(self, passing: Pass, request: Request, committed: Committed) -> CacheReading | None:
-        cached = request.reader.read(
-            passing.cache,
-            self.anatomy.topology.layers,
-            lambda: request.width + int(committed.passes.max()),
-        )
+        cached = request.reader.again(passing.cache)
+        if cached is None:
+            cached = request.reader.read(
+                passing.cache,
+                self.anatomy.topology.layers,
+                lambda: request.width + int(committed.passes.max()),
+            )
         if cached is not None and cached.row_bytes is not None:
             request.kv_bytes = cached.row_bytes * request.rows
         return cached
@@ -777,7 +787,8 @@ class Capture:
 
     def _account(self, passing: Pass) -> None:
         now = time.perf_counter_ns()
-        own = passing.own_ns + self._hooks() * self._probe_ns
+        own = passing.own_ns + self._hooks() * self._probe_ns + self._lull.own_ns
+        self._lull.own_ns = 0
         budget = self.thrift.budget
         if passing.is_usual:
             budget.spend(own, now - passing.started_ns, is_deep=passing.level == "deep")
@@ -799,7 +810,7 @@ class Capture:
         """How many hooks are in the model, counted once for each set of probes."""
         plan, hooks = self._counted
         if plan != self._probes.plan:
-            hooks = len(self._probes) + self._deep.hooks + self._lull.is_installed
+            hooks = len(self._probes) + self._deep.hooks
             self._counted = self._probes.plan, hooks
         return hooks
 

@@ -92,10 +92,6 @@ class Request:
         """Whether none of them has ended."""
         return self._all_run
 
-    def stop(self) -> None:
-        """All of them have ended."""
-        self.finished, self._all_run = np.ones(self.rows, bool), False
-
     def lengthen(self, width: int) -> None:
         """The prompt, none of whose tokens is padding, goes on for `width` positions."""
         self.prompt = self.prompt + width
@@ -140,10 +136,14 @@ class Request:
             found = Committed(
                 np.flatnonzero(running), rows, self.prompt + passes, rows, passes, self._no_parent
             )
-        if stops and not stops.isdisjoint(tokens.tolist()):
-            ends = [token in stops for token in tokens.tolist()]
-            self.finished, self._all_run = self.finished | ends, False
+        if stops:
+            self.stop_at(tokens.tolist(), stops)
         return found
+
+    def stop_at(self, tokens: list[int], stops: frozenset[int]) -> None:
+        """Rows whose token, of the pass that was committed last, is among `stops` have ended."""
+        if not stops.isdisjoint(tokens):
+            self.finished, self._all_run = self.finished | [token in stops for token in tokens], False
 
     def go_on(self) -> Committed:
         """Take one token of each row, none of which has ended before, whatever it is."""

@@ -36,15 +36,23 @@ class CacheReader:
         self._cache = 0
         self._per_position: tuple[int, ...] = ()
 
+    def again(self, cache: Any) -> CacheReading | None:
+        """As `read`, of the cache that was read before; None where all of it has to be looked at."""
+        if not self._per_position or self._cache != id(cache):
+            return None
+        try:
+            resident = tuple([shape[-2] for shape in map(_KEYS_SHAPE, cache.layers)])
+        except AttributeError:  # a layer has let go of its keys
+            return None
+        if len(resident) != len(self._per_position):
+            return None
+        return CacheReading(resident, sum(map(mul, resident, self._per_position)))
+
     def read(self, cache: Any, layers: int, fed: Callable[[], int]) -> CacheReading | None:
         """As `read_cache`; how many positions were `fed` is asked only where that matters."""
-        if self._per_position and self._cache == id(cache):
-            try:
-                resident = tuple([shape[-2] for shape in map(_KEYS_SHAPE, cache.layers)])
-            except AttributeError:  # a layer has let go of its keys
-                resident = ()
-            if len(resident) == len(self._per_position):
-                return CacheReading(resident, sum(map(mul, resident, self._per_position)))
+        found = self.again(cache)
+        if found is not None:
+            return found
         self._cache, self._per_position = id(cache), _bytes_per_position(cache, layers)
         return read_cache(cache, layers, fed())
 

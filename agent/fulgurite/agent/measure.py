@@ -72,7 +72,7 @@ class Measure:
         self._renewed = Renewed()
         self._sizes_of: reduce.Plan | None = None
         self._sizes: dict[tuple[int, bool, bool], int] = {}
-        self._pulse_bytes: tuple[int, int] | None = None
+        self._pulse_rows, self._pulse_bytes = 0, (0, 0)
 
     def of(
         self,
@@ -95,12 +95,12 @@ class Measure:
         with _computing_on(passing.logits.device):
             return self._now(passing, tokens, layout, attribution)
 
-    def room_for(self, logits: torch.Tensor, *, is_scored: bool) -> int:
-        """Bytes of a row at level `pulse`, with or without the scores that were sampled from, where it may
-        wait to be reduced; 0 where it may not."""
-        if self._pulse_bytes is None:
-            scores = 4 * logits.shape[-1]
-            self._pulse_bytes = logits.nbytes, logits.nbytes + scores
+    def room_for(self, rows: int, logits: torch.Tensor, *, is_scored: bool) -> int:
+        """Bytes of `rows` at level `pulse`, with or without the scores that were sampled from, where they may
+        wait to be reduced; 0 where they may not."""
+        if rows != self._pulse_rows:
+            self._pulse_rows = rows
+            self._pulse_bytes = logits.nbytes, logits.nbytes + 4 * logits.numel()
         size = self._pulse_bytes[is_scored]
         return size if self._has_room(size) else 0
 

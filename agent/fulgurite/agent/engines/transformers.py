@@ -257,6 +257,7 @@ class Engine:
         passing = self.capture.current.passing
         if passing is None:
             return
+        entered = time.perf_counter_ns()
         self.capture.current.passing = None
         logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", None)
         if not isinstance(logits, torch.Tensor) or logits.dim() != 3 or logits.shape[1] < passing.keep:
@@ -272,6 +273,7 @@ class Engine:
         self._compiled_passes += is_outer
         if len(self._calls) > (call is not None) or self._arrivals != passing.arrivals:  # `_is_crowded`
             passing.crowded = True
+        passing.own_ns += time.perf_counter_ns() - entered
         # a plain loop may write into its logits, and assisted decoding does
         self.capture.close(passing, logits, cache, copies=call is None or call.assisted)
         if call is None:
@@ -343,11 +345,13 @@ class Engine:
         if call.deferred is None:
             call.deferred = is_deferred(input_ids.device)
         call.fed = None
-        is_plain = passing.level == "pulse" and passing.batch == 1 and not (call.deferred or call.assisted)
+        passing.own_ns += time.perf_counter_ns() - now
+        is_plain = passing.level == "pulse" and not (call.deferred or call.assisted)
         if is_plain and self.capture.commit_pulse(
-            passing, request, input_ids, committed_ns=now, scores=scores, owns_scores=call.owns_scores
-        ):
-            call.fed = input_ids
+            passing, request, input_ids, call.stops,
+            committed_ns=now, scores=scores, owns_scores=call.owns_scores,
+        ):  # fmt: skip
+            call.fed = input_ids if passing.batch == 1 else None
             call.since, call.arrivals = time.perf_counter_ns(), self._arrivals
             return
         hand_over = self._holder(call, length) if call.deferred else None
@@ -431,8 +435,8 @@ class Engine:
             request.winners = call.search.end(output, self._settler(call))
             stopped = _all_stopped(output, call.stops)
         else:
-            if call.fed is not None and int(call.fed[0, -1]) in call.stops:
-                request.stop()
+            if call.fed is not None:
+                request.stop_at([int(call.fed[0, -1])], call.stops)
             stopped = bool(request.finished.all())
         self.capture.event(request, "finished", reason="stop" if stopped else "length")
 
