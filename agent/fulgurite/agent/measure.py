@@ -72,7 +72,7 @@ class Measure:
         self._renewed = Renewed()
         self._sizes_of: reduce.Plan | None = None
         self._sizes: dict[tuple[int, bool, bool], int] = {}
-        self._pulse_rows, self._pulse_bytes = 0, (0, 0)
+        self._pulse_bytes = (0, 0, 0)  # rows, bytes without and with scores: replaced as one
 
     def of(
         self,
@@ -98,10 +98,11 @@ class Measure:
     def room_for(self, rows: int, logits: torch.Tensor, *, is_scored: bool) -> int:
         """Bytes of `rows` at level `pulse`, with or without the scores that were sampled from, where they may
         wait to be reduced; 0 where they may not."""
-        if rows != self._pulse_rows:
-            self._pulse_rows = rows
-            self._pulse_bytes = logits.nbytes, logits.nbytes + 4 * logits.numel()
-        size = self._pulse_bytes[is_scored]
+        known, plain, scored = self._pulse_bytes
+        if rows != known:
+            plain, scored = logits.nbytes, logits.nbytes + 4 * logits.numel()
+            self._pulse_bytes = rows, plain, scored
+        size = scored if is_scored else plain
         return size if self._has_room(size) else 0
 
     def waits(self, held: Waits) -> None:

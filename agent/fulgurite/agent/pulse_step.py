@@ -7,6 +7,7 @@ the model is over. So that of `assemble.Step` is gone through by whoever reads t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from fulgurite.agent.unreduced import Unreduced
 Array = np.ndarray[Any, Any]
 
 
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class PulseStep:
     """One measured step.
 
-    Parameters
+    Attributes
     ----------
     logits, scores : Tensor, shape (n, V), in host memory; nobody writes into them any more.
     tokens : the emitted ones, ndarray of int32, shape (n,); or, of one row, the text with the token at its
@@ -32,44 +34,26 @@ class PulseStep:
     nbytes : what is held, at most about.
     """
 
-    __slots__ = (
-        "__weakref__", "_cached", "_committed", "_ended_ns", "_logits", "_number", "_request", "_scores",
-        "_started_ns", "_tokens", "nbytes",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        request: Request,
-        committed: Committed,
-        logits: torch.Tensor,
-        scores: torch.Tensor | None,
-        tokens: torch.Tensor | Array,
-        number: int,
-        started_ns: int,
-        ended_ns: int,
-        cached: CacheReading | None,
-        nbytes: int,
-    ) -> None:
-        self._request = request
-        self._committed = committed
-        self._logits = logits
-        self._scores = scores
-        self._tokens = tokens
-        self._number = number
-        self._started_ns = started_ns
-        self._ended_ns = ended_ns
-        self._cached = cached
-        self.nbytes = nbytes
+    request: Request
+    committed: Committed
+    logits: torch.Tensor
+    scores: torch.Tensor | None
+    tokens: torch.Tensor | Array
+    number: int
+    started_ns: int
+    ended_ns: int
+    cached: CacheReading | None
+    nbytes: int
 
     def columns(self) -> dict[str, Array]:
         """Every channel that was measured."""
-        ids = self._tokens
+        ids = self.tokens
         if not isinstance(ids, np.ndarray):
             ids = ids.detach().numpy()[:, -1].astype(np.int32)
-        scores = None if self._scores is None else self._scores.detach()
+        scores = None if self.scores is None else self.scores.detach()
         step = Step(
-            {}, ids, self._committed, self._request, "pulse", self._number, len(ids),
-            self._started_ns, self._ended_ns, None, self._cached,
-            unreduced=Unreduced(self._logits.detach(), ids, full=False, nbytes=self.nbytes, scores=scores),
+            {}, ids, self.committed, self.request, "pulse", self.number, len(ids),
+            self.started_ns, self.ended_ns, None, self.cached,
+            unreduced=Unreduced(self.logits.detach(), ids, full=False, nbytes=self.nbytes, scores=scores),
         )  # fmt: skip
         return step.columns()

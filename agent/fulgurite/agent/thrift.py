@@ -73,7 +73,7 @@ class Thrift:
 
     def judge(self, now_ns: int) -> bool | None:
         """At the end of a window, whether the level was lowered for it; None until then."""
-        verdict = self.budget.verdict(now_ns) if self.budget.is_due(now_ns) else None
+        verdict = self.budget.verdict(now_ns)
         if verdict is None:
             return None
         self.overhead_ratio, over = verdict
