@@ -378,7 +378,7 @@ class GrpcExporter:
         try:
             pump = self._pump
             wanted = EVERYTHING if pump is None else pump.link.wanted
-            self._outbox.put(block, True if wanted.watched or wanted.is_all else wanted.rows(block))
+            self._outbox.put(block, True if wanted.is_all else wanted.rows(block))
             if pump is None or self._closed or pump.link.stopped_for:
                 self._after_put()
         except Exception as error:
