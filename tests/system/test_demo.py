@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import urllib.request
 from collections.abc import Callable
 from itertools import pairwise
@@ -75,6 +76,37 @@ def test_ctrl_c_stops_everything(stage: Any, free_port: Callable[[], int]) -> No
     stage.nobody_is_left()
 
 
+TAKEN = """
+import sys
+from fulgurite.cli.address import Address
+from fulgurite.cli.demo.plan import Options
+from fulgurite.cli.demo.show import Show
+
+collector, page = (Address("127.0.0.1", int(port)) for port in sys.argv[1:])
+plan = Options(collector=collector, page=page, replicas=1, seconds=1.0)
+sys.exit(Show(plan, browser=False, verbose=False).run())
+"""
+
+
+def test_ports_that_others_took_after_we_looked_give_way_and_strangers_are_not_taken_for_ours(
+    stage: Any, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
+    stranger = stage.fulgurite("collector", "--listen", f"127.0.0.1:{port}", "--redis", "memory://")
+    stranger.says("listening on")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        page = listener.getsockname()[1]
+        demo = stage.python("-c", TAKEN, str(port), str(page))
+        assert demo.wait(120.0) == 0, "\n".join([*demo.out, *demo.err])
+    assert tokens_stored(demo.out)["replica-0"] > 0
+    listens = next(line for line in demo.out if "collector listens on" in line)
+    watch = next(line for line in demo.out if "watch it at" in line)
+    assert f":{port}," not in listens
+    assert f":{page}/" not in watch
+    stranger.signal(signal.SIGTERM)
+    stage.nobody_is_left()
+
+
 def test_a_demo_that_is_killed_takes_everything_with_it(stage: Any, free_port: Callable[[], int]) -> None:
     demo = stage.fulgurite("demo", "--no-browser", "--port", str(free_port()))
     demo.says("collector listens", 120.0)
@@ -108,8 +140,6 @@ def test_a_model_that_is_not_there_is_said_and_nothing_is_left(
 
 
 def test_a_page_port_that_is_taken_is_an_error_before_anything_starts(stage: Any) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         demo = stage.fulgurite("demo", "--no-browser", "--port", str(port))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fulgurite.cli.address import Address
-from fulgurite.cli.demo.plan import STOP_ORDER, Options, cast, film
+import pytest
 
-COLLECTOR, PAGE = Address("127.0.0.1", 1), Address("127.0.0.1", 2)
+from fulgurite.cli.address import Address
+from fulgurite.cli.demo.plan import STOP_ORDER, Options, cast, film, moved
+
+COLLECTOR, PAGE, FREE = (Address("127.0.0.1", port) for port in (1, 2, 3))
+IN_USE = ["starting", "cannot listen on 127.0.0.1:1: the port is in use"]
 
 
 def options(**fields: object) -> Options:
-    return Options(collector=COLLECTOR, page=PAGE, **fields)  # type: ignore[arg-type]
+    return Options(**({"collector": COLLECTOR, "page": PAGE} | fields))  # type: ignore[arg-type]
 
 
 def test_a_demo_is_a_collector_its_replicas_and_a_viewer() -> None:
@@ -64,3 +67,23 @@ def test_everybody_speaks_to_the_collector_that_is_started() -> None:
 
 def test_every_role_has_a_place_in_the_order_of_stopping() -> None:
     assert {spec.role for spec in cast(options())} | {"film", "window"} == set(STOP_ORDER)
+
+
+def test_a_port_that_was_taken_in_the_meantime_gives_way_to_another() -> None:
+    assert moved(options(), "collector", IN_USE, free=FREE) == options(collector=FREE)
+    assert moved(options(), "viewer", IN_USE, free=FREE) == options(page=FREE)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "fields"),
+    [
+        ("collector", [], {}),
+        ("collector", ["no such host"], {}),
+        ("replica-0", IN_USE, {}),
+        ("viewer", IN_USE, {"page_was_asked_for": True}),
+    ],
+)
+def test_nothing_else_is_mended_by_another_port(
+    name: str, said: list[str], fields: dict[str, object]
+) -> None:
+    assert moved(options(**fields), name, said, free=FREE) is None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,23 @@ def test_a_process_ends_with_the_one_that_started_it_even_when_that_is_killed(pr
         starter.send_signal(signal.SIGKILL)
         starter.wait(timeout=DEADLINE_S)
     until(lambda: not is_alive(pid))
+
+
+def test_a_process_listens_when_it_says_so_itself(processes: Processes) -> None:
+    part = replace(spec("collector", "collector", "wait"), listening="ready")
+    assert not processes.is_listening("collector")
+    processes.start(part)
+    assert processes.said.get(timeout=DEADLINE_S) == ("collector", "ready")
+    assert processes.is_listening("collector")
+    processes.start(spec("replica-0", "replica", "wait"))
+    assert processes.said.get(timeout=DEADLINE_S) == ("replica-0", "ready")
+    assert not processes.is_listening("replica-0")
+
+
+def test_one_that_ended_is_started_once_more(processes: Processes) -> None:
+    processes.start(spec("collector", "collector", "die"))
+    until(lambda: processes.end() is not None)
+    processes.start(spec("collector", "collector", "wait"))
+    assert processes.end() is None
+    assert processes.said.get(timeout=DEADLINE_S) == ("collector", "ready")
+    assert processes.last_lines("collector") == ["ready"]

@@ -122,6 +122,7 @@ def _plan(options: argparse.Namespace, collector: Address, page: Address) -> Opt
     return Options(
         collector=collector,
         page=page,
+        page_was_asked_for=options.port is not None,
         model=options.model,
         replicas=options.replicas,
         pace=options.pace,

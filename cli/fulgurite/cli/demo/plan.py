@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ class Options:
     Attributes
     ----------
     collector, page : where they listen.
+    page_was_asked_for : whether the page must be served there; elsewhere another free port does as well.
     model : id or folder of a `transformers` model; None for the bundled one.
     level : what is captured.
     deep_ratio : share of steps captured at `deep`. At 1 every layer's attention is read in every step; below,
@@ -36,6 +37,7 @@ class Options:
 
     collector: Address
     page: Address
+    page_was_asked_for: bool = False
     model: str | None = None
     replicas: int = 2
     level: str = "deep"
@@ -48,17 +50,23 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSpec:
-    """One process: a module with its arguments and the variables that differ from ours."""
+    """One process: a module with its arguments and the variables that differ from ours.
+
+    Attributes
+    ----------
+    listening : a part of the line with which it says that it listens; empty where it does not listen.
+    """
 
     name: str
     role: Role
     module: str
     arguments: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    listening: str = ""
 
 
 def cast(options: Options) -> list[ProcessSpec]:
-    """The processes that run from the first second to the last. The film is not among them."""
+    """The processes that run to the end, the collector first. The film is not among them."""
     replicas = [_replica(index, options) for index in range(options.replicas)]
     viewer = [] if options.out is not None else [_window(options) if options.desktop else _viewer(options)]
     return [_collector(options), *replicas, *viewer]
@@ -84,6 +92,33 @@ def film(options: Options) -> ProcessSpec:
     )
 
 
+def moved(options: Options, name: str, last_lines: Sequence[str], *, free: Address) -> Options | None:
+    """What to do where a process ended since its port had been taken after we had seen that it was free.
+
+    Parameters
+    ----------
+    options : Options
+    name : str
+        Of the process.
+    last_lines : sequence of str
+        What it said last.
+    free : Address
+        A port that is free.
+
+    Returns
+    -------
+    Options or None
+        With `free` in place of the port. None where it ended of something else, or the port was asked for.
+    """
+    if not any("in use" in line for line in last_lines):
+        return None
+    if name == "collector":
+        return replace(options, collector=free)
+    if name == "viewer" and not options.page_was_asked_for:
+        return replace(options, page=free)
+    return None
+
+
 def replica_names(options: Options) -> tuple[str, ...]:
     """`service.instance.id` of each replica."""
     return tuple(f"replica-{index}" for index in range(options.replicas))
@@ -96,6 +131,7 @@ def _collector(options: Options) -> ProcessSpec:
         module="fulgurite.cli",
         # Whoever comes later sees the last minute of everything.
         arguments=("collector", "--listen", str(options.collector), "--history", "all"),
+        listening="listening on",
     )
 
 
@@ -105,6 +141,7 @@ def _viewer(options: Options) -> ProcessSpec:
         role="viewer",
         module="fulgurite.cli",
         arguments=("view", "--collector", str(options.collector), "--listen", str(options.page)),
+        listening=f"http://{options.page}/ shows",
     )
 
 

@@ -62,6 +62,7 @@ class Child:
         command = [sys.executable, "-P", "-m", "fulgurite.cli.demo.tether", str(os.getpid()), spec.module]
         self.spec = spec
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.is_listening = False
         # A session of its own: Ctrl-C in the terminal reaches us alone, and we end the others in order; and
         # its process group takes with it whatever it started itself.
         self._process = subprocess.Popen(
@@ -89,6 +90,7 @@ class Child:
                     continue
                 self.last_lines.append(line)
                 if said is not None:
+                    self.is_listening |= bool(self.spec.listening) and self.spec.listening in line
                     said.put((self.spec.name, line))
 
     @property
@@ -112,6 +114,10 @@ class Child:
         except (ProcessLookupError, PermissionError):
             pass
         self._process.wait()
+        self.hear_out()
+
+    def hear_out(self) -> None:
+        """Wait until all is read that it wrote before it ended."""
         for reader in self._readers:
             reader.join(timeout=1.0)
 
@@ -130,7 +136,9 @@ class Processes:
         self.said: SimpleQueue[tuple[str, str]] = SimpleQueue()
 
     def start(self, spec: ProcessSpec) -> None:
-        """Start one more."""
+        """Start one more, or one that ended once more."""
+        if spec.name in self._children:
+            self._children[spec.name].finish()
         self._children[spec.name] = Child(spec, self.said)
 
     def end(self) -> End | None:
@@ -140,7 +148,15 @@ class Processes:
 
     def last_lines(self, name: str) -> list[str]:
         """The last lines that a process wrote."""
-        return list(self._children[name].last_lines)
+        child = self._children[name]
+        if child.status() is not None:
+            child.hear_out()
+        return list(child.last_lines)
+
+    def is_listening(self, name: str) -> bool:
+        """Whether a process said so. That something answers at its port may be the work of a stranger."""
+        child = self._children.get(name)
+        return child is not None and child.is_listening
 
     def pids(self) -> dict[str, int]:
         """Process id by name."""

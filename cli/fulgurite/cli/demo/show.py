@@ -7,7 +7,8 @@ import sys
 import time
 import webbrowser
 
-from fulgurite.cli.demo.plan import Options, cast, film, replica_names
+from fulgurite.cli.demo.plan import Options, cast, film, moved, replica_names
+from fulgurite.cli.demo.ports import any_free
 from fulgurite.cli.demo.processes import End, Processes, exit_text
 from fulgurite.cli.demo.signs import Signs
 from fulgurite.cli.demo.stage import Seen, Stage
@@ -19,6 +20,7 @@ LOOK_S = 0.25
 STEADY_LOOK_S = 2.0
 START_LIMIT_S = 300.0
 FILM_MARGIN_S = 180.0
+MOVES_MAX = 4
 
 
 class Show:
@@ -43,13 +45,14 @@ class Show:
         self._began_s = time.monotonic()
         self._up_s: float | None = None
         self._next_look_s = 0.0
+        self._moves = 0
+        self._is_cast = False
 
     def run(self) -> int:
         """Start everything, see it through, leave no process. Returns the exit status."""
         with StopSignals() as signals:
             try:
-                for spec in cast(self._options):
-                    self._processes.start(spec)
+                self._processes.start(cast(self._options)[0])
                 while signals.received is None and not self._step():
                     time.sleep(TICK_S)
             finally:
@@ -68,17 +71,36 @@ class Show:
         self._pass_on()
         end = self._processes.end()
         if end is not None and end.is_failure:
-            raise CommandError(self._obituary(end))
+            if not self._move(end):
+                raise CommandError(self._obituary(end))
+            return False
+        if not self._is_cast and self._processes.is_listening("collector"):
+            self._is_cast = True
+            for spec in cast(self._options)[1:]:
+                self._processes.start(spec)
         self._look()
         return end is not None or self._is_time_up()
+
+    def _move(self, end: End) -> bool:
+        """Start what ended once more, elsewhere, if all that it lacked was a port that we had seen free."""
+        options = moved(self._options, end.name, self._processes.last_lines(end.name), free=any_free())
+        if options is None or self._moves == MOVES_MAX:
+            return False
+        self._moves += 1
+        self._options = options
+        self._signs.close()
+        self._signs = Signs(options.collector, options.page)
+        self._processes.start(next(spec for spec in cast(options) if spec.name == end.name))
+        return True
 
     def _look(self) -> None:
         now_s = time.monotonic()
         if now_s < self._next_look_s:
             return
         self._next_look_s = now_s + (LOOK_S if not self._stage.is_up else STEADY_LOOK_S)
-        page = self._stage.has_page and not self._stage.page_up and self._signs.is_page_up()
-        for name in self._stage.see(Seen(self._signs.tokens(), page)):
+        page = self._processes.is_listening("viewer") and not self._stage.page_up and self._signs.is_page_up()
+        tokens = self._signs.tokens() if self._processes.is_listening("collector") else None
+        for name in self._stage.see(Seen(tokens, page)):
             self._greet(name)
         if self._stage.is_up and self._up_s is None:
             self._up_s = time.monotonic()
