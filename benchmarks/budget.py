@@ -65,12 +65,18 @@ def _row(model: Any, endpoint: str, dtype: str, batch: int, seconds: float) -> d
     before_us = step_us()
     with sections() as spent, instrument(model, level="deep", endpoint=endpoint) as agent:
         _for(SETTLES * seconds, generate)
+
+        def read() -> None:
+            generate()
+            spent.read()
+
         with _levels() as levels:
-            since_ns, since = spent.ns, agent.stats().steps
-            _for(seconds, generate)
+            before, since = spent.read(), agent.stats().steps
+            _for(seconds, read)
+            own_ns = spent.between(before, spent.read())
         told = agent.stats()
     steps = told.steps - since
-    own_us, off_us = (spent.ns - since_ns) / steps / 1e3, fmean((before_us, step_us()))
+    own_us, off_us = own_ns / steps / 1e3, fmean((before_us, step_us()))
     return {
         "dtype": dtype,
         "batch": batch,

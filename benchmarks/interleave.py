@@ -15,15 +15,19 @@ import numpy as np
 
 Taken = TypeVar("Taken")
 DRAWS = 2000
+FEWEST = 6
+"""Pairs. That fewer all lie on one side comes by chance more than once in 20 times, and an interval drawn
+from them says too little."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """The median of the paired ratios to the base, with its 95 % bootstrap interval."""
+    """The median of the paired ratios to the base, with its 95 % bootstrap interval, and their number."""
 
     median: float
     low: float
     high: float
+    pairs: int
 
     @property
     def reach(self) -> float:
@@ -31,7 +35,9 @@ class Ratio:
         return max(abs(self.low - 1.0), abs(self.high - 1.0))
 
     def verdict(self, control: Ratio) -> str:
-        """``slower``, ``faster``, or ``unresolved`` where noise may hide the effect."""
+        """``slower``, ``faster``, or ``unresolved`` where noise may hide the effect, or pairs are too few."""
+        if min(self.pairs, control.pairs) < FEWEST:
+            return "unresolved"
         if self.low <= 1.0 <= self.high or abs(self.median - 1.0) <= control.reach:
             return "unresolved"
         return "slower" if self.median > 1.0 else "faster"
@@ -58,4 +64,4 @@ def ratio(values: Sequence[float], base: Sequence[float], *, seed: int = 0) -> R
     paired = np.asarray(values) / np.asarray(base)
     draws = np.random.default_rng(seed).choice(paired, size=(DRAWS, len(paired)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return Ratio(float(np.median(paired)), float(low), float(high))
+    return Ratio(float(np.median(paired)), float(low), float(high), len(paired))

@@ -23,17 +23,19 @@ from benchmarks.overhead.subject import Shape, build
 from benchmarks.overhead.workers import Worker, WorkerError
 
 Row = dict[str, Any]
+PEERS_ROUNDS = 3
 OF_THE_AGENT = ("pulse", "heads", "deep (1 step in 16)", "deep, every token")
 ABOUT = """\
 Decoding with a Llama of random weights, one torch thread, from the first token to the last. `thread_cpu` is
 the CPU time of the generating thread, `process_cpu` that of all threads of the process, both as a ratio to
 `off` of the same process and round; `thread_us_added` and `process_us_added` are the same in microseconds per
 token step. `own_us` is the CPU time of the generating thread in the agent's own code alone, per token step,
-measured where it runs, without what torch itself takes to call a hook (the mean, then the median step), and
-`own_share` the mean as a share of a step of `off`; `operator_calls` are torch operators per token step on the
-generating thread. Peers keep, for every token, what our level `heads` reads: each layer's input of the output
-projection. A peer's own `off` is the same model in its environment. OpenTelemetry
-records times only, no measures of the model."""
+measured where it runs, without what torch itself takes to call a hook, less what the looks at the clock take
+(the mean, then the median step), and `own_share` the mean as a share of a step of `off`; one step in 16 of
+each sample is a deep one; fewer than six rounds resolve nothing; `operator_calls` are torch operators per
+token step on the generating thread. Peers keep, for every token, what our level `heads` reads: each layer's
+input of the output projection. A peer's own `off` is the same model in its environment. OpenTelemetry records
+times only, no measures of the model."""
 
 ABOUT_LARGE = """\
 As `overhead`, of a model with nine times the parameters: the agent costs mostly so much a layer and a step,
@@ -48,8 +50,9 @@ class Plan:
     Attributes
     ----------
     rounds : by dtype, those at each batch size.
-    tokens : by batch size: fewer, where each takes longer.
-    own_tokens : by batch size, of what is measured in the agent's own code: one step in 16 is a deep one.
+    tokens : by batch size: fewer, where each takes longer. From the first to the last are so many times 16
+        steps, of which one is a deep one.
+    own_tokens : by batch size, of what is measured in the agent's own code; as `tokens`.
     prompt : tokens of all prompts of a batch together, and no fewer than 8 each.
     """
 
@@ -65,13 +68,13 @@ class Plan:
 
 
 FULL = Plan(
-    Shape(), {"float32": {1: 7, 8: 3, 32: 2}, "bfloat16": {1: 4, 8: 2, 32: 2}},
-    tokens={1: 24, 8: 12, 32: 6}, own_tokens={1: 65, 8: 33, 32: 17}, prompt=64,
+    Shape(), {"float32": {1: 7, 8: 7, 32: 6}, "bfloat16": {1: 7, 8: 6, 32: 6}},
+    tokens={1: 33, 8: 17, 32: 17}, own_tokens={1: 129, 8: 65, 32: 33}, prompt=64,
 )  # fmt: skip
 LARGE = Plan(
     Shape(layers=16, width=2048, heads=32, kv_heads=8, ffn=8192),
-    {"bfloat16": {1: 3, 8: 2, 32: 2}},
-    tokens={1: 12, 8: 8, 32: 6}, own_tokens={1: 33, 8: 17, 32: 17}, prompt=64,
+    {"bfloat16": {1: 6, 8: 6, 32: 6}},
+    tokens={1: 17, 8: 17, 32: 17}, own_tokens={1: 33, 8: 17, 32: 17}, prompt=64,
 )  # fmt: skip
 QUICK = Plan(
     Shape(layers=4, width=256, heads=8, kv_heads=4, ffn=512, vocabulary=2000), {"float32": {1: 2, 8: 2}},
@@ -168,8 +171,11 @@ def _measured(workers: Mapping[str, Worker], plan: Plan, batch: int, *, rounds: 
         variant: workers[""].ask("own", variant, **asked, tokens=plan.own_tokens[batch])
         for variant in OF_THE_AGENT
     }
-    taken = interleave({"\0".join(key): call for key, call in calls.items()}, rounds=rounds)
-    samples = {key: taken["\0".join(key)] for key in calls}
+    with_peers = min(rounds, PEERS_ROUNDS)
+    taken = interleave({"\0".join(key): call for key, call in calls.items()}, rounds=with_peers)
+    ours = {"\0".join(key): call for key, call in calls.items() if not key[0]}
+    alone = interleave(ours, rounds=rounds - with_peers, seed=1)
+    samples = {key: taken["\0".join(key)] + alone.get("\0".join(key), []) for key in calls}
     return [
         {
             **_row(key, samples, batch, tokens),
@@ -230,7 +236,7 @@ AXES: dict[str, tuple[int, ...]] = {
 }
 SWEPT = Shape(layers=8, width=512, heads=8, kv_heads=4, ffn=1024, vocabulary=8000)
 SWEPT_VARIANTS = ("off", "off again", *OF_THE_AGENT)
-SWEPT_ROUNDS, SWEPT_TOKENS, SWEPT_OWN_TOKENS = 5, 16, 33
+SWEPT_ROUNDS, SWEPT_TOKENS, SWEPT_OWN_TOKENS = 5, 17, 33
 
 
 def sweep(*, quick: bool, out: Path) -> dict[str, Any]:

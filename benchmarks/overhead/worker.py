@@ -53,7 +53,7 @@ def count(variant: Variant, *, rows: int, length: int, tokens: int = COUNTED_TOK
         with Counter() as counter:
             clock = _Noting(lambda: counter.calls)
             generate(inputs, tokens, clock)
-    return {"operator_calls_per_step": round(fmean(clock.differences), 1)}
+    return {"operator_calls_per_step": round(fmean(after - before for before, after in clock.pairs), 1)}
 
 
 def own(variant: Variant, *, rows: int, length: int, tokens: int) -> dict[str, Any]:
@@ -66,9 +66,9 @@ def own(variant: Variant, *, rows: int, length: int, tokens: int) -> dict[str, A
     inputs = prompt(rows, length)
     with torch.inference_mode(), sections() as spent, variant() as generate:
         generate(inputs, WARM_TOKENS, StepClock())
-        clock = _Noting(lambda: spent.ns)
+        clock = _Noting(spent.read)
         generate(inputs, tokens, clock)
-    steps_us = [ns / 1e3 for ns in clock.differences]
+    steps_us = [spent.between(*pair) / 1e3 for pair in clock.pairs]
     return {"own_us": round(fmean(steps_us), 1), "own_us_median": round(median(steps_us), 1)}
 
 
@@ -105,19 +105,19 @@ class _Counted(StepClock):
 class _Noting(StepClock):
     """Also reads something at each token."""
 
-    def __init__(self, read: Callable[[], int]) -> None:
+    def __init__(self, read: Callable[[], Any]) -> None:
         super().__init__()
         self._read = read
-        self._found: list[int] = []
+        self._found: list[Any] = []
 
     def __call__(self, input_ids: Any, _scores: Any, **options: Any) -> Any:
         self._found.append(self._read())
         return super().__call__(input_ids, _scores, **options)
 
     @property
-    def differences(self) -> list[int]:
-        """From one token to the next: what the prompt took is not among them."""
-        return [after - before for before, after in pairwise(self._found)]
+    def pairs(self) -> list[tuple[Any, Any]]:
+        """What was read at one token and at the next: what the prompt took is not among them."""
+        return list(pairwise(self._found))
 
 
 ACTS: dict[str, Callable[..., dict[str, Any]]] = {

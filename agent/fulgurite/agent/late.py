@@ -23,12 +23,12 @@ class LateBlock(FrameBlock):
     nbytes : what is held, before the first reading and after it, at most about.
     """
 
-    __slots__ = ("_made", "_make", "_rows", "nbytes")
+    __slots__ = ("_made", "_make", "nbytes", "rows")
 
     nbytes: int
     _make: Callable[[], Mapping[str, Array]] | None
     _made: Mapping[str, Array] | None
-    _rows: int
+    rows: int
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class LateBlock(FrameBlock):
         keep(self, "requests", requests)
         keep(self, "texts", texts)
         keep(self, "nbytes", nbytes)
-        keep(self, "_rows", rows)
+        keep(self, "rows", rows)
         keep(self, "_made", None)
         keep(self, "_make", make)
 
@@ -60,7 +60,7 @@ class LateBlock(FrameBlock):
         return made
 
     def __len__(self) -> int:
-        return self._rows
+        return self.rows
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrameBlock, (self.requests, dict(self.columns), self.texts)

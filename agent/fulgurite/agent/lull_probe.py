@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.shield import Shield
@@ -48,7 +48,7 @@ class LullProbe:
             self._handle = None
 
     def __call__(self, _: nn.Module, __: tuple[Any, ...]) -> None:
-        if is_compiling() or self._tell is None:
+        if is_dynamo_compiling() or self._tell is None:
             return
         started = time.perf_counter_ns()
         try:

@@ -111,14 +111,13 @@ class Outbox:
         ----------
         rows : which of the tokens are wanted as frames; the others are to be folded.
         """
-        tokens = len(block)
+        room = self._budget - self._reserved - _BLOCK_OVERHEAD_BYTES
+        if type(block) is LateBlock and block.nbytes <= room:  # its columns are not made here
+            tokens, nbytes = block.rows, block.nbytes
+        else:  # what it was made from does not fit: made, it weighs less
+            tokens, nbytes = len(block), sum(column.nbytes for column in block.columns.values())
         if not tokens:
             return
-        room = self._budget - self._reserved - _BLOCK_OVERHEAD_BYTES
-        if isinstance(block, LateBlock) and block.nbytes <= room:  # its columns are not made here
-            nbytes = block.nbytes
-        else:  # what it was made from does not fit: made, it weighs less
-            nbytes = sum(column.nbytes for column in block.columns.values())
         nbytes += _BLOCK_OVERHEAD_BYTES
         if rows is True:
             frames = tokens
