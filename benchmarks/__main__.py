@@ -25,8 +25,11 @@ NAMES = (
     "webpage",
     "viewer",
     "engines",
+    "engines_switched",
 )
 OUT = Path(__file__).parent / "out"
+ENGINES = {"engines": "benchmarks.engines", "engines_switched": "benchmarks.engines.switched"}
+"""Those that run in the environment of the serving engines, and their modules."""
 
 LENGTHS_S = {"wire": (2, 4), "otlp": (2, 5), "budget": (5, 45)}  # quick, and to be kept
 ROUNDS = {"quick": 5, "full": 25}
@@ -34,10 +37,10 @@ ROUNDS = {"quick": 5, "full": 25}
 
 def measure(name: str, *, quick: bool, model: str | None, out: Path, only: Sequence[str]) -> dict[str, Any]:
     """Run one benchmark; its record."""
-    if name == "engines":
+    if name in ENGINES:
         from benchmarks.engines import apart
 
-        return apart.run(quick=quick)
+        return apart.run(ENGINES[name], quick=quick)
     before = conditions()
     if name in ("overhead", "overhead_large", "sweep"):
         from benchmarks.overhead import run

@@ -16,40 +16,25 @@ of an hour, on a machine that does nothing else.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import statistics
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "engines"))
+from benchmarks.conditions import conditions
+from benchmarks.engines import load, parts
+from benchmarks.page import table
+from fulgurite.cli.address import Address
+from fulgurite.cli.client import Collector
 
-from benchmarks.conditions import conditions  # noqa: E402
-from benchmarks.engines import load  # noqa: E402
-from benchmarks.page import table  # noqa: E402
-from fulgurite.cli.address import Address  # noqa: E402
-from fulgurite.cli.client import Collector  # noqa: E402
-
-TOKENS = 48
 ALIKE = "without, scheduled as we need it"
 WATCHED, UNWATCHED = OBSERVED = ("heads, watched", "heads, nobody watches")
 AS_WE_NEED_IT = ({"VLLM_USE_V2_MODEL_RUNNER": "0"}, ("--no-async-scheduling",))  # as `choosing` sets them
-AS_PEOPLE_RUN_IT = {"VLLM_CPU_OMP_THREADS_BIND": "auto"}  # vLLM's own choice; the tests choose another
 ABOUT = (__doc__ or "").partition("\n\n``")[0].strip()
-SHAPES: dict[str, dict[str, Any]] = {
-    "443 M": {
-        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-        "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 32_000, "initializer_range": 0.05,
-    },
-}  # fmt: skip
-"""By parameters. A vocabulary as models of that size have it: the unembedding is a tenth of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +55,6 @@ class Plan:
     shape: dict[str, Any]
 
 
-def quantile(values: list[float], share: float) -> float:
-    """In milliseconds."""
-    ordered = sorted(values)
-    return round(1e3 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
-
-
 def row(name: str, at_once: int, found: dict[str, dict[int, list[load.Load]]]) -> dict[str, Any]:
     """Of one variant at one concurrency: the median round, quantiles over all, and how much longer its rounds
     took than those without us beside them, and than those scheduled alike.
@@ -88,10 +67,10 @@ def row(name: str, at_once: int, found: dict[str, dict[int, list[load.Load]]]) -
         "server": name,
         "at once": at_once,
         "requests/s": round(rate, 2),
-        "first token p50 ms": quantile(first, 0.5),
-        "first token p99 ms": quantile(first, 0.99),
-        "between tokens p50 ms": quantile(between, 0.5),
-        "between tokens p99 ms": quantile(between, 0.99),
+        "first token p50 ms": parts.quantile(first, 0.5),
+        "first token p99 ms": parts.quantile(first, 0.99),
+        "between tokens p50 ms": parts.quantile(between, 0.5),
+        "between tokens p99 ms": parts.quantile(between, 0.99),
         "rounds longer, median [quartiles]": None if loads is base else longer(base, loads),
         "than scheduled alike": longer(alike, loads) if name in OBSERVED else None,
     }
@@ -106,32 +85,31 @@ def longer(base: list[load.Load], other: list[load.Load]) -> str:
 
 def measure(plan: Plan, log: Any) -> dict[str, Any]:
     """Start the servers and run the rounds."""
-    serving: Any = importlib.import_module("serving")
-    tiny_model: Any = importlib.import_module("tiny_model")
+    serving, tiny_model = parts.of_the_tests("serving"), parts.of_the_tests("tiny_model")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fulgurite-engines-")))
         model = tiny_model.make(folder / "model", **plan.shape)
         shared = ("--dtype", plan.dtype, *plan.arguments)
         collector, port = stack.enter_context(serving.collector(folder))
-        viewer = stack.enter_context(_viewer(serving, folder, port))
+        viewer = stack.enter_context(parts.viewing(folder, port))
         unwatched = folder / "unwatched"
         unwatched.mkdir()
         _, quiet_port = stack.enter_context(serving.collector(unwatched, history="heads/16"))
         urls = {}
         for name, (env, more) in {
             "without": ({}, ()), "without again": ({}, ()), ALIKE: AS_WE_NEED_IT,
-            WATCHED: (_ours(port), ()), UNWATCHED: (_ours(quiet_port), ()),
+            WATCHED: (parts.observing(port), ()), UNWATCHED: (parts.observing(quiet_port), ()),
         }.items():  # fmt: skip
             place = folder / name.replace(" ", "-").replace(",", "")
             place.mkdir()
-            chosen = {**env, **AS_PEOPLE_RUN_IT}
+            chosen = {**env, **parts.AS_PEOPLE_RUN_IT}
             urls[name] = stack.enter_context(serving.vllm(place, model, *shared, *more, env=chosen)).url
             log(f"the server {name!r} is up")
         beside = {"collector": collector, "viewer": viewer}
-        before = {name: _cpu_s(process) for name, process in beside.items()}
+        before = {name: parts.cpu_s(process) for name, process in beside.items()}
         found = rounds(plan, urls, log)
         assert viewer.is_alive, viewer.said
-        spent = {name: _cpu_s(process) - before[name] for name, process in beside.items()}
+        spent = {name: parts.cpu_s(process) - before[name] for name, process in beside.items()}
         with Collector(Address("127.0.0.1", port)) as line:
             (replica,) = line.replicas().replicas
             account = replica.agent
@@ -144,30 +122,6 @@ def measure(plan: Plan, log: Any) -> dict[str, Any]:
     return {"rows": rows, "agent": agent}
 
 
-def _ours(port: int) -> dict[str, str]:
-    """What observes a server at `heads`."""
-    return {
-        "FULGURITE_LEVEL": "heads", "FULGURITE_TOKENS": "off", "FULGURITE_BUDGET": "none",
-        "FULGURITE_ENDPOINT": f"127.0.0.1:{port}",
-    }  # fmt: skip
-
-
-@contextmanager
-def _viewer(serving: Any, folder: Path, port: int) -> Iterator[Any]:
-    """A process that watches and decodes: in the one that asks it would slow down what is timed there."""
-    command = (sys.executable, "-m", "benchmarks.engines.viewer", str(port))
-    process = serving.Process(folder / "viewer.log", *command, env=serving.surroundings(PYTHONPATH=str(ROOT)))
-    try:
-        yield process
-    finally:
-        process.stop()
-
-
-def _cpu_s(process: Any) -> float:
-    """What it and all that it started have used."""
-    return sum(sum(one.cpu_times()[:2]) for one in process.family())
-
-
 def rounds(plan: Plan, urls: dict[str, str], log: Any) -> dict[str, dict[int, list[load.Load]]]:
     """Every server in turn, in changing order; the first round warms them up and is not kept."""
     found: dict[str, dict[int, list[load.Load]]] = {
@@ -178,7 +132,7 @@ def rounds(plan: Plan, urls: dict[str, str], log: Any) -> dict[str, dict[int, li
             for name in list(urls) if number % 2 else list(reversed(urls)):
                 seed = 1000 * (number + 1) + 100 * at_once
                 one = load.run(
-                    urls[name], requests=max(4, 2 * at_once), at_once=at_once, tokens=TOKENS, seed=seed
+                    urls[name], requests=max(4, 2 * at_once), at_once=at_once, tokens=parts.TOKENS, seed=seed
                 )
                 if number >= 0:
                     found[name][at_once].append(one)
@@ -207,7 +161,7 @@ def main() -> None:
         shape={},
     )
     before = conditions()
-    shapes = {"3 M": {}} if quick else SHAPES
+    shapes = {"3 M": {}} if quick else parts.SHAPES
     found = {
         name: measure(replace(plan, shape=shape), lambda line: print(line, flush=True))
         for name, shape in shapes.items()
@@ -216,7 +170,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "benchmark": "engines", "quick": quick, "about": ABOUT, "conditions": before,
         "model": f"Llama of {' and '.join(shapes)} parameters, random weights, {told}, {plan.dtype}",
-        "peers": {"vLLM": version("vllm")}, "tokens": TOKENS, "rounds": plan.rounds,
+        "peers": {"vLLM": version("vllm")}, "tokens": parts.TOKENS, "rounds": plan.rounds,
         "rows": [{"model": name, **one} for name, of in found.items() for one in of["rows"]],
         "agent": {name: of["agent"] for name, of in found.items()},
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Runs this benchmark in the environment of the serving engines, from any other."""
+"""Runs these benchmarks in the environment of the serving engines, from any other."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / "build" / "engines" / "bin" / "python"
 
 
-def run(*, quick: bool) -> dict[str, Any]:
-    """Its record.
+def run(module: str, *, quick: bool) -> dict[str, Any]:
+    """The record of a module of this package.
 
     Raises
     ------
@@ -27,7 +27,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         command = [
             str(PYTHON),
             "-m",
-            "benchmarks.engines",
+            module,
             "--out",
             str(out),
             *(["--quick"] if quick else []),

@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from tests.agent.unread import Unread  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from fulgurite.agent import InMemoryExporter, instrument, measure, reduce  # noqa: E402
@@ -66,10 +67,10 @@ def _calls(
     monkeypatch: pytest.MonkeyPatch, *, layers: int, level: str, rows: int, **options: Any
 ) -> Counter[str]:
     """Calls of torch within our ways in, over `TOKENS` steps of a model that is known already."""
-    model, counts, exporter = _llama(layers), Counter[str](), _Hoard()
+    model, counts, exporter = _llama(layers), Counter[str](), Unread()
     with instrument(model, level=level, exporter=exporter, budget=None), monkeypatch.context() as patch:
         _generate(model, rows)
-        exporter.hoard.clear()
+        exporter.given.clear()
         for name in _WAYS_IN:
             patch.setattr(Engine, name, _counted(getattr(Engine, name), counts))
         _generate(model, rows, **options)
@@ -142,10 +143,10 @@ def test_a_model_that_writes_every_pass_into_the_same_memory_is_measured_rightly
             layer.self_attn.o_proj.register_forward_pre_hook(_Reusing())
     for most in (measure.MOST_BYTES, 0):
         monkeypatch.setattr(measure, "MOST_BYTES", most)
-        exporter = _Hoard()
+        exporter = Unread()
         with instrument(model, level="heads", exporter=exporter, budget=None):
             _generate(model, rows)
-            found.append([block.columns["head_write"] for block in exporter.hoard])
+            found.append([block.columns["head_write"] for block in exporter.given])
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
     learning = 2  # passes of one position
     assert trusted == [False] * learning + [not reuses] * (TOKENS - 1 - learning)
@@ -155,16 +156,16 @@ def test_what_is_our_own_copy_teaches_nothing_of_the_models_memory(monkeypatch: 
     found = []
     for most in (measure.MOST_BYTES, 0):
         monkeypatch.setattr(measure, "MOST_BYTES", most)
-        model, exporter = _llama(2), _Hoard()
+        model, exporter = _llama(2), Unread()
         for layer in model.model.layers:
             layer.self_attn.o_proj.register_forward_pre_hook(_Reusing())
         with instrument(model, level="heads", exporter=exporter, budget=None):
             _generate(model, 1, num_beams=2)  # whose rows are picked, which copies them
-            for block in exporter.hoard:
+            for block in exporter.given:
                 assert block.columns
-            exporter.hoard.clear()
+            exporter.given.clear()
             _generate(model, 1)
-            found.append([block.columns["head_write"] for block in exporter.hoard])
+            found.append([block.columns["head_write"] for block in exporter.given])
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
 
@@ -216,14 +217,14 @@ def test_scores_that_others_write_into_are_told_as_they_were(
             options = {"logits_processor": transformers.LogitsProcessorList([_ReusingScores()])}
         elif whose == "handed out":
             options |= {"output_scores": True, "return_dict_in_generate": True}
-        exporter = _Hoard()
+        exporter = Unread()
         with instrument(model, level="pulse", exporter=exporter, budget=None):
             ids = torch.arange(5, 13).view(2, 4)
             given = {"max_new_tokens": TOKENS, "do_sample": False, "pad_token_id": 0}
             made = model.generate(ids, **given, **options)
             for scores in made.scores if whose == "handed out" else ():
                 scores.zero_()
-            found.append([block.columns["logprob_sampled"] for block in exporter.hoard])
+            found.append([block.columns["logprob_sampled"] for block in exporter.given])
     assert len(found[0]) == TOKENS
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
     assert ((2, 1031) in clones) == (whose != "transformers'")
@@ -245,7 +246,7 @@ def test_what_the_host_writes_into_its_logits_later_is_not_told(rows: int) -> No
     model, told = _llama(2), []
     ids = torch.arange(5, 5 + 4 * rows).view(rows, 4)
     for writes in (False, True):
-        exporter = _Hoard()
+        exporter = Unread()
         with (
             instrument(model, level="heads", exporter=exporter, budget=None),
             torch.inference_mode(),
@@ -256,30 +257,30 @@ def test_what_the_host_writes_into_its_logits_later_is_not_told(rows: int) -> No
                 fed = logits[:, -1].argmax(-1, keepdim=True)
                 if writes:
                     logits.zero_()
-        told.append(np.concatenate([block.columns["logprob"] for block in exporter.hoard]))
+        told.append(np.concatenate([block.columns["logprob"] for block in exporter.given]))
     assert len(told[0]) == 2 * rows  # the last step's token was never fed
     np.testing.assert_array_equal(told[1], told[0])
 
 
 def test_where_nobody_reads_few_steps_wait_to_be_reduced() -> None:
-    exporter, model = _Hoard(), _llama(2)
+    exporter, model = Unread(), _llama(2)
     with instrument(model, level="heads", exporter=exporter, budget=None):
         for _ in range(4):
             _generate(model, 1)
-        waiting = [block for block in exporter.hoard if block._make.__self__.unreduced is not None]
-        assert len(exporter.hoard) == 4 * TOKENS
+        waiting = [block for block in exporter.given if block._make.__self__.unreduced is not None]
+        assert len(exporter.given) == 4 * TOKENS
         assert len(waiting) == measure.MOST_LEFT
-        assert {len(block.columns["head_write"]) for block in exporter.hoard} == {1}
+        assert {len(block.columns["head_write"]) for block in exporter.given} == {1}
 
 
 def test_an_ordinary_step_at_deep_holds_and_tells_what_one_at_heads_does() -> None:
     """Else it weighs more than may wait, where one at `heads` does not."""
     told = []
     for level in ("heads", "deep"):
-        exporter, model = _Hoard(), _llama(3)
+        exporter, model = Unread(), _llama(3)
         with instrument(model, level=level, exporter=exporter, budget=None, deep_ratio=1e-6):
             _generate(model, 2)
-        blocks = exporter.hoard[-3:]  # until then it is found out whether what is held stays as it is
+        blocks = exporter.given[-3:]  # until then it is found out whether what is held stays as it is
         told.append(([block.nbytes for block in blocks], [dict(block.columns) for block in blocks]))
     (held, columns), (held_deep, columns_deep) = told
     assert held == held_deep
@@ -292,13 +293,13 @@ def test_an_ordinary_step_at_deep_holds_and_tells_what_one_at_heads_does() -> No
 def test_of_steps_that_outweigh_what_may_wait_together_one_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a large batch would push one another out of the outbox."""
     monkeypatch.setattr(measure, "MOST_LEFT_BYTES", 1)
-    exporter, model = _Hoard(), _llama(2)
+    exporter, model = Unread(), _llama(2)
     with instrument(model, level="heads", exporter=exporter, budget=None):
         _generate(model, 1)
-        waiting = [block for block in exporter.hoard if block._make.__self__.unreduced is not None]
-        assert len(exporter.hoard) == TOKENS > 1
+        waiting = [block for block in exporter.given if block._make.__self__.unreduced is not None]
+        assert len(exporter.given) == TOKENS > 1
         assert len(waiting) == 1
-        assert {len(block.columns["head_write"]) for block in exporter.hoard} == {1}
+        assert {len(block.columns["head_write"]) for block in exporter.given} == {1}
 
 
 @pytest.mark.parametrize("level", ["pulse", "heads"])
@@ -313,17 +314,6 @@ def test_a_step_that_weighs_more_than_all_that_may_wait_is_measured(
         _generate(model, 3)
         assert agent.stats().errors == {}
     assert len(exporter.frames) == 3 * TOKENS
-
-
-class _Hoard(InMemoryExporter):
-    """Keeps blocks as they come."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hoard: list[Any] = []
-
-    def export(self, block: FrameBlock) -> None:
-        self.hoard.append(block)
 
 
 @pytest.mark.parametrize("level", ["pulse", "heads"])

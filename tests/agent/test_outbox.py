@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +62,22 @@ def test_a_block_whose_makings_do_not_fit_is_put_as_what_is_made_of_them() -> No
     assert outbox.nbytes < BUDGET
     (drawn,) = drawn_from(outbox)
     assert drawn.frames == 3
+
+
+def test_a_block_that_does_not_fit_and_cannot_be_made_counts_as_invalid() -> None:
+    ledger = Ledger()
+    outbox = Outbox(ledger, BUDGET)
+
+    def fails() -> Any:
+        raise ValueError("no columns")
+
+    with pytest.raises(ValueError, match="no columns"):
+        outbox.put(LateBlock((RequestRef("r"),), fails, rows=3, nbytes=2 * BUDGET))
+    account = ledger.account()
+    assert (account.captured, account.pending, account.dropped) == (3, 0, {"invalid": 3})
+    outbox.put(block_of(2))
+    (drawn,) = drawn_from(outbox)
+    assert (drawn.frames, drawn.first_sequence) == (2, 1)
 
 
 def test_a_block_larger_than_the_budget_is_dropped_and_nothing_else_breaks() -> None:

@@ -11,27 +11,13 @@ torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 
 from tests.agent.reference import BY_NAME, prompts  # noqa: E402
+from tests.agent.unread import Unread  # noqa: E402
 
 from fulgurite.agent import InMemoryExporter, instrument  # noqa: E402
 from fulgurite.agent.measure import MOST_LEFT  # noqa: E402
 
 NEW, WIDTH = 12, 5
 TOLD = ("position", "token_id", "phase", "step", "sequence", "batch_size", "kv_bytes")
-
-
-class Unread(InMemoryExporter):
-    """Reads what it was given when it is asked to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.given: list[Any] = []
-
-    def export(self, block: Any) -> None:
-        self.given.append(block)
-
-    def read(self) -> None:
-        for block in self.given:
-            super().export(block)
 
 
 def observed(level: str, exporter: Any = None, *, rows: int = 1, **options: Any) -> Any:

@@ -404,16 +404,18 @@ class Capture:
         if scores is not None and not owns_scores:
             scores = scores.clone()
         committed = request.go_on()
-        tokens: torch.Tensor | Array = fed
-        if rows > 1:
-            tokens = fed.numpy()[:, -1].astype(np.int32)  # a copy: the texts of many weigh much
+        tokens: torch.Tensor | list[int]
+        if rows == 1:
+            tokens, size = fed, size + fed.nbytes
+        else:  # the texts of many weigh much; and cold, numpy takes twice as long for it
+            tokens = fed[:, -1].tolist()
             if stops:
-                request.stop_at(tokens.tolist(), stops)
+                request.stop_at(tokens, stops)
         cached = self._cached(passing, request, committed)
         epoch_ns = self._epoch_ns
         step = PulseStep(
             request, committed, logits, scores, tokens, passing.step, passing.started_ns + epoch_ns,
-            committed_ns + epoch_ns, cached, size + tokens.nbytes + rows * _PULSE_BYTES,
+            committed_ns + epoch_ns, cached, size + rows * _PULSE_BYTES,
         )  # fmt: skip
         self._measures.waits(step)
         self.exporter.export(LateBlock((request.ref,), step.columns, rows=rows, nbytes=step.nbytes))

@@ -67,7 +67,7 @@ class CacheReader:
 
 
 def _grows_alike(parts: list[Any]) -> bool:
-    """Whether every layer holds all that was fed, so that the first and the last tell of those between them."""
+    """Whether every layer holds all that was fed: then the first and the last tell of those between them."""
     return all(type(part).__name__ == "DynamicLayer" for part in parts) and (
         len({part.keys.shape[-2] for part in parts}) == 1
     )

@@ -110,12 +110,17 @@ class Outbox:
         Parameters
         ----------
         rows : which of the tokens are wanted as frames; the others are to be folded.
+
+        Raises
+        ------
+        Exception
+            Where columns have to be made here and cannot be: the frames are lost, and counted as ``invalid``.
         """
         room = self._budget - self._reserved - _BLOCK_OVERHEAD_BYTES
         if type(block) is LateBlock and block.nbytes <= room:  # its columns are not made here
             tokens, nbytes = block.rows, block.nbytes
         else:  # what it was made from does not fit: made, it weighs less
-            tokens, nbytes = len(block), sum(column.nbytes for column in block.columns.values())
+            tokens, nbytes = len(block), self._made_bytes(block)
         if not tokens:
             return
         nbytes += _BLOCK_OVERHEAD_BYTES
@@ -126,6 +131,14 @@ class Outbox:
             self._ledger.fold(tokens - frames)
         self._ledger.capture(frames)
         self._append((block, frames, nbytes, rows, monotonic()))
+
+    def _made_bytes(self, block: FrameBlock) -> int:
+        try:
+            return sum(column.nbytes for column in block.columns.values())
+        except Exception:
+            self._ledger.capture(len(block))
+            self._ledger.drop(len(block), "invalid")
+            raise
 
     def put_event(self, event: RequestEvent) -> None:
         """Hand over an event. It keeps its place among the frames, and waits for them."""

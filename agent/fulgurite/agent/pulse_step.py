@@ -28,8 +28,8 @@ class PulseStep:
     Attributes
     ----------
     logits, scores : Tensor, shape (n, V), in host memory; nobody writes into them any more.
-    tokens : the emitted ones, ndarray of int32, shape (n,); or, of one row, the text with the token at its
-        end, Tensor of int64, shape (1, t), in host memory.
+    tokens : the n emitted ones; or, of one row, the text with the token at its end, Tensor of int64, shape
+        (1, t), in host memory.
     number, started_ns, ended_ns, cached : as of a `Step`.
     nbytes : what is held, at most about.
     """
@@ -38,7 +38,7 @@ class PulseStep:
     committed: Committed
     logits: torch.Tensor
     scores: torch.Tensor | None
-    tokens: torch.Tensor | Array
+    tokens: torch.Tensor | list[int]
     number: int
     started_ns: int
     ended_ns: int
@@ -47,9 +47,11 @@ class PulseStep:
 
     def columns(self) -> dict[str, Array]:
         """Every channel that was measured."""
-        ids = self.tokens
-        if not isinstance(ids, np.ndarray):
-            ids = ids.detach().numpy()[:, -1].astype(np.int32)
+        tokens = self.tokens
+        if isinstance(tokens, list):
+            ids = np.array(tokens, np.int32)
+        else:
+            ids = tokens.detach().numpy()[:, -1].astype(np.int32)
         scores = None if self.scores is None else self.scores.detach()
         step = Step(
             {}, ids, self.committed, self.request, "pulse", self.number, len(ids),
