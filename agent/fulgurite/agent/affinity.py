@@ -19,9 +19,10 @@ def stand_aside() -> None:
     """Let the calling thread, and those that it starts, run where the process that started this one may, but
     not where OpenMP computes; nothing where OpenMP is not bound here, or was not narrowed from there.
 
-    Where that leaves a single processor, on which all that waits for the model runs, the thread is not
-    confined to it. What the operator allows (``taskset``, a container's processors) holds: that process is
-    under it too.
+    Also where that leaves a single processor, on which all else runs: on two of them, vLLM's rounds with 16
+    requests took 6 % longer while the thread might run on both, and as long as ever with it on the other one
+    (`docs/attach.md`). What the operator allows (``taskset``, a container's processors) holds: that process
+    is under it too.
     """
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None or not hasattr(os, "sched_setaffinity"):
@@ -31,7 +32,6 @@ def stand_aside() -> None:
     try:
         ours, allowed = os.sched_getaffinity(0), os.sched_getaffinity(parent.pid)
         if ours < allowed:
-            others = allowed - ours
-            os.sched_setaffinity(0, others if len(others) > 1 else allowed)
+            os.sched_setaffinity(0, allowed - ours)
     except OSError:  # the other process is gone, or these processors are: as it was, then
         return
