@@ -21,8 +21,8 @@ it.
   all.
 - Ratios are **medians** of the paired ratios to `off` of the same round, with the 95 % bootstrap interval.
 - `off again` is the **A/A control**: the same thing measured twice. A difference that its interval may
-  hide, or whose own interval holds 1, is called `unresolved`, whichever way it points; so is any of fewer than
-  six rounds, of which an interval says too little.
+  hide, or whose own interval holds 1, is called `unresolved`, whichever way it points; so is any of fewer
+  than six rounds, of which an interval says too little.
 - Frames go to a real collector process with its embedded server *on the same machine*, which competes for it.
 
 `make bench` runs `wire`, `decode` and `latency` (some minutes). `make bench ARGS="overhead sweep"`
@@ -33,7 +33,8 @@ agent's instructions under valgrind (some minutes, on any machine). `make bench-
 the way from an agent to a viewer (a quarter of an hour, on a machine that does nothing else);
 `ARGS="--only latency"` measures one part of it again. `make bench ARGS=engines` measures vLLM over HTTP
 with and without us (40 minutes, in the environment of `make test-engines`), `ARGS=engines_switched` one vLLM
-server that is switched on and off in turn (half an hour). `--quick` makes any of them short; such figures go to `benchmarks/out/` and are not kept.
+server that is switched on and off in turn (half an hour). `--quick` makes any of them short; such figures
+go to `benchmarks/out/` and are not kept.
 """
 
 
