@@ -30,25 +30,18 @@ class CacheReading:
 class CacheReader:
     """Reads one cache step after step. What of it does not change is read in the first step alone."""
 
-    __slots__ = ("_cache", "_is_uniform", "_per_position", "_row_position")
+    __slots__ = ("_cache", "_per_position")
 
     def __init__(self) -> None:
         self._cache = 0
         self._per_position: tuple[int, ...] = ()
-        self._row_position = 0
-        self._is_uniform = False
 
     def again(self, cache: Any) -> CacheReading | None:
         """As `read`, of the cache that was read before; None where all of it has to be looked at."""
         if not self._per_position or self._cache != id(cache):
             return None
         try:
-            layers = cache.layers
-            if self._is_uniform and len(layers) == len(self._per_position):
-                first, last = layers[0].keys.shape[-2], layers[-1].keys.shape[-2]
-                if first == last:
-                    return CacheReading((first,) * len(layers), first * self._row_position)
-            resident = tuple([shape[-2] for shape in map(_KEYS_SHAPE, layers)])
+            resident = tuple([shape[-2] for shape in map(_KEYS_SHAPE, cache.layers)])
         except AttributeError:  # a layer has let go of its keys
             return None
         if len(resident) != len(self._per_position):
@@ -61,16 +54,7 @@ class CacheReader:
         if found is not None:
             return found
         self._cache, self._per_position = id(cache), _bytes_per_position(cache, layers)
-        self._row_position = sum(self._per_position)
-        self._is_uniform = bool(self._per_position) and _grows_alike(cache.layers)
         return read_cache(cache, layers, fed())
-
-
-def _grows_alike(parts: list[Any]) -> bool:
-    """Whether every layer holds all that was fed: then the first and the last tell of those between them."""
-    return all(type(part).__name__ == "DynamicLayer" for part in parts) and (
-        len({part.keys.shape[-2] for part in parts}) == 1
-    )
 
 
 def _bytes_per_position(cache: Any, layers: int) -> tuple[int, ...]:
