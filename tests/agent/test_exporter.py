@@ -21,6 +21,9 @@ import pytest
 from fulgurite.agent.exporter import Exporter, ExporterStats, GrpcExporter, InMemoryExporter
 from fulgurite.agent.late import LateBlock
 from fulgurite.agent.link import LinkLimits
+from fulgurite.agent.sampling import Budget, Demand
+from fulgurite.agent.shield import Shield
+from fulgurite.agent.thrift import Thrift
 from fulgurite.agent.wanted import Wanted
 from fulgurite.v1 import agent_pb2, frame_pb2
 from fulgurite.wire.codec import CodecError, decode_batch, topology_from_pb
@@ -748,17 +751,19 @@ def test_frames_of_a_sender_that_gets_no_time_have_a_fate_after_the_close(collec
 
 def test_the_collector_sets_the_level_and_pauses(collector: Collector, exporters: Make) -> None:
     exporter = exporters(collector.endpoint)
-    assert exporter.wanted_level() is None
+    heard = Thrift(Demand("deep"), Budget(None), 1 / 16, exporter=exporter, shield=Shield())
+    assert (exporter.wanted_level(), heard.hear()) == (None, "deep")
     exporter.export(block_of())
     assert exporter.flush(20)
-    assert exporter.wanted_level() is None
+    assert (exporter.wanted_level(), heard.hear()) == (None, "deep")
     for control, wanted in [
-        (agent_pb2.Control(level="deep"), "deep"),
+        (agent_pb2.Control(level="heads"), "heads"),
         (agent_pb2.Control(pause=True), "off"),
-        (agent_pb2.Control(), "deep"),
+        (agent_pb2.Control(), "heads"),
     ]:
         collector.say.append(Message(control=control))
         until(lambda: exporter.wanted_level() == wanted, wanted)  # noqa: B023
+        until(lambda: heard.hear() == wanted, f"{wanted} on the host's side")  # noqa: B023
         assert exporter.paused() is control.pause
 
 

@@ -341,6 +341,37 @@ def test_control_sets_the_level_and_the_pause_and_ignores_what_is_no_level() -> 
     assert (link.level, link.paused, link.errors) == ("deep", False, {"unknown_level": 1})
 
 
+SAYINGS: dict[str, Any] = {
+    "level": agent_pb2.Control(level="deep"),
+    "pause": agent_pb2.Control(pause=True),
+    "share": agent_pb2.Control(deep_ratio=0.5),
+    "own level": agent_pb2.Control(own_level=True),
+    "demand": agent_pb2.Control(demand=agent_pb2.Demand(watched=False, one_in=16)),
+    "kill": agent_pb2.Control(kill=True),
+}
+
+
+@pytest.mark.parametrize("said", SAYINGS)
+def test_whoever_looks_at_one_thing_alone_sees_that_something_else_is_asked_for(said: str) -> None:
+    link = link_of()
+    before = link.asked
+    settle_in(link)
+    settled = link.asked
+    assert settled is not before
+    link.received(message(ping=agent_pb2.Ping(ping_ns=7)), 0.0)
+    assert link.asked is settled
+    link.received(message(control=SAYINGS[said]), 0.0)
+    assert link.asked is not settled
+
+
+def test_a_refusal_for_good_is_seen_so_too() -> None:
+    link = link_of()
+    settle_in(link)
+    before = link.asked
+    link.received(message(refusal=agent_pb2.Refusal(reason="no", final=True)), 0.0)
+    assert link.asked is not before
+
+
 def test_a_ping_is_answered_before_anything_else() -> None:
     ledger = Ledger()
     link = link_of(ledger)

@@ -40,6 +40,38 @@ def test_what_the_remote_side_asks_for_is_heard() -> None:
     assert (one.hear(), one.rate.value) == ("deep", 1 / 16)
 
 
+class Counted(Asked):
+    """One that says when to ask again, and counts how often it was."""
+
+    mark: object = None
+    times = 0
+
+    def asked(self) -> object:
+        """As of an exporter that has it."""
+        return self.mark
+
+    def wanted_level(self) -> str | None:
+        """See `Exporter.wanted_level`."""
+        self.times += 1
+        return super().wanted_level()
+
+
+def test_an_exporter_that_says_when_is_asked_then_and_not_in_every_step() -> None:
+    exporter = Counted()
+    one = thrift("deep", None, exporter)
+    assert [one.hear(), one.hear(), exporter.times] == ["deep", "deep", 2]  # it knows nothing yet
+    exporter.mark, exporter.level_asked = object(), "heads"
+    assert [one.hear() for _ in range(5)] == ["heads"] * 5
+    assert exporter.times == 3
+    one.demand.ask("pulse")
+    assert [one.hear() for _ in range(5)] == ["pulse"] * 5
+    exporter.mark, exporter.ratio_asked = object(), 0.5
+    assert (one.hear(), one.rate.value, exporter.times) == ("pulse", 0.5, 4)
+    exporter.mark = exporter.level_asked = exporter.ratio_asked = None  # as after a fork
+    one.hear()
+    assert (one.rate.value, exporter.times) == (1 / 16, 5)
+
+
 def test_an_exporter_without_a_remote_side_leaves_what_was_asked_for_here() -> None:
     one = thrift("deep", None, InMemoryExporter(), ratio=0.25)
     assert (one.hear(), one.rate.value) == ("deep", 0.25)

@@ -411,6 +411,11 @@ class GrpcExporter:
         """The share of steps to capture at ``deep`` that the collector asks for; None: nothing asked."""
         return None if self._pump is None else self._pump.link.deep_ratio
 
+    def asked(self) -> object:
+        """Something that is another thing once the collector asks for another level or share; None: nothing
+        is known of it. An exporter need not have it: it spares the host's thread the questions."""
+        return None if self._pump is None else self._pump.link.asked
+
     def paused(self) -> bool:
         """Whether the collector asked for a pause."""
         return self._pump is not None and self._pump.link.paused

@@ -172,6 +172,7 @@ class Link:
         self.paused = False
         self.deep_ratio: float | None = None
         self.wanted = EVERYTHING
+        self.asked = object()  # replaced after any of these four changed
         self.clock_offset_ns: int | None = None
         self.round_trip_ns = 0
         self.stopped_for = self.stopped_because = ""
@@ -329,6 +330,7 @@ class Link:
         self._demanded(welcome.demand if welcome.HasField("demand") else None)
         if welcome.HasField("control"):
             self._controlled(welcome.control)
+        self.asked = object()
 
     def _begin_epoch(self, epoch_ms: int) -> None:
         first = self.epoch_ms == 0 and self._acknowledged == 0 and self._base == 0
@@ -401,6 +403,7 @@ class Link:
         if control.kill:
             self.level = "off"
             self._stop("killed", "it was switched off there")
+        self.asked = object()
 
     def _demanded(self, demand: agent_pb2.Demand | None) -> None:
         self.wanted = (
@@ -426,6 +429,7 @@ class Link:
     def _stop(self, reason: str, because: str) -> None:
         self.phase = "stopped"
         self.stopped_for, self.stopped_because = reason, because
+        self.asked = object()
         self.give_up_window(reason)
 
     def _give_up(self, failure: Failure, detail: str) -> None:

@@ -58,52 +58,39 @@ class Pass:
     awaited : what rests on what other processes hold, an `Awaited`.
     """
 
-    __slots__ = (
-        "__weakref__", "alive", "alive_deep", "alive_experts", "alive_logits", "arrivals", "awaited",
-        "batch", "cache", "call", "crowded", "deep", "extra", "fetched", "is_own", "is_usual", "keep",
-        "kept", "last", "level", "logits", "looked", "looked_bytes", "looks", "mask", "measured", "own_ns",
-        "owns_scores", "picked", "plan", "position_ids", "references", "scores", "stamp", "started_ns",
-        "step", "unreduced", "width",
-    )  # fmt: skip
+    # What a pass rarely has stands in the class: a pass that begins sets what it needs, and nothing else.
+    keep = 1
+    is_usual = True
+    crowded = owns_scores = False
+    arrivals = stamp = looked_bytes = step = started_ns = own_ns = 0
+    level: Level = "heads"
+    alive: torch.Tensor | None = None
+    alive_logits: torch.Tensor | None = None
+    alive_deep: torch.Tensor | None = None
+    alive_experts: torch.Tensor | None = None
+    last: torch.Tensor | None = None
+    picked: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    position_ids: torch.Tensor | None = None
+    unreduced: Unreduced | None = None
+    awaited: Any = None
+    cache: Any = None
+    call: Any = None
+    fetched: tuple[tuple[str, int], ...] = ()
+    looks: frozenset[int] = frozenset()
 
     def __init__(self, batch: int, width: int, slots: int, *, plan: int = 0) -> None:
-        self.batch = batch
+        self.batch = self.measured = batch
         self.width = width
         self.is_own = width > 1
-        self.is_usual = True
         self.plan = plan
-        self.keep = 1
-        self.measured = batch
-        self.alive: torch.Tensor | None = None
-        self.alive_logits: torch.Tensor | None = None
-        self.alive_deep: torch.Tensor | None = None
-        self.alive_experts: torch.Tensor | None = None
-        self.fetched: tuple[tuple[str, int], ...] = ()
-        self.crowded = False
-        self.arrivals = 0
-        self.stamp = 0
-        self.last: torch.Tensor | None = None
-        self.picked: torch.Tensor | None = None
         self.kept: list[torch.Tensor | None] = [None] * slots
         self.extra: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.deep: dict[tuple[str, int], torch.Tensor] = {}
-        self.looks: frozenset[int] = frozenset()
         self.looked: list[tuple[int, Any]] = []
-        self.looked_bytes = 0
-        self.logits: torch.Tensor | None = None
-        self.scores: torch.Tensor | None = None
-        self.owns_scores = False
-        self.unreduced: Unreduced | None = None
-        self.awaited: Any = None
-        self.cache: Any = None
-        self.call: Any = None
-        self.mask: torch.Tensor | None = None
-        self.position_ids: torch.Tensor | None = None
-        self.level: Level = "heads"
         self.references: list[tuple[_Probe, torch.Tensor]] = []
-        self.step = 0
-        self.started_ns = 0
-        self.own_ns = 0
 
     def rows(self, tensor: torch.Tensor) -> torch.Tensor:
         """The positions of `tensor` (batch, width, …) or (batch * width, …) that matter, (batch, keep, …).

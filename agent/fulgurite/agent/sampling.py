@@ -39,6 +39,10 @@ class Demand:
     ----------
     ceiling : Level
         The level at attachment; its probes are what exists.
+
+    Attributes
+    ----------
+    level : the level in force.
     """
 
     def __init__(self, ceiling: Level) -> None:
@@ -48,7 +52,7 @@ class Demand:
         self._cap: Level = ceiling
         self._paused = False
         self._heard: str | None = None
-        self._level: Level = ceiling
+        self.level: Level = ceiling
 
     def ask(self, level: Level) -> None:
         """A local call: from now on it beats the remote side, and lifts what the budget took away."""
@@ -90,15 +94,10 @@ class Demand:
         self._settle()
         return self._cap
 
-    @property
-    def level(self) -> Level:
-        """The level in force."""
-        return self._level
-
     def _settle(self) -> None:
         asked = self._local if self._local is not None else self._remote
         wanted = lower(self._cap, asked if asked is not None else self.ceiling)
-        self._level = "off" if self._paused else wanted
+        self.level = "off" if self._paused else wanted
 
 
 class DeepRate:

@@ -47,6 +47,8 @@ class Thrift:
         self.overhead_ratio = float("nan")
         self._exporter, self._shield, self._remedy = exporter, shield, remedy
         self._wanted_deep_ratio = getattr(exporter, "wanted_deep_ratio", None)  # an exporter may have it
+        self._asked = getattr(exporter, "asked", None)  # and this
+        self._heard: object = None
 
     @classmethod
     def of(cls, settings: Settings, *, exporter: Exporter, shield: Shield, remedy: str = REMEDY) -> Thrift:
@@ -62,6 +64,10 @@ class Thrift:
 
     def hear(self) -> Level:
         """The level in force, after a look at what the remote side asks for."""
+        asked = None if self._asked is None else self._asked()
+        if asked is not None and asked is self._heard:
+            return self.demand.level
+        self._heard = asked  # looked at before what it stands for: a change in between is heard next time
         self.demand.hear(self._exporter.wanted_level())
         if self._wanted_deep_ratio is not None:
             self.rate.hear(self._wanted_deep_ratio())
