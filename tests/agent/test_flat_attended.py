@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -144,6 +146,40 @@ def test_windows_and_soft_caps_are_the_layers_own(window: int, cap: float) -> No
         assert np.array_equal(found["attended_positions"][i, 0], np.where(there > 0, order, -1))
         seen = weights[weights > 0].reshape(HEADS, -1)
         assert np.allclose(found["attention_entropy"][i, 0], -(seen * np.log(seen)).sum(-1), atol=1e-5)
+
+
+class Pieces:
+    """Keys and values handed out a few at a time; counts how many of the pieces somebody still holds."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, size: int) -> None:
+        self.keys, self.values, self.size = keys, values, size
+        self.alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+        self.most = 0
+
+    def read(self, where: Any, first: int, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(first, count, self.size):
+            piece = tuple(x[start : min(count, start + self.size)].clone() for x in (self.keys, self.values))
+            self.alive.update(piece)
+            self.most = max(self.most, len(self.alive))
+            yield piece  # type: ignore[misc]
+            del piece
+
+
+@pytest.mark.parametrize("slope", [-3.0, 0.0, 3.0], ids=["falling", "level", "rising"])
+def test_a_long_row_is_summed_up_in_pieces_whatever_its_scores(slope: float) -> None:
+    count = 300
+    keys, values = torch.randn(count, KEY_HEADS, WIDTH), torch.randn(count, KEY_HEADS, WIDTH)
+    keys[:, :, 0] = slope * torch.arange(count)[:, None]  # scores from 0 to hundreds: exp of them is no float
+    query = torch.randn(HEADS * WIDTH)
+    query.view(HEADS, WIDTH)[:, 0] = 1.0
+    pieces = Pieces(keys, values, 7)
+    one = Looked(nn.Identity(), HEADS, KEY_HEADS, WIDTH, 0.5, 0.0, 0, pieces)
+    weights, gave = under_test._row(one, query, None, 0, count)
+    key_of, value_of = (x.double().repeat_interleave(HEADS // KEY_HEADS, 1) for x in (keys, values))
+    right = (torch.einsum("hd,shd->hs", query.double().view(HEADS, WIDTH), key_of) * 0.5).softmax(-1)
+    assert torch.allclose(weights.double(), right, atol=1e-4)
+    assert torch.allclose(gave.double(), torch.einsum("hs,shd->hd", right, value_of), atol=1e-3)
+    assert pieces.most <= 4, "the piece at hand and the one before it"
 
 
 @pytest.mark.parametrize("factor", [1.1, float("nan")])

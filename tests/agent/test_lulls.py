@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from fulgurite.agent.lulls import LATE_S, MOST_S, SEEN, SLACK, SLACK_S, Lulls
+from fulgurite.agent.late import MOST_LEFT, MOST_LEFT_BYTES, LateBlock, is_room
+from fulgurite.agent.lulls import LATE_S, MOST_S, SEEN, SLACK, SLACK_S, TOGETHER_S, Lulls
 from fulgurite.agent.outbox import NEVER, Outbox
 from fulgurite.wire.ledger import Ledger
 
@@ -26,7 +27,6 @@ from tests.agent.test_outbox import block_of as small  # noqa: E402
 from fulgurite.agent import InMemoryExporter, instrument  # noqa: E402
 from fulgurite.agent.engines.vllm.worker import Watched  # noqa: E402
 from fulgurite.agent.exporter import GrpcExporter  # noqa: E402
-from fulgurite.agent.late import LateBlock  # noqa: E402
 from fulgurite.agent.lull_probe import LullProbe  # noqa: E402
 
 
@@ -79,6 +79,27 @@ def test_in_a_steady_pace_it_is_known_when_to_look() -> None:
     assert lulls.next_s == pytest.approx(1.18)
     lulls.heard(2.0)
     assert lulls.next_s is None
+
+
+@pytest.mark.parametrize(("gap_s", "steps"), [(0.03, 3), (0.06, 1), (0.2, 0)])
+def test_what_waits_may_wait_for_more_to_go_with_it_but_not_for_long(gap_s: float, steps: int) -> None:
+    lulls = Lulls()
+    assert lulls.joins_by_s(0.0) is None
+    for number in range(8):
+        lulls.heard(number * gap_s)
+    last_s, came_s, found = 7 * gap_s, 7 * gap_s, 0
+    while (by_s := lulls.joins_by_s(came_s)) is not None:
+        assert last_s < by_s <= came_s + TOGETHER_S
+        found, last_s = found + 1, last_s + gap_s
+        lulls.heard(last_s)
+    assert found == steps
+
+
+def test_the_host_is_left_room_for_the_steps_that_come_meanwhile() -> None:
+    assert is_room(0, 0, MOST_LEFT_BYTES)
+    assert is_room(MOST_LEFT - 1, 0, 0)
+    assert not is_room(MOST_LEFT, 0, 0)
+    assert not is_room(1, MOST_LEFT_BYTES // 2 + 1, MOST_LEFT_BYTES // 2)
 
 
 # --- who sleeps
@@ -172,6 +193,31 @@ def test_what_waits_is_read_in_the_hosts_lulls_and_all_of_it_arrives(collector: 
     host.step(40, lull=False)  # the last one: no lull comes any more
     assert exporter.flush(20.0)
     assert sum(batch.count for batch in collector.batches) == 41
+    exporter.close()
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_small_steps_go_together_and_large_ones_do_not_wait_for_others(
+    collector: Collector, heavy: bool
+) -> None:
+    exporter = GrpcExporter(collector.endpoint)
+    exporter.attach(TOPOLOGY, level="heads", ceiling="deep", tokens="off", resource={})
+    weight = MOST_LEFT_BYTES // 3 + 1 if heavy else 1000
+    number, joined, deadline_s = 0, [False], time.monotonic() + 20.0
+    while not any(joined) and time.monotonic() < deadline_s and number < 80:
+        block = block_of(1, number)
+        exporter.export(LateBlock(block.requests, lambda b=block: b.columns, rows=1, nbytes=weight))  # type: ignore[misc]
+        time.sleep(0.01)
+        exporter.lull()
+        pump = exporter._pump
+        joined = [not heavy and batch.count > 1 for batch in collector.batches[4:]]
+        if heavy and pump is not None and pump._weights:
+            assert not pump._may_join()
+        time.sleep(0.015)
+        number += 1
+    assert any(joined) is not heavy
+    assert exporter.flush(20.0)
+    assert sum(batch.count for batch in collector.batches) == number
     exporter.close()
 
 

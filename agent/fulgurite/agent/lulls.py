@@ -20,6 +20,8 @@ LAST_S: Final = 0.25
 """A host that had a lull within this time is expected to have another."""
 LATE_S: Final = 0.001
 """So long after the soonest moment for a lull it is looked whether one has begun: then none has to wake."""
+TOGETHER_S: Final = 0.1
+"""So old may be what waits for one more step to go with it."""
 SLACK: Final = 1.25
 SLACK_S: Final = 0.004
 SEEN: Final = 4
@@ -44,6 +46,11 @@ class Lulls:
         """When to look for the next one; None where that cannot be told."""
         expected = self._rhythm.next_s
         return None if expected is None else min(expected[1], expected[0] + LATE_S)
+
+    def joins_by_s(self, came_s: float) -> float | None:
+        """When the next lull is to be expected at the latest, where what came at `came_s` may wait for it."""
+        expected = self._rhythm.next_s
+        return None if expected is None or expected[1] > came_s + TOGETHER_S else expected[1]
 
     def see(self, lull_s: float, came_s: tuple[float, float]) -> None:
         """The last lull was then, what waits came first at `came_s[0]`, and what was sent before at

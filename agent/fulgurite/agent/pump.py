@@ -25,6 +25,7 @@ from fulgurite.agent.affinity import stand_aside
 from fulgurite.agent.folding import GATHER_S as FOLD_S
 from fulgurite.agent.folding import Folding
 from fulgurite.agent.gauge import ScaleGauge
+from fulgurite.agent.late import MOST_LEFT_BYTES, is_room
 from fulgurite.agent.link import (
     Action,
     Answer,
@@ -39,7 +40,7 @@ from fulgurite.agent.link import (
     Stop,
     is_ack,
 )
-from fulgurite.agent.lulls import LAST_S, Lulls
+from fulgurite.agent.lulls import LAST_S, SLACK_S, Lulls
 from fulgurite.agent.outage import Outage
 from fulgurite.agent.outbox import NEVER, Drawn, Outbox
 from fulgurite.agent.privacy import redact_block, redact_event
@@ -66,6 +67,7 @@ EVENTS_ASIDE: Final = 512
 UNCERTAIN: Final = "unacknowledged"
 """Sent, and nobody said whether it is stored: it counts as dropped, and may be there."""
 _LONGEST_SLEEP_S: Final = 1.0
+_SEEN_WEIGHTS: Final = 64
 _ACKS_WAIT_S: Final = 0.3
 """At most so long is an acknowledgement left unread: it frees memory and settles the account, no more."""
 _FAREWELL_S: Final = 0.5
@@ -120,6 +122,8 @@ class Pump:
         self._came_s = inf  # what waits in the outbox, its oldest
         self._ripe_s: float | None = None  # when it is to go, full batch or not
         self._lulls = Lulls()
+        self._passed_s = float("-inf")  # the lull that was left unused, for more to come together
+        self._weights: deque[int] = deque(maxlen=_SEEN_WEIGHTS)
         self._packed_s = float("-inf")
         self._flows = False
         self._rhythm = Rhythm()
@@ -317,8 +321,15 @@ class Pump:
             self._lulls.see(self._outbox.lull_s, (came_s, self._came_s))
             self._ripe_s, self._came_s = self._ripens_s(came_s), came_s
         goes_s = self._ripe_s
-        if self._has_lulls(now_s) and self._outbox.lull_s < self._came_s:
+        lull_s, has_lulls = self._outbox.lull_s, self._has_lulls(now_s)
+        if has_lulls and lull_s < self._came_s:
             goes_s = max(goes_s, self._came_s + self._lulls.longest_s)
+        elif has_lulls and lull_s == self._passed_s:
+            goes_s = max(goes_s, (self._lulls.joins_by_s(self._came_s) or now_s) + SLACK_S)
+        elif has_lulls and waiting < BATCH_FRAMES and not self._hurry and self._may_join():
+            self._passed_s = lull_s
+            self._await_lull(until_s, now_s)
+            return
         if waiting < BATCH_FRAMES and now_s < goes_s and not self._hurry:
             age_s = self._ripe_s - self._came_s
             self._outbox.wait(goes_s - now_s, frames=BATCH_FRAMES, lull_at_age_s=age_s)
@@ -333,6 +344,16 @@ class Pump:
         self._flows = came_s < self._packed_s + FLOWS_S
         expected, ripe_s = self._rhythm.next_s, came_s + GATHER_S
         return came_s if expected is not None and expected[0] > ripe_s else ripe_s
+
+    def _may_join(self) -> bool:
+        """Whether what waits may wait for the next lull: several steps that are made ready and sent one after
+        the other take less than each by itself. The host must not come to reduce any itself for that."""
+        self._lulls.heard(self._outbox.lull_s)
+        if self._lulls.joins_by_s(self._came_s) is None or self._close_by_s is not None or self._ahead:
+            return False
+        # The step that runs comes before that lull, and one more may while this thread is at work.
+        steps, largest = len(self._outbox), max(self._weights, default=MOST_LEFT_BYTES)
+        return is_room(steps + 1, self._outbox.nbytes + largest, largest)
 
     def _has_lulls(self, now_s: float) -> bool:
         """Whether the host says when it has time."""
@@ -410,6 +431,7 @@ class Pump:
             drawn = self._fold_rows(drawn) or self._take()
         if drawn is None:
             return None
+        self._weights.append(drawn.nbytes)
         drawn = _weighed(drawn)
         if drawn.frames <= BATCH_FRAMES and drawn.nbytes <= BATCH_BYTES:
             return drawn

@@ -181,23 +181,30 @@ def _row(
     one: Looked, query: torch.Tensor, where: Any, first: int, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The softmax row of one query (H * D) over the keys from `first` to `count`, (H, s), and that times the
-    values, (H, D)."""
+    values, (H, D).
+
+    Of a long request keys and values are far more than their scores, so none is held: what was summed up so
+    far is scaled anew where a larger score comes (online softmax, Milakov and Gimelshein 2018).
+    """
     grouped = query.view(one.key_heads, -1, one.width)  # query heads beside the key head that they share
-    parts, values = [], []
+    scores: list[torch.Tensor] = []
+    most: torch.Tensor | None = None
+    gave = total = torch.zeros(())
     for keys, held in one.pages.read(where, first, count):
-        parts.append(grouped @ keys.permute(1, 2, 0))  # (G, H / G, t)
-        values.append(held)
-    scores = torch.cat(parts, -1).flatten(0, 1) * one.scaling
-    if one.cap:
-        scores = torch.tanh(scores / one.cap) * one.cap
-    weights = scores.softmax(-1)
-    gave = torch.zeros(one.heads, values[0].shape[-1], device=query.device)
-    start = 0
-    for held in values:
-        part = weights[:, start : start + held.shape[0]].view(one.key_heads, -1, held.shape[0])
-        gave += (part @ held.transpose(0, 1)).flatten(0, 1)
-        start += held.shape[0]
-    return weights, gave
+        part = (grouped @ keys.permute(1, 2, 0)).flatten(0, 1) * one.scaling  # (H, t)
+        if one.cap:
+            part = torch.tanh(part / one.cap) * one.cap
+        scores.append(part)
+        before, most = most, part.amax(-1, keepdim=True)
+        most = most if before is None else torch.maximum(before, most)
+        shares = torch.exp(part - most)
+        summed = (shares.view(one.key_heads, -1, held.shape[0]) @ held.transpose(0, 1)).flatten(0, 1)
+        counted = shares.sum(-1, keepdim=True)
+        if before is not None:
+            kept = torch.exp(before - most)
+            summed, counted = summed + gave * kept, counted + total * kept
+        gave, total = summed, counted
+    return torch.cat(scores, -1).softmax(-1), gave / total
 
 
 def _summaries(rows: Sequence[torch.Tensor]) -> torch.Tensor:
