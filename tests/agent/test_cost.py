@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from tests.agent.unread import Unread  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from fulgurite.agent import InMemoryExporter, instrument, late, measure, reduce  # noqa: E402
+from fulgurite.agent import InMemoryExporter, instrument, measure, reduce  # noqa: E402
 from fulgurite.agent.engines.transformers import Engine  # noqa: E402
 from fulgurite.agent.late import LateBlock  # noqa: E402
 from fulgurite.agent.renewed import Renewed  # noqa: E402
@@ -269,7 +269,7 @@ def test_where_nobody_reads_few_steps_wait_to_be_reduced() -> None:
             _generate(model, 1)
         waiting = [block for block in exporter.given if block._make.__self__.unreduced is not None]
         assert len(exporter.given) == 4 * TOKENS
-        assert len(waiting) == late.MOST_LEFT
+        assert len(waiting) == measure.MOST_LEFT
         assert {len(block.columns["head_write"]) for block in exporter.given} == {1}
 
 
@@ -292,7 +292,7 @@ def test_an_ordinary_step_at_deep_holds_and_tells_what_one_at_heads_does() -> No
 
 def test_of_steps_that_outweigh_what_may_wait_together_one_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a large batch would push one another out of the outbox."""
-    monkeypatch.setattr(late, "MOST_LEFT_BYTES", 1)
+    monkeypatch.setattr(measure, "MOST_LEFT_BYTES", 1)
     exporter, model = Unread(), _llama(2)
     with instrument(model, level="heads", exporter=exporter, budget=None):
         _generate(model, 1)
@@ -307,7 +307,7 @@ def test_a_step_that_weighs_more_than_all_that_may_wait_is_measured(
     monkeypatch: pytest.MonkeyPatch, level: str
 ) -> None:
     monkeypatch.setattr(measure, "MOST_BYTES", 4096)
-    monkeypatch.setattr(late, "MOST_LEFT_BYTES", 4 * 1031)  # one row of logits: less than three
+    monkeypatch.setattr(measure, "MOST_LEFT_BYTES", 4 * 1031)  # one row of logits: less than three
     exporter = InMemoryExporter()
     model = _llama(2)
     with instrument(model, level=level, exporter=exporter, budget=None) as agent:

@@ -7,12 +7,13 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fulgurite.agent.late import MOST_LEFT, MOST_LEFT_BYTES, LateBlock, is_room
+from fulgurite.agent.late import LateBlock
 from fulgurite.agent.lulls import LATE_S, MOST_S, SEEN, SLACK, SLACK_S, TOGETHER_S, Lulls
 from fulgurite.agent.outbox import NEVER, Outbox
 from fulgurite.wire.ledger import Ledger
@@ -93,13 +94,6 @@ def test_what_waits_may_wait_for_more_to_go_with_it_but_not_for_long(gap_s: floa
         found, last_s = found + 1, last_s + gap_s
         lulls.heard(last_s)
     assert found == steps
-
-
-def test_the_host_is_left_room_for_the_steps_that_come_meanwhile() -> None:
-    assert is_room(0, 0, MOST_LEFT_BYTES)
-    assert is_room(MOST_LEFT - 1, 0, 0)
-    assert not is_room(MOST_LEFT, 0, 0)
-    assert not is_room(1, MOST_LEFT_BYTES // 2 + 1, MOST_LEFT_BYTES // 2)
 
 
 # --- who sleeps
@@ -196,29 +190,49 @@ def test_what_waits_is_read_in_the_hosts_lulls_and_all_of_it_arrives(collector: 
     exporter.close()
 
 
-@pytest.mark.parametrize("heavy", [False, True])
-def test_small_steps_go_together_and_large_ones_do_not_wait_for_others(
-    collector: Collector, heavy: bool
-) -> None:
+def test_steps_of_a_steady_pace_are_made_ready_one_by_one_and_go_together(collector: Collector) -> None:
     exporter = GrpcExporter(collector.endpoint)
     exporter.attach(TOPOLOGY, level="heads", ceiling="deep", tokens="off", resource={})
-    weight = MOST_LEFT_BYTES // 3 + 1 if heavy else 1000
-    number, joined, deadline_s = 0, [False], time.monotonic() + 20.0
-    while not any(joined) and time.monotonic() < deadline_s and number < 80:
+    made: list[int] = []
+
+    def make(block: Any) -> Any:
+        made.append(len(exporter._outbox))
+        return block.columns
+
+    number, deadline_s = 0, time.monotonic() + 20.0
+    while time.monotonic() < deadline_s and number < 80:
         block = block_of(1, number)
-        exporter.export(LateBlock(block.requests, lambda b=block: b.columns, rows=1, nbytes=weight))  # type: ignore[misc]
+        exporter.export(LateBlock(block.requests, partial(make, block), rows=1, nbytes=1000))
         time.sleep(0.01)
         exporter.lull()
-        pump = exporter._pump
-        joined = [not heavy and batch.count > 1 for batch in collector.batches[4:]]
-        if heavy and pump is not None and pump._weights:
-            assert not pump._may_join()
         time.sleep(0.015)
         number += 1
-    assert any(joined) is not heavy
+        if any(batch.count > 1 for batch in collector.batches[4:]):
+            break
+    assert any(batch.count > 1 for batch in collector.batches[4:])
+    assert max(made) > 0, "some were made while they waited"
     assert exporter.flush(20.0)
+    assert len(made) == number
     assert sum(batch.count for batch in collector.batches) == number
     exporter.close()
+
+
+def test_what_cannot_be_made_ready_is_counted_once_and_loses_nothing_else() -> None:
+    def fail() -> Any:
+        raise ValueError("no columns")
+
+    outbox = Outbox(Ledger())
+    good = small(1)
+    for make in (fail, lambda: good.columns):
+        outbox.put(LateBlock(good.requests, make, rows=1, nbytes=1000))
+    outbox.make_ready()
+    assert outbox.frames == 2
+    first, second = outbox.take(), outbox.take()
+    assert first is not None
+    assert second is not None
+    assert second.payload.columns is good.columns  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="no columns"):
+        _ = first.payload.columns  # type: ignore[union-attr]
 
 
 def test_without_lulls_nothing_waits_for_one(collector: Collector) -> None:

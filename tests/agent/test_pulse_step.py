@@ -14,7 +14,7 @@ from tests.agent.reference import BY_NAME, prompts  # noqa: E402
 from tests.agent.unread import Unread  # noqa: E402
 
 from fulgurite.agent import InMemoryExporter, instrument  # noqa: E402
-from fulgurite.agent.late import MOST_LEFT  # noqa: E402
+from fulgurite.agent.measure import MOST_LEFT  # noqa: E402
 
 NEW, WIDTH = 12, 5
 TOLD = ("position", "token_id", "phase", "step", "sequence", "batch_size", "kv_bytes")

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from fulgurite.wire.frame import FrameBlock, RequestRef
 
 Array = np.ndarray[Any, Any]
-MOST_LEFT: Final = 8  # steps that wait to be reduced
-MOST_LEFT_BYTES: Final = 6 << 20  # of all of them, where several do: the outbox must have room for them
-
-
-def is_room(steps: int, nbytes: int, size: int) -> bool:
-    """Whether a step of `size` bytes may wait beside so many that weigh `nbytes` together."""
-    return steps < MOST_LEFT and nbytes + size <= MOST_LEFT_BYTES
 
 
 class LateBlock(FrameBlock):

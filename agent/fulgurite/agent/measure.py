@@ -24,7 +24,6 @@ from fulgurite.agent.awaited import Awaited, Exchange, Waiting
 from fulgurite.agent.contribution import Attribution
 from fulgurite.agent.deep import Deep
 from fulgurite.agent.headweights import HeadWeights
-from fulgurite.agent.late import MOST_LEFT, is_room
 from fulgurite.agent.probes import Pass
 from fulgurite.agent.renewed import Renewed
 from fulgurite.agent.shield import Shield
@@ -33,6 +32,8 @@ from fulgurite.agent.weights import Watched
 
 Array = np.ndarray[Any, Any]
 WITH_LAYERS = ("heads", "deep")
+MOST_LEFT = 8  # steps that wait to be reduced
+MOST_LEFT_BYTES = 6 << 20  # of all of them, where several do: the outbox must have room for them
 MOST_BYTES = 15 << 20  # of one step that does: the outbox takes 16, what else is told of it included
 _is_absent = partial(is_, None)
 
@@ -181,7 +182,8 @@ class Measure:
         if not self._waiting or self._waiting[-1]() is None:
             return True  # they are read in order
         waiting = [left.nbytes for left in (held() for held in self._waiting) if left is not None]
-        return not waiting or is_room(len(waiting), sum(waiting), size)
+        is_room = len(waiting) < MOST_LEFT and size + sum(waiting) <= MOST_LEFT_BYTES
+        return is_room or not waiting
 
     def _size(self, passing: Pass, logits: torch.Tensor, layout: reduce.Plan | None) -> int:
         size = logits.nbytes + (0 if passing.scores is None else 4 * passing.scores.numel())

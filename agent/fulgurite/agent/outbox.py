@@ -13,6 +13,7 @@ place.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from threading import Lock, get_ident
@@ -214,6 +215,13 @@ class Outbox:
         cell.bytes_held -= nbytes
         cell.frames_out += frames
         return Drawn(payload, frames, first_sequence, nbytes, rows)
+
+    def make_ready(self) -> None:
+        """Make the columns of all that waits, which stays where it is."""
+        for payload, *_ in tuple(self._items):  # a tuple: the host appends and evicts meanwhile
+            if type(payload) is LateBlock:
+                with suppress(Exception):  # it will fail again where it is taken, and counts there
+                    _ = payload.columns
 
     @property
     def next_kind(self) -> Literal["nothing", "frames", "event", "folds"]:

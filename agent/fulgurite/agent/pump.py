@@ -25,7 +25,6 @@ from fulgurite.agent.affinity import stand_aside
 from fulgurite.agent.folding import GATHER_S as FOLD_S
 from fulgurite.agent.folding import Folding
 from fulgurite.agent.gauge import ScaleGauge
-from fulgurite.agent.late import MOST_LEFT_BYTES, is_room
 from fulgurite.agent.link import (
     Action,
     Answer,
@@ -67,7 +66,6 @@ EVENTS_ASIDE: Final = 512
 UNCERTAIN: Final = "unacknowledged"
 """Sent, and nobody said whether it is stored: it counts as dropped, and may be there."""
 _LONGEST_SLEEP_S: Final = 1.0
-_SEEN_WEIGHTS: Final = 64
 _ACKS_WAIT_S: Final = 0.3
 """At most so long is an acknowledgement left unread: it frees memory and settles the account, no more."""
 _FAREWELL_S: Final = 0.5
@@ -123,7 +121,6 @@ class Pump:
         self._ripe_s: float | None = None  # when it is to go, full batch or not
         self._lulls = Lulls()
         self._passed_s = float("-inf")  # the lull that was left unused, for more to come together
-        self._weights: deque[int] = deque(maxlen=_SEEN_WEIGHTS)
         self._packed_s = float("-inf")
         self._flows = False
         self._rhythm = Rhythm()
@@ -328,6 +325,7 @@ class Pump:
             goes_s = max(goes_s, (self._lulls.joins_by_s(self._came_s) or now_s) + SLACK_S)
         elif has_lulls and waiting < BATCH_FRAMES and not self._hurry and self._may_join():
             self._passed_s = lull_s
+            self._outbox.make_ready()
             self._await_lull(until_s, now_s)
             return
         if waiting < BATCH_FRAMES and now_s < goes_s and not self._hurry:
@@ -346,14 +344,11 @@ class Pump:
         return came_s if expected is not None and expected[0] > ripe_s else ripe_s
 
     def _may_join(self) -> bool:
-        """Whether what waits may wait for the next lull: several steps that are made ready and sent one after
-        the other take less than each by itself. The host must not come to reduce any itself for that."""
+        """Whether what waits, once it is made ready, may wait for the next lull: a message costs the same for
+        several steps as for one."""
         self._lulls.heard(self._outbox.lull_s)
-        if self._lulls.joins_by_s(self._came_s) is None or self._close_by_s is not None or self._ahead:
-            return False
-        # The step that runs comes before that lull, and one more may while this thread is at work.
-        steps, largest = len(self._outbox), max(self._weights, default=MOST_LEFT_BYTES)
-        return is_room(steps + 1, self._outbox.nbytes + largest, largest)
+        is_going = self._close_by_s is not None or self._ahead or self._outbox.is_half_full
+        return not is_going and self._lulls.joins_by_s(self._came_s) is not None
 
     def _has_lulls(self, now_s: float) -> bool:
         """Whether the host says when it has time."""
@@ -431,7 +426,6 @@ class Pump:
             drawn = self._fold_rows(drawn) or self._take()
         if drawn is None:
             return None
-        self._weights.append(drawn.nbytes)
         drawn = _weighed(drawn)
         if drawn.frames <= BATCH_FRAMES and drawn.nbytes <= BATCH_BYTES:
             return drawn
