@@ -322,7 +322,7 @@ class Pump:
         if has_lulls and lull_s < self._came_s:
             goes_s = max(goes_s, self._came_s + self._lulls.longest_s)
         elif has_lulls and lull_s == self._passed_s:
-            goes_s = max(goes_s, (self._lulls.joins_by_s(self._came_s) or now_s) + SLACK_S)
+            goes_s = max(goes_s, (self._lulls.joins_by_s(self._came_s) or lull_s) + SLACK_S)
         elif has_lulls and waiting < BATCH_FRAMES and not self._hurry and self._may_join():
             self._passed_s = lull_s
             self._outbox.make_ready()
