@@ -75,7 +75,7 @@ class Stage:
     watching: Any = None
 
     def account(self) -> Any:
-        """What the agent last said of itself, and how far it has been told."""
+        """What the agent last said of itself."""
         with Collector(Address("127.0.0.1", self.port)) as line:
             (replica,) = line.replicas().replicas
             return replica.agent

@@ -211,7 +211,7 @@ def test_steps_of_a_steady_pace_are_made_ready_one_by_one_and_go_together(collec
             break
     assert any(batch.count > 1 for batch in collector.batches[4:])
     assert max(made) > 0, "some were made while they waited"
-    until(lambda: sum(batch.count for batch in collector.batches) == number, "those behind which no lull comes")
+    until(lambda: sum(batch.count for batch in collector.batches) == number, "all of them")
     assert len(made) == number
     exporter.close()
 
