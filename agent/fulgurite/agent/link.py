@@ -172,7 +172,7 @@ class Link:
         self.paused = False
         self.deep_ratio: float | None = None
         self.wanted = EVERYTHING
-        self.asked = object()  # replaced after any of these four changed
+        self.asked = object()  # replaced after any of these, or `stopped_for`, changed
         self.clock_offset_ns: int | None = None
         self.round_trip_ns = 0
         self.stopped_for = self.stopped_because = ""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -188,23 +189,17 @@ def _row(
     """
     grouped = query.view(one.key_heads, -1, one.width)  # query heads beside the key head that they share
     scores: list[torch.Tensor] = []
-    most: torch.Tensor | None = None
-    gave = total = torch.zeros(())
+    most, gave, total = torch.tensor(-inf), torch.zeros(()), torch.zeros(())
     for keys, held in one.pages.read(where, first, count):
         part = (grouped @ keys.permute(1, 2, 0)).flatten(0, 1) * one.scaling  # (H, t)
         if one.cap:
             part = torch.tanh(part / one.cap) * one.cap
         scores.append(part)
-        before, most = most, part.amax(-1, keepdim=True)
-        most = most if before is None else torch.maximum(before, most)
-        shares = torch.exp(part - most)
+        before, most = most, torch.maximum(most, part.amax(-1, keepdim=True))
+        kept, shares = torch.exp(before - most), torch.exp(part - most)
         summed = (shares.view(one.key_heads, -1, held.shape[0]) @ held.transpose(0, 1)).flatten(0, 1)
-        counted = shares.sum(-1, keepdim=True)
-        if before is not None:
-            kept = torch.exp(before - most)
-            summed, counted = summed + gave * kept, counted + total * kept
-        gave, total = summed, counted
-    return torch.cat(scores, -1).softmax(-1), gave / total
+        gave, total = gave * kept + summed, total * kept + shares.sum(-1, keepdim=True)
+    return torch.exp(torch.cat(scores, -1) - most) / total, gave / total
 
 
 def _summaries(rows: Sequence[torch.Tensor]) -> torch.Tensor:
