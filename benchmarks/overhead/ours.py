@@ -13,6 +13,9 @@ from benchmarks.overhead.variant import Generate, Variant
 from benchmarks.sample import StepClock
 from fulgurite.agent import instrument
 
+FIRST_DEEP = 18
+"""Tokens by which a deep step is over, where one in 16 is."""
+
 
 def _plain(model: Any, inputs: dict[str, Any], tokens: int, clock: StepClock, **options: Any) -> object:
     return model.generate(**inputs, **greedy(tokens), stopping_criteria=[clock], **options)
@@ -27,18 +30,19 @@ def _off(model: Any) -> Iterator[Generate]:
 def _agent(model: Any, endpoint: str, level: str, deep_ratio: float | None = None) -> Iterator[Generate]:
     # The budget would lower the level under load, and the figure would be that of another level.
     with instrument(model, level=level, endpoint=endpoint, deep_ratio=deep_ratio, budget="none") as agent:
-        yield _connected(agent, partial(_plain, model))
+        yield _connected(agent, partial(_plain, model), warms=FIRST_DEEP if level == "deep" else 0)
         stats = agent.stats()
         if stats.errors or stats.level != level:
             raise RuntimeError(f"the agent did not do what was to be measured: {stats}")
 
 
-def _connected(agent: Any, plain: Generate) -> Generate:
-    """The first call, which warms up, ends when the stream stands: to connect is not what is measured."""
+def _connected(agent: Any, plain: Generate, *, warms: int) -> Generate:
+    """The first call, which warms up, is of `warms` tokens at least, and ends when the stream stands: to
+    connect is not what is measured, nor what the first deep step learns."""
     flushed: list[bool] = []
 
     def generate(inputs: dict[str, Any], tokens: int, clock: StepClock) -> object:
-        made = plain(inputs, tokens, clock)
+        made = plain(inputs, tokens if flushed else max(tokens, warms), clock)
         if not flushed:
             flushed.append(agent.flush(60.0))
             if not flushed[0]:

@@ -101,7 +101,7 @@ def test_the_hosts_thread_copies_rows_and_computes_nothing_of_them(
 
 @pytest.mark.parametrize("held", [True, False], ids=["held", "copied together"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("level", ["pulse", "heads"])
+@pytest.mark.parametrize("level", ["pulse", "heads", "deep"])
 def test_what_is_reduced_later_is_what_the_hosts_thread_would_have_reduced(
     monkeypatch: pytest.MonkeyPatch, level: str, dtype: torch.dtype, held: bool
 ) -> None:
@@ -111,15 +111,17 @@ def test_what_is_reduced_later_is_what_the_hosts_thread_would_have_reduced(
     for most in (measure.MOST_BYTES, 0):
         monkeypatch.setattr(measure, "MOST_BYTES", most)
         exporter = InMemoryExporter()
-        with instrument(model, level=level, exporter=exporter, budget=None):
+        with instrument(
+            model, level=level, exporter=exporter, budget=None, deep_ratio=1.0 if level == "deep" else None
+        ):
             _generate(model, 2)
         columns.append([block.columns for block in exporter.blocks])
     later, at_once = columns
     assert len(later) == len(at_once) == TOKENS
     for ours, theirs in zip(later, at_once, strict=True):
         assert set(ours) == set(theirs)
-        ties = set() if dtype == torch.float32 else {"top_ids"}  # equal logits come in any order
-        for name in set(ours) - {"started_ns", "ended_ns", "step"} - ties:
+        ties = set() if dtype == torch.float32 else {"top_ids", "lens_prob", "lens_rank", "neuron_ids"}
+        for name in set(ours) - {"started_ns", "ended_ns", "step"} - ties:  # equals come in any order
             assert ours[name].dtype == theirs[name].dtype, name
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-5, err_msg=name)
 

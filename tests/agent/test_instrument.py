@@ -189,6 +189,23 @@ def test_levels_go_down_and_up_to_the_ceiling_and_no_further(model: Any) -> None
     assert [frame.head_write is None for frame in exporter.frames] == [False] * 4 + [True] * 4 + [False] * 4
 
 
+def test_a_pass_that_began_while_it_was_off_is_not_taken_for_a_compiled_one(model: Any) -> None:
+    exporter, fed = InMemoryExporter(), []
+
+    def switches(ids: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
+        fed.append(len(fed))
+        agent.set_level(("off", "heads")[len(fed) % 4 // 2])
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    with instrument(model, exporter=exporter) as agent:
+        model.generate(prompts(1, 5), **{**GREEDY, "max_new_tokens": 12}, stopping_criteria=[switches])
+        assert agent.stats().errors == {}
+        assert "head_write" not in agent.stats().unavailable
+    steps = [frame.position for frame in exporter.frames]
+    assert 0 < len(steps) < 12
+    assert all(frame.head_write is not None for frame in exporter.frames if frame.level == "heads")
+
+
 @pytest.mark.parametrize("how", ["pause", "off"])
 def test_off_means_no_hook_at_all(model: Any, how: str) -> None:
     before = trace_of(model)

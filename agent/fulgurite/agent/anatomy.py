@@ -203,10 +203,18 @@ def _parts(block: nn.Module, index: int, config: Any, hidden: int) -> LayerParts
         ffn=ffn,
         ffn_linear=(linears(ffn, hidden) or [None])[-1] if ffn is not None else None,  # type: ignore[list-item]
         experts=tuple(_experts(ffn)) if ffn is not None else (),
-        norms=tuple(m for m in block.modules() if is_norm(m, hidden)),
+        norms=tuple(m for m in _running(block) if is_norm(m, hidden)),
         first_head=first,
         held_heads=held,
     )
+
+
+def _running(module: nn.Module) -> Iterator[nn.Module]:
+    """`module` and all its parts, but for those that make weights, as a parametrisation by norms does."""
+    yield module
+    for child in module.children():
+        if not isinstance(child, nn.utils.parametrize.ParametrizationList):
+            yield from _running(child)
 
 
 def _takes_context(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from fulgurite.agent import reduce
 from fulgurite.agent.awaited import Awaited
 from fulgurite.agent.contribution import CHANNELS as CONTRIBUTIONS
-from fulgurite.agent.deep import DeepRows
+from fulgurite.agent.deep import DeepRows, by_layer
 from fulgurite.agent.identity import Committed, Request
 from fulgurite.agent.kv import CacheReading
 from fulgurite.agent.unreduced import Unreduced
@@ -78,7 +78,10 @@ class Step:
         unreduced = self.unreduced
         if unreduced is not None:  # two threads that read at the same time both put the same there
             self.layout = unreduced.layout or self.layout
-            self.host = {**self.host, **unreduced.reduced(self.layout)}
+            found = unreduced.reduced(self.layout)
+            self.host = {**self.host, **found}
+            if self.deep is not None:
+                self.deep = self.deep.with_largest(by_layer(found, "neurons"))
             self.unreduced = None
         columns = self._columns()
         real = self.committed.real

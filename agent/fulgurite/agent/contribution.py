@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from torch import nn
 
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.readout import Readout
-from fulgurite.agent.reduce import Plan, stack
+from fulgurite.agent.reduce import READ, Plan, numbers, stack
+from fulgurite.agent.scratch import WIDEST, scratch, widened
 from fulgurite.agent.weights import (
     Unreadable,
     effective_bias,
@@ -33,10 +35,12 @@ from fulgurite.agent.weights import (
     is_quantised,
     is_transposed,
     tensor_of,
+    version_of,
 )
 from fulgurite.agent.wiring import LayerWiring
 
 Array = np.ndarray[Any, Any]
+Rows = Array | list[Array]
 CHANNELS = (
     "head_contribution",
     "ffn_contribution",
@@ -45,7 +49,7 @@ CHANNELS = (
     "residue",
     "logit_centered",
 )
-_WIDENED = 1 << 19  # numbers at once: 2 MiB
+_WIDENED = 1 << 17  # numbers at once: half a MiB stays in the caches that a core has to itself
 
 
 class Attribution:
@@ -176,6 +180,39 @@ class Attribution:
         ----------
         tokens : of the readout's rows, shape (n,)
         """
+        beside = self.beside(stacked, tokens, chosen, mean, spread)
+        return beside.with_heads(self._heads(heads, beside.push, beside.scales))
+
+    @torch.no_grad()
+    def later(
+        self,
+        stacked: torch.Tensor,
+        logits: torch.Tensor,
+        tokens: torch.Tensor,
+        unembedded: torch.Tensor | None = None,
+    ) -> LateHeads | None:
+        """As `of`, all but the heads' part, which is left to whoever reads the block; None where what the
+        projections apply is not known to stay as it is, or not in memory that numpy reads."""
+        weights: dict[int, Array] = {}
+        for group in self.layout.groups:
+            for index in group.layers.tolist():
+                weight = self._held.get(index)
+                if weight is None or not weight.is_cpu or weight.dtype not in READ:
+                    return None
+                weights[index] = numbers(weight)
+        beside = self.beside(stacked, tokens, *self.measured(logits, tokens, unembedded))
+        aims = {index: self._aim(index, beside.push, beside.scales) for index in weights}
+        return LateHeads(self.layout, beside, aims, weights, [self._held[index] for index in weights])
+
+    def beside(
+        self,
+        stacked: torch.Tensor,
+        tokens: torch.Tensor,
+        chosen: torch.Tensor,
+        mean: torch.Tensor,
+        spread: torch.Tensor,
+    ) -> Beside:
+        """All that is told of a step but for its heads."""
         layout = self.layout
         end = stacked[layout.after_ffn[-1]]
         aim, push = self._direction(end, tokens)
@@ -186,19 +223,19 @@ class Attribution:
         ffn = self._ffn(dots)
         other = other + self._norm_biases(push, ffn) + self._headless(dots)
         other = other + self._rounding(dots, stacked, push)
-        head = self._heads(heads, push, scales)
-        embedding = dots[layout.embedding]
         left = chosen - mean
         other = other + self._read_rounding(left - constant, chosen, end * push)
-        total = head.nansum((-1, -2)) + ffn.nansum(-1) + embedding + other
-        return {
-            "head_contribution": head,
-            "ffn_contribution": ffn,
-            "embedding_contribution": embedding,
-            "other_contribution": other,
-            "residue": (left - total) / spread,
-            "logit_centered": left,
-        }
+        return Beside(push, scales, ffn, dots[layout.embedding], other, left, spread)
+
+    def _aim(self, index: int, push: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """With what a layer's head writes are multiplied, (n, d)."""
+        mixer = self.wiring[index].mixer
+        assert mixer is not None
+        aim = push if mixer.factor == 1.0 else push * mixer.factor
+        if mixer.norm is not None:
+            aim = aim * torch.as_tensor(mixer.norm.gain, dtype=torch.float32, device=aim.device)
+            aim = (aim - aim.mean(-1, keepdim=True) if mixer.norm.centred else aim) / scales[index][:, None]
+        return aim
 
     def _weight(self, index: int, projection: nn.Module) -> torch.Tensor:
         """As `effective_weight`, of whatever type; asked once where the weights are read in place. Exchanged
@@ -304,14 +341,119 @@ class Attribution:
 
     def _aimed(self, index: int, push: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """With what each input of a layer's projection is multiplied, (n, H * D)."""
-        layer, mixer = self.layers[index], self.wiring[index].mixer
+        layer = self.layers[index]
         assert layer.projection is not None
-        assert mixer is not None
-        aim = push if mixer.factor == 1.0 else push * mixer.factor
-        if mixer.norm is not None:
-            aim = aim * torch.as_tensor(mixer.norm.gain, dtype=torch.float32, device=aim.device)
-            aim = (aim - aim.mean(-1, keepdim=True) if mixer.norm.centred else aim) / scales[index][:, None]
+        aim = self._aim(index, push, scales)
         return _product(aim, self._weight(index, layer.projection).to(aim.device))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beside:
+    """What is told of the contributions of a step but for its heads, and what these are told with.
+
+    Attributes
+    ----------
+    push : Tensor of float32, shape (n, d), with which a write's product is its contribution.
+    scales : Tensor of float32, shape (L, n), of the norms behind the mixers.
+    ffn : Tensor of float32, shape (n, L)
+    embedding, other, left, spread : Tensor of float32, shape (n,); `left` is the centred logit.
+    """
+
+    push: torch.Tensor
+    scales: torch.Tensor
+    ffn: torch.Tensor
+    embedding: torch.Tensor
+    other: torch.Tensor
+    left: torch.Tensor
+    spread: torch.Tensor
+
+    def with_heads(self, head: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The channels, with the heads' part (n, L, H)."""
+        total = head.nansum((-1, -2)) + self.ffn.nansum(-1) + self.embedding + self.other
+        return {
+            "head_contribution": head,
+            "ffn_contribution": self.ffn,
+            "embedding_contribution": self.embedding,
+            "other_contribution": self.other,
+            "residue": (self.left - total) / self.spread,
+            "logit_centered": self.left,
+        }
+
+
+class LateHeads:
+    """The contributions of one step, whose heads' part is left to whoever reads the block: numpy does it
+    there, piece by piece, and asks for no thread.
+
+    Parameters
+    ----------
+    aims : by layer, with what its heads' writes are multiplied, (n, d).
+    weights : by layer, what its projection applies, (d, H * D), in the model's own memory (`numbers`).
+    tensors : the same, to see whether they are written to.
+    """
+
+    def __init__(
+        self,
+        layout: Plan,
+        beside: Beside,
+        aims: Mapping[int, torch.Tensor],
+        weights: Mapping[int, Array],
+        tensors: Sequence[torch.Tensor],
+    ) -> None:
+        self._layout = layout
+        self._beside = beside
+        self._aims = aims
+        self._weights = weights
+        self._tensors = tensors
+        self._versions = self._written()
+
+    @property
+    def nbytes(self) -> int:
+        """What is held of its own, and what the channels will hold."""
+        rows, layout = self._beside.left.numel(), self._layout
+        own = {id(aim): aim.nbytes for aim in self._aims.values()}
+        return sum(own.values()) + 4 * rows * layout.layers * (layout.heads + 3)
+
+    def told(self, inputs: Sequence[Rows]) -> dict[str, Array]:
+        """The channels; nothing where somebody wrote to the weights since.
+
+        Parameters
+        ----------
+        inputs : per group of the plan, what each of its layers' projections was handed, (n, H * D) each.
+        """
+        rows, layout = self._beside.left.numel(), self._layout
+        found = np.full((rows, layout.layers, layout.heads), np.nan, np.float32)
+        for group, kept in zip(layout.groups, inputs, strict=True):
+            last = group.first + group.heads
+            for index, handed in zip(group.layers.tolist(), kept, strict=True):
+                aimed = product(self._aims[index].numpy(), self._weights[index])
+                aimed *= widened(handed, "handed")
+                found[:, index, group.first : last] = aimed.reshape(rows, group.heads, -1).sum(-1)
+        told = self._beside.with_heads(torch.from_numpy(found))
+        if self._written() != self._versions:
+            return {}
+        return {name: tensor.numpy() for name, tensor in told.items()}
+
+    def _written(self) -> list[int]:
+        return [version_of(tensor) for tensor in self._tensors]
+
+
+def product(rows: Array, matrix: Array) -> Array:
+    """`rows` (n, d) times `matrix` (d, i), float32: tile by tile, of a size that no library starts threads
+    for."""
+    count, (height, width) = len(rows), matrix.shape
+    found = np.zeros((count, width), np.float32)
+    whole = width - width % WIDEST
+    for start in range(0, height, WIDEST):
+        part = widened(matrix[start : start + WIDEST], "part")
+        tiles = part[:, :whole].reshape(len(part), -1, WIDEST).transpose(1, 0, 2)  # (tiles, 64, 64)
+        for some in (slice(first, first + WIDEST) for first in range(0, count, WIDEST)):
+            by = rows[some, start : start + WIDEST]
+            if whole:
+                into = scratch("tiles", (tiles.shape[0], len(by), WIDEST))
+                found[some, :whole] += np.matmul(by, tiles, out=into).transpose(1, 0, 2).reshape(len(by), -1)
+            if whole < width:
+                found[some, whole:] += by @ part[:, whole:]
+    return found
 
 
 def _product(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

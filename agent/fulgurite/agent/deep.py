@@ -7,7 +7,7 @@ that a pass keeps for it is in `Pass.deep`, one row per measured position.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ import torch
 
 from fulgurite.agent import lens, neurons, routing
 from fulgurite.agent.anatomy import Anatomy
+from fulgurite.agent.late_deep import LateDeep
 from fulgurite.agent.looked import tell
 from fulgurite.agent.looks import Looks
 from fulgurite.agent.probes import Current, Pass
 from fulgurite.agent.readout import Readout, UnembeddingProbe
-from fulgurite.agent.reduce import Plan
+from fulgurite.agent.reduce import READ, Plan
 from fulgurite.agent.shelf import Shelf
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.wiring import LayerWiring, Tap
@@ -160,7 +161,12 @@ class Deep:
         return "" if ("neurons", index) in passing.deep else neurons.UNSEEN
 
     def measure(
-        self, passing: Pass, layout: Plan, stacked: torch.Tensor, candidates: torch.Tensor | None
+        self,
+        passing: Pass,
+        layout: Plan,
+        stacked: torch.Tensor,
+        candidates: torch.Tensor | None,
+        late: LateDeep | None = None,
     ) -> dict[str, torch.Tensor]:
         """What this pass shows, on the model's device.
 
@@ -168,12 +174,17 @@ class Deep:
         ----------
         stacked : Tensor of float32, shape (slots, n, d), one per slot of the plan
         candidates : the most probable tokens, int64 (n, K)
+        late : takes what is left to whoever reads the block; None where nothing is.
         """
         found = {
             f"attention{i}": t.flatten(0, -2) for (kind, i), t in passing.deep.items() if kind == "attention"
         }
         kept = {i: t for (kind, i), t in passing.deep.items() if kind == "neurons" and i not in self._refused}
-        found.update(self._neurons.largest(kept, dict(enumerate(self.layers))))
+        layers = dict(enumerate(self.layers))
+        if late is not None and all(t.is_cpu and t.dtype in READ for t in kept.values()):
+            late.neurons = self._neurons.later(kept, layers)
+        else:
+            found.update(self._neurons.largest(kept, layers))
         streams = self.streams(layout, stacked) if candidates is not None else None
         if self.readout is not None and not self.readout.is_split and streams is not None:
             assert candidates is not None
@@ -239,6 +250,10 @@ class DeepRows:
     @property
     def _looked_bytes(self) -> int:
         return len(self.layers) * (self.heads * 4 * (3 + 2 * TOP_K) + 4 * KV_HEAT_BUCKETS + 1)
+
+    def with_largest(self, largest: Mapping[int, Array]) -> DeepRows:
+        """With what was told of neurons later."""
+        return replace(self, largest={**self.largest, **largest})
 
     def columns(self) -> dict[str, Array]:
         """The channels, rows first; one that no layer gives is absent."""

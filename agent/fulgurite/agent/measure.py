@@ -24,6 +24,7 @@ from fulgurite.agent.awaited import Awaited, Exchange, Waiting
 from fulgurite.agent.contribution import Attribution
 from fulgurite.agent.deep import Deep
 from fulgurite.agent.headweights import HeadWeights
+from fulgurite.agent.late_deep import LateDeep
 from fulgurite.agent.probes import Pass
 from fulgurite.agent.renewed import Renewed
 from fulgurite.agent.shield import Shield
@@ -168,7 +169,7 @@ class Measure:
             if any(map(_is_absent, kept)) or not self._are_on_host(kept, layout):  # type: ignore[arg-type]
                 return 0
         held = _lean(passing, layout) if full and layout is not None else None
-        key = (passing.measured, held is layout, passing.scores is None)
+        key = (passing.measured, passing.level == "deep", passing.scores is None)
         if self._sizes_of is not held or key not in self._sizes:
             self._sizes_of = held
             self._sizes = {key: self._size(passing, logits, held)}
@@ -189,6 +190,8 @@ class Measure:
         size = logits.nbytes + (0 if passing.scores is None else 4 * passing.scores.numel())
         if layout is not None:
             size += layout.slots * passing.measured * layout.width * logits.element_size()
+        if passing.level == "deep":
+            size += sum(kept.nbytes for (kind, _), kept in passing.deep.items() if kind == "neurons")
         return max(1, size)
 
     def _are_on_host(self, kept: list[torch.Tensor], layout: reduce.Plan) -> bool:
@@ -258,7 +261,12 @@ class Measure:
         candidates = reduce.largest(passing.logits)
         unreduced.top_ids = candidates.numpy()
         stacked = reduce.stack(kept[: len(layout.places)])
-        return self._deeply(passing, layout, attribution, stacked, tokens, candidates)
+        late = LateDeep(self._shield)
+        found = self._deeply(passing, layout, attribution, stacked, tokens, candidates, late)
+        if late.nbytes:
+            unreduced.deep = late
+            unreduced.nbytes += late.nbytes
+        return found
 
     def _leave_layers(
         self,
@@ -312,30 +320,29 @@ class Measure:
         stacked: torch.Tensor,
         tokens: torch.Tensor,
         candidates: torch.Tensor | None,
+        late: LateDeep | None = None,
     ) -> dict[str, torch.Tensor]:
-        """What `deep` tells besides; lowers the level of a pass whose weights are no longer there."""
+        """What `deep` tells besides; lowers the level of a pass whose weights are no longer there. `late`
+        takes what is left to whoever reads the block."""
         found: dict[str, torch.Tensor] = {}
         if passing.level == "deep" and self._watched.has_changed():
             passing.level = "heads"  # the weights of this pass are not those that are there now
         if passing.level != "deep":
             return found
         with self._shield.at("deep"):
-            found.update(self._deep.measure(passing, layout, stacked, candidates))
+            found.update(self._deep.measure(passing, layout, stacked, candidates, late))
         readout = self._deep.readout
         if readout is not None and readout.is_split:
             with self._shield.at("contribution"):
                 self._await(passing, layout, attribution, stacked, tokens, candidates)
         elif attribution is not None and passing.logits is not None:
             with self._shield.at("contribution"):
-                found.update(
-                    attribution.of(
-                        stacked,
-                        _by_layer(passing.kept, layout),  # type: ignore[arg-type]  # none is None by now
-                        passing.logits,
-                        tokens[:, 0].to(stacked.device),
-                        unembedded=passing.deep.get(("unembedded", 0)),
-                    )
-                )
+                chosen, unembedded = tokens[:, 0].to(stacked.device), passing.deep.get(("unembedded", 0))
+                if late is not None:
+                    late.heads = attribution.later(stacked, passing.logits, chosen, unembedded)
+                if late is None or late.heads is None:
+                    kept = _by_layer(passing.kept, layout)  # type: ignore[arg-type]  # none is None by now
+                    found.update(attribution.of(stacked, kept, passing.logits, chosen, unembedded))
         return found
 
     def _await(

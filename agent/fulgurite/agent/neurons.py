@@ -23,6 +23,8 @@ from torch.utils.hooks import RemovableHandle
 
 from fulgurite.agent.anatomy import LayerParts, linear_shape
 from fulgurite.agent.probes import Current
+from fulgurite.agent.reduce import numbers
+from fulgurite.agent.scratch import scratch, widened
 from fulgurite.agent.shelf import DEEP, Place, Shelf, leave
 from fulgurite.agent.shield import Shield
 from fulgurite.agent.weights import Unreadable, columns_of, effective_weight, identity_of
@@ -109,18 +111,30 @@ class Neurons:
         self, inputs: Mapping[int, torch.Tensor], layers: Mapping[int, LayerParts]
     ) -> dict[str, torch.Tensor]:
         """Ids and sizes of the largest neurons, by layer: ``neurons{layer}``, float32 (n, 2, N)."""
+        return {
+            name: told
+            for group in self._alike(inputs, layers)
+            for name, told in zip(
+                (f"neurons{index}" for index in group), self._largest(group, inputs), strict=True
+            )
+        }
+
+    def later(self, inputs: Mapping[int, torch.Tensor], layers: Mapping[int, LayerParts]) -> LateNeurons:
+        """The same, left to whoever reads the block. `inputs` are copies, in host memory."""
+        groups = self._alike(inputs, layers)
+        return LateNeurons(
+            {index: inputs[index].flatten(0, -2) for group in groups for index in group},
+            {index: (self._sizes[index], self._firsts[index]) for group in groups for index in group},
+        )
+
+    def _alike(self, inputs: Mapping[int, torch.Tensor], layers: Mapping[int, LayerParts]) -> list[list[int]]:
+        """Layers whose neurons can be told, those together that are alike."""
         alike: dict[tuple[object, ...], list[int]] = {}
         for index, kept in inputs.items():
             sizes = self._size_of(layers[index])
             if sizes is not None and sizes.shape[0] == kept.shape[-1]:
                 alike.setdefault((kept.shape, kept.dtype, kept.device), []).append(index)
-        return {
-            name: told
-            for group in alike.values()
-            for name, told in zip(
-                (f"neurons{index}" for index in group), self._largest(group, inputs), strict=True
-            )
-        }
+        return list(alike.values())
 
     def _largest(self, group: list[int], inputs: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """Of layers that are alike, in one go: (layers, n, 2, N)."""
@@ -168,6 +182,47 @@ class Neurons:
         if _is_watched(layer.ffn_linear):
             self._settled.add(layer.index)
         return self._sizes.get(layer.index)
+
+
+class LateNeurons:
+    """The largest neurons of one step, left to whoever reads the block.
+
+    Parameters
+    ----------
+    inputs : by layer, what its down projection was handed, (n, f).
+    sizes : by layer, the norms of its columns, float32 (f,), and the number of the first.
+    """
+
+    def __init__(
+        self, inputs: Mapping[int, torch.Tensor], sizes: Mapping[int, tuple[torch.Tensor, int]]
+    ) -> None:
+        self._inputs = inputs
+        self._sizes = sizes
+
+    @property
+    def nbytes(self) -> int:
+        """What is held, and what the channels will hold."""
+        return sum(kept.nbytes + 16 * len(kept) * TOP_NEURONS for kept in self._inputs.values())
+
+    def told(self) -> dict[str, Array]:
+        """As `Neurons.largest`."""
+        found = {}
+        for index, kept in self._inputs.items():
+            sizes, first = self._sizes[index]
+            handed = numbers(kept)
+            written = np.abs(widened(handed, "neurons"), out=scratch("written", handed.shape))
+            written *= sizes.numpy()
+            ids = _largest(written, min(TOP_NEURONS, written.shape[-1]))
+            values = np.take_along_axis(written, ids, -1)
+            found[f"neurons{index}"] = np.stack([(ids + first).astype(np.float32), values], 1)
+        return found
+
+
+def _largest(values: Array, count: int) -> Array:
+    """Places of the `count` largest of each row, the largest first."""
+    places = np.argpartition(values, -count)[:, -count:]
+    order = np.argsort(-np.take_along_axis(values, places, -1), kind="stable")
+    return np.take_along_axis(places, order, -1)
 
 
 def sizes_of(weight: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,8 @@ from fulgurite.agent.wiring import LayerWiring, Tap
 from fulgurite.wire.channels import TOP_K
 
 Array = np.ndarray[Any, Any]
+READ = (torch.float32, torch.bfloat16, torch.float16)
+"""What numpy is given of a tensor (`numbers`) and reads as float32 (`scratch.widened`)."""
 _BLOCK = 64
 _LEAST = -1e4  # log-probability below which a token adds nothing to the entropy: keeps 0 * inf out
 

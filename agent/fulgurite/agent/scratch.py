@@ -15,6 +15,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 MOST_BYTES: Final = 8 << 20
 """Of one piece that is kept; what is larger is made anew, and let go."""
+WIDEST: Final = 64
+"""Of a matrix that a library multiplies a few rows with without asking for more threads."""
 
 
 class _Pieces(threading.local):
@@ -43,3 +45,18 @@ def scratch(use: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
             return held.reshape(shape)
         _pieces.by_use[key] = held
     return held[:size].reshape(shape)
+
+
+def widened(found: Array, use: str) -> Array:
+    """As float32, in memory that the next `use` of it overwrites, or as it is; int16 are the bits of a
+    bfloat16, which are the upper half of a float32's."""
+    if found.dtype == np.float32:
+        return found
+    if found.dtype != np.int16:
+        wide = scratch(use, found.shape)
+        np.copyto(wide, found, casting="same_kind")
+        return wide
+    bits = scratch(use, found.shape, np.int32)
+    np.copyto(bits, found)
+    np.left_shift(bits, 16, out=bits)
+    return bits.view(np.float32)

@@ -9,15 +9,15 @@ Shape letters: n rows, S vectors, L layers, H heads, D width of a head, d residu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from fulgurite.agent.reduce import Plan, numbers
-from fulgurite.agent.scratch import scratch
+from fulgurite.agent.scratch import WIDEST, scratch, widened
 from fulgurite.wire.channels import TOP_K
 
 Array = np.ndarray[Any, Any]
@@ -32,7 +32,13 @@ _BLOCK = 64
 _AT_ONCE = 1 << 18  # numbers: fewer take more calls, more do not stay in a cache
 _FEW = 8  # so many times fewer are gathered one by one
 _LEAST = -1e4  # log-probability below which a token adds nothing to the entropy: keeps 0 * inf out
-_WIDEST = 64  # of a matrix that a library multiplies a vector with without asking for more threads
+
+
+class Left(Protocol):
+    """What is left of level `deep` (`late_deep`)."""
+
+    def told(self, inputs: Sequence[Array | list[Array]], /) -> dict[str, Array]:
+        """The results. `inputs` are what each group's projections were handed."""
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -52,6 +58,7 @@ class Unreduced:
     top_ids : ndarray of int, shape (n, K), the most probable tokens, where they are known already.
     summed : slots of the first part, which is one array, that nothing was left in.
     layout : of what is kept, where it is another than that of the step.
+    deep : what of level `deep` is left.
     """
 
     logits: Rows
@@ -64,6 +71,7 @@ class Unreduced:
     top_ids: Array | None = None
     summed: Summed | None = None
     layout: Plan | None = None
+    deep: Left | None = None
 
     def reduced(self, layout: Plan | None) -> dict[str, Array]:
         """What `reduce` gives for these rows."""
@@ -83,22 +91,9 @@ class Unreduced:
             inputs = [first[count:]] if layout.is_joint else others
             for i, (rows, grams) in enumerate(zip(inputs, self.grams, strict=True)):
                 found[f"heads{i}"] = head_squares(rows, grams)
+            if self.deep is not None:
+                found.update(self.deep.told(inputs))  # type: ignore[arg-type]  # by now these are arrays
         return found
-
-
-def _widened(found: Array, use: str) -> Array:
-    """As float32, in memory that the next `use` of it overwrites, or as it is; int16 are the bits of a
-    bfloat16, which are the upper half of a float32's."""
-    if found.dtype == np.float32:
-        return found
-    if found.dtype != np.int16:
-        wide = scratch(use, found.shape)
-        np.copyto(wide, found, casting="same_kind")
-        return wide
-    bits = scratch(use, found.shape, np.int32)
-    np.copyto(bits, found)
-    np.left_shift(bits, 16, out=bits)
-    return bits.view(np.float32)
 
 
 def _add(kept: Array, summed: Summed) -> None:
@@ -107,8 +102,8 @@ def _add(kept: Array, summed: Summed) -> None:
     if kept.dtype != np.int16:
         kept[after] = kept[first] + kept[second]
         return
-    found = _widened(kept[first], "first")
-    found += _widened(kept[second], "second")
+    found = widened(kept[first], "first")
+    found += widened(kept[second], "second")
     bits = found.view(np.uint32)
     upper = scratch("upper", found.shape, np.uint32)
     np.right_shift(bits, 16, out=upper)
@@ -131,18 +126,18 @@ def _slots(part: Part) -> Part:
         return part
     slots = [_rows(slot) for slot in part]
     if any(found.dtype != slots[0].dtype for found in slots):  # under autocast parts differ
-        return [_widened(found, "slot").copy() for found in slots]
+        return [widened(found, "slot").copy() for found in slots]
     return slots
 
 
 def _together(slots: Part, rows: slice = slice(None)) -> Array:
     """`rows` of these slots as float32 (slots, rows, width), in memory that the next call overwrites."""
     if isinstance(slots, np.ndarray):
-        return _widened(slots[:, rows], "wide")
+        return widened(slots[:, rows], "wide")
     several = [slot[rows] for slot in slots]
     shape = len(several), *several[0].shape
     stacked = np.stack(several, out=scratch("stacked", shape, several[0].dtype))
-    return _widened(stacked, "wide")
+    return widened(stacked, "wide")
 
 
 def uncertainty(
@@ -178,7 +173,7 @@ def _told(
     logits: Array, tokens: Array, *, full: bool, top_ids: Array | None, scores: Array | None
 ) -> dict[str, Array]:
     """`uncertainty` of a few rows."""
-    logits = _widened(logits, "logits")
+    logits = widened(logits, "logits")
     rows = np.arange(len(tokens))
     maxima = _maxima(logits) if full and top_ids is None else logits
     most = maxima.max(-1)
@@ -200,7 +195,7 @@ def _told(
             weighted = np.einsum("nv,nv->n", powers, np.maximum(shifted, _LEAST, out=shifted))
         found |= {"top_ids": ids, "top_logprobs": top, "rank": rank, "plogp": weighted / total - logarithm}
     if scores is not None:
-        found["logprob_sampled"] = _sampled(_widened(scores, "scores"), tokens, (logits, most, powers, total))
+        found["logprob_sampled"] = _sampled(widened(scores, "scores"), tokens, (logits, most, powers, total))
     return found
 
 
@@ -322,5 +317,5 @@ def head_squares(slots: Part, grams: Array) -> Array:
 
 def _tiles(width: int) -> Iterator[tuple[slice, slice]]:
     """The squares that a matrix of `width` falls into: no library starts threads for one of them."""
-    starts = range(0, width, _WIDEST)
-    return ((slice(a, a + _WIDEST), slice(b, b + _WIDEST)) for a in starts for b in starts)
+    starts = range(0, width, WIDEST)
+    return ((slice(a, a + WIDEST), slice(b, b + WIDEST)) for a in starts for b in starts)

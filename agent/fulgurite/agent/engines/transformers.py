@@ -64,11 +64,13 @@ class Call:
     deferred : whether it may, None until the first step.
     fed : the text of one row, where nobody looked yet whether its last token ends it.
     seen, counted : length of the text at the last step, and up to where its tokens were counted.
+    unwanted : of its last pass nothing was to be measured: that nothing was seen of it says nothing.
     """
 
     __slots__ = (
         "arrivals", "assisted", "began_ns", "cache", "counted", "deferred", "draft", "fed", "held", "mask",
-        "owns_scores", "passing", "ref", "request", "scores", "search", "seen", "since", "stops", "width",
+        "owns_scores", "passing", "ref", "request", "scores", "search", "seen", "since", "stops", "unwanted",
+        "width",
     )  # fmt: skip
 
     def __init__(
@@ -95,7 +97,7 @@ class Call:
         self.seen = self.counted = width
         self.cache: Any = None
         self.scores: torch.Tensor | None = None
-        self.owns_scores = False
+        self.owns_scores = self.unwanted = False
         self.held: tuple[Step, int] | None = None
         self.deferred: bool | None = None
         self.fed: torch.Tensor | None = None
@@ -146,6 +148,8 @@ class Engine:
         model = self._model()
         if model is None or self._handles:
             return
+        for call in tuple(self._calls):
+            call.unwanted = True  # nothing of ours stood there when its pass began
         for module in (model, self._outer() if self._outer is not None else None):
             if module is not None:
                 self._handles += [
@@ -222,6 +226,8 @@ class Engine:
         if passing is not None:
             self._describe(passing, call, kwargs)
             passing.own_ns += time.perf_counter_ns() - passing.started_ns
+        elif call is not None:
+            call.unwanted = True
 
     def _opens_packed(self, shape: tuple[int, int], kwargs: Mapping[str, Any]) -> None:
         """Of continuous batching: many requests in one row."""
@@ -324,8 +330,10 @@ class Engine:
         scores, call.scores = call.scores, None
         length, before = int(input_ids.shape[1]), call.seen
         call.seen = length
-        if passing is None and length == before + 1:
-            passing = self._compiled_pass(call, int(input_ids.shape[0]), length - 1)
+        if passing is None:
+            unwanted, call.unwanted = call.unwanted, False
+            if length == before + 1 and not unwanted:
+                passing = self._compiled_pass(call, int(input_ids.shape[0]), length - 1)
         if passing is None:  # nothing was observed; what was committed is counted when something is again
             return
         n = length - before if call.assisted and before else 1
