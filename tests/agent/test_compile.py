@@ -164,10 +164,34 @@ def test_a_compiled_module_is_measured_in_a_plain_loop(way: dict[str, Any]) -> N
     assert not compiled._forward_pre_hooks
 
 
+def _looks_on(*_: Any) -> None:
+    """A hook of somebody else's."""
+
+
+def test_a_graph_that_is_older_than_the_agent_is_made_anew_and_measured() -> None:
+    model = BY_NAME["llama"].build()
+    ids, way = prompts(2, 6), {"backend": "eager"}
+    wanted = static(model, ids, way)
+    exporter: Any = InMemoryExporter()
+    with instrument(model, exporter=exporter) as agent:
+        output = static(model, ids, way)
+        settled = graphs()
+        assert torch.equal(static(model, ids, way), output)
+        assert graphs() == settled
+        assert agent.stats().errors == {}
+    assert torch.equal(output, wanted)
+    check(model, output, exporter.frames[: 2 * NEW])
+    assert torch.equal(static(model, ids, way), wanted)
+    assert graphs() == settled  # the older graph is there still
+
+
 def test_a_graph_that_is_older_than_the_agent_gives_no_zeros_but_a_word(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Where hooks of others stand, ours are hooks too, and torch does not look whether those have changed."""
     model = BY_NAME["llama"].build()
+    for module in model.modules():
+        module.register_forward_hook(_looks_on)
     ids, way = prompts(2, 6), {"backend": "eager"}
     wanted = static(model, ids, way)
     exporter: Any = InMemoryExporter()
