@@ -129,6 +129,14 @@ def test_its_own_forward_pass_on_the_instance_is_nobodys() -> None:
     assert torch.equal(module(torch.ones(1)), torch.full((1,), 2.0))
 
 
+def test_a_forward_pass_that_a_class_is_given_meanwhile_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, seen = Scaled(), Seen()
+    forwards.after(module, seen)
+    monkeypatch.setattr(Scaled, "forward", lambda self, x: x - self.weight)
+    assert torch.equal(module(torch.ones(1)), torch.full((1,), -1.0))
+    assert len(seen.calls) == 1
+
+
 def _saved(model: Any) -> Any:
     buffer = io.BytesIO()
     torch.save(model, buffer)
