@@ -21,7 +21,6 @@ NAMES = (
     "budget",
     "sweep",
     "instructions",
-    "probes",
     "pipeline",
     "webpage",
     "viewer",
@@ -66,11 +65,10 @@ def measure(name: str, *, quick: bool, model: str | None, out: Path, only: Seque
     else:
         module: Any = importlib.import_module(f"benchmarks.{name}")
         length = {"rounds": ROUNDS["quick" if quick else "full"]}
-        if name not in ("decode", "probes"):
+        if name != "decode":
             length = {"seconds": LENGTHS_S.get(name, (5, 20))[not quick]}
         about = (module.__doc__ or "").strip()
-        told = getattr(module, "MODEL", model or "bundled")
-        found = {"about": about, "model": told, "rows": module.run(**length, model=model)}
+        found = {"about": about, "model": model or "bundled", "rows": module.run(**length, model=model)}
     return {"benchmark": name, "quick": quick, "conditions": before, **found}
 
 

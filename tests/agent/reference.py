@@ -12,8 +12,6 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from fulgurite.agent.forwards import Forward  # noqa: E402
-
 VOCAB = 96
 HIDDEN, LAYERS, HEADS, FFN = 64, 3, 8, 112
 
@@ -333,15 +331,6 @@ def trace_of(model: Any) -> dict[str, Any]:
         for key, value in vars(module).items():
             found[f"{name}.{key}"] = dict(value) if isinstance(value, dict) else value
     found["state"] = {k: (v.data_ptr(), v._version) for k, v in model.state_dict().items()}
-    return found
-
-
-def probes_on(module: Any) -> list[Any]:
-    """What observes `module`: hooks of torch, and what stands at its forward pass."""
-    found = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    forward = vars(module).get("forward")
-    if isinstance(forward, Forward):
-        found += [*forward.before, *forward.after, *forward.after_all]
     return found
 
 

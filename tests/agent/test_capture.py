@@ -20,7 +20,6 @@ from tests.agent.reference import (  # noqa: E402
     assert_close,
     assert_contributions,
     assert_frame,
-    probes_on,
     prompts,
     trace_of,
 )
@@ -359,7 +358,9 @@ def test_pulse_carries_no_channel_of_a_higher_level_and_leaves_the_layers_alone(
     ids, mask = left_padded()
     exporter: Any = InMemoryExporter()
     with instrument(model, level="pulse", exporter=exporter):
-        assert not any(probes_on(layer) for layer in model.model.layers.modules())
+        assert not any(
+            layer._forward_hooks or layer._forward_pre_hooks for layer in model.model.layers.modules()
+        )
         model.generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False)
     frame = exporter.frames[-1]
     for name, channel in CHANNELS.items():

@@ -23,7 +23,7 @@ import pytest
 torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 
-from tests.agent.reference import BY_NAME, VOCAB, probes_on, prompts, trace_of  # noqa: E402
+from tests.agent.reference import BY_NAME, VOCAB, prompts, trace_of  # noqa: E402
 
 from fulgurite.agent import Agent, InMemoryExporter, instrument  # noqa: E402
 
@@ -457,11 +457,11 @@ def test_a_probe_that_fails_three_times_is_taken_out_and_the_rest_goes_on(
     model.model.layers[1].mlp.calls = 0
     exporter: Any = InMemoryExporter()
     with caplog.at_level(logging.WARNING, "fulgurite"), instrument(model, exporter=exporter) as agent:
-        hooks = len(probes_on(model.model.layers[1].mlp))
+        hooks = len(model.model.layers[1].mlp._forward_hooks)
         found = model.generate(prompts(1, 5), max_new_tokens=10, do_sample=False)
         assert torch.equal(found, wanted)
         errors = agent.stats().errors
-        assert len(probes_on(model.model.layers[1].mlp)) < hooks
+        assert len(model.model.layers[1].mlp._forward_hooks) < hooks
     assert errors["probe:KeyError"] == 3
     assert errors["probe:taken_out"] == 1
     assert [frame.head_write is None for frame in exporter.frames] == [False] * 2 + [True] * 8

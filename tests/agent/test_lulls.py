@@ -21,7 +21,7 @@ from fulgurite.wire.ledger import Ledger
 torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 
-from tests.agent.reference import BY_NAME, probes_on, prompts  # noqa: E402
+from tests.agent.reference import BY_NAME, prompts  # noqa: E402
 from tests.agent.test_exporter import TOPOLOGY, Collector, block_of, until  # noqa: E402
 from tests.agent.test_outbox import block_of as small  # noqa: E402
 
@@ -33,7 +33,7 @@ from fulgurite.agent.lull_probe import LullProbe  # noqa: E402
 
 def of_us(model: Any) -> int:
     """How many hooks of the lulls are in a model."""
-    return sum(isinstance(hook, LullProbe) for module in model.modules() for hook in probes_on(module))
+    return sum(isinstance(hook, LullProbe) for m in model.modules() for hook in m._forward_pre_hooks.values())
 
 
 # --- how long to wait

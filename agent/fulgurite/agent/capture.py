@@ -740,8 +740,6 @@ class Capture:
         if passing.plan != self._probes.plan:
             passing.level = "pulse"  # what it kept is not what is looked for any more
         host = self._measures.of(passing, tokens, self._layout, self._attribution)
-        if passing.is_silent and self._probes.are_displaced:
-            self.install()  # as hooks of torch, which nobody displaces
         return host if passing.unreduced is not None else self._alive(passing, host)
 
     def _alive(self, passing: Pass, host: dict[str, Array]) -> dict[str, Array]:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.compiler import is_compiling
+from torch.utils.hooks import RemovableHandle
 
-from fulgurite.agent import forwards
 from fulgurite.agent.anatomy import LayerParts
 from fulgurite.agent.interface import INTERCEPTION
 from fulgurite.agent.looked import Handed, keep
@@ -141,11 +141,11 @@ class _Look:
         self.failures = 0
         self._confirmed: set[bool] = set()  # for passes of one position, and for those of several
         self._is_inverted = False
-        self._handle: forwards.Handle | None = None
+        self._handle: RemovableHandle | None = None
 
     def install(self) -> None:
         if self._handle is None:
-            self._handle = forwards.after(self.mixer, _WeightsHook(self), with_kwargs=True)
+            self._handle = self.mixer.register_forward_hook(_WeightsHook(self), with_kwargs=True)
             INTERCEPTION.add(self.mixer, self.called)
 
     def remove(self) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 from torch.compiler import is_dynamo_compiling
+from torch.utils.hooks import RemovableHandle
 
-from fulgurite.agent import forwards
 from fulgurite.agent.shield import Shield
 
 
@@ -33,13 +33,13 @@ class LullProbe:
         self._unembedding = unembedding
         self._tell = tell
         self._shield = shield
-        self._handle: forwards.Handle | None = None
+        self._handle: RemovableHandle | None = None
         self.own_ns = 0
 
     def install(self) -> None:
         """Put it in."""
         if self._handle is None and self._unembedding is not None and self._tell is not None:
-            self._handle = forwards.before(self._unembedding, self, with_kwargs=False)
+            self._handle = self._unembedding.register_forward_pre_hook(self)
 
     def remove(self) -> None:
         """Take it out."""
@@ -47,7 +47,7 @@ class LullProbe:
             self._handle.remove()
             self._handle = None
 
-    def __call__(self, _: nn.Module, __: tuple[Any, ...], ___: Any = None) -> None:
+    def __call__(self, _: nn.Module, __: tuple[Any, ...]) -> None:
         if is_dynamo_compiling() or self._tell is None:
             return
         started = time.perf_counter_ns()

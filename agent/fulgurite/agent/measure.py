@@ -300,7 +300,6 @@ class Measure:
         candidates: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         if any(tensor is None for tensor in passing.kept):
-            passing.is_silent = True
             self._shield.note("probe:silent")
             self._shield.say_once(
                 "silent", "a part of the model was not seen in a pass: no activity is told of its token"

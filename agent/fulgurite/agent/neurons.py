@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.compiler import is_compiling
+from torch.utils.hooks import RemovableHandle
 
-from fulgurite.agent import forwards
 from fulgurite.agent.anatomy import LayerParts, linear_shape
 from fulgurite.agent.probes import Current
 from fulgurite.agent.reduce import numbers
@@ -72,7 +72,7 @@ class Neurons:
         self._reasons: dict[int, str] = {}
         self._marks: dict[int, tuple[object, ...]] = {}
         self._settled: set[int] = set()
-        self._handles: list[forwards.Handle] = []
+        self._handles: list[RemovableHandle] = []
 
     def install(self, layers: Iterable[LayerParts]) -> None:
         """Watch the down projections of these layers."""
@@ -80,7 +80,7 @@ class Neurons:
         for layer in layers:
             if layer.ffn_linear is not None and not layer.experts:
                 probe = _NeuronProbe(self.current, self.shield, layer.index, self._place(layer))
-                self._handles.append(forwards.before(layer.ffn_linear, probe, with_kwargs=False))
+                self._handles.append(layer.ffn_linear.register_forward_pre_hook(probe))
 
     def _place(self, layer: LayerParts) -> Place | None:
         """Where compiled graphs leave what this layer's down projection is handed."""
@@ -259,7 +259,7 @@ class _NeuronProbe:
         self.index = index
         self.failures = 0
 
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], __: Any = None) -> None:
+    def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         if is_compiling():
             if self.place is not None and args:
                 leave(args[0], self.place, DEEP)

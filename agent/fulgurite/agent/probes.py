@@ -1,4 +1,4 @@
-"""Hooks in a model: put them in, take every one out again (`forwards`: where a hook is none of torch's).
+"""Hooks in a model: put them in, take every one out again.
 
 A hook keeps a reference to a tensor that the model made anyway, or, where a pass has several positions, a
 copy of the few rows that matter, so that nothing of the size of a prompt stays alive. It does no arithmetic.
@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.compiler import is_compiling
+from torch.utils.hooks import RemovableHandle
 
-from fulgurite.agent import forwards
-from fulgurite.agent.forwards import Handle
 from fulgurite.agent.shelf import Place, Shelf, leave
 from fulgurite.agent.shelf_experts import leave_routing, read_routing, width_of
 from fulgurite.agent.shield import STRIKES, Shield
@@ -41,7 +40,6 @@ class Pass:
     arrivals : how many calls of `generate` had begun or ended when it was opened.
     is_own : what was kept is copies of ours, into which the model cannot write.
     is_usual : nothing was learned in it that need not be learned again: it costs what a pass does.
-    is_silent : a probe that should have kept something did not.
     keep : how many last positions matter: 1, or several where drafts are verified.
     measured : how many rows are measured: batch * keep, or those that `take` left.
     last : position that matters per row where it is not the last (right padding), shape (batch,), or None.
@@ -63,7 +61,6 @@ class Pass:
     # What a pass rarely has stands in the class: a pass that begins sets what it needs, and nothing else.
     keep = 1
     is_usual = True
-    is_silent = False
     crowded = owns_scores = False
     arrivals = stamp = looked_bytes = step = started_ns = own_ns = 0
     level: Level = "heads"
@@ -160,7 +157,7 @@ class _Probe:
         self.plan = plan
         self.failures = 0
         self.copies = True
-        self.handle: Handle | None = None
+        self.handle: RemovableHandle | None = None
         self.place = place
 
     def leave(self, tensor: torch.Tensor | None) -> None:
@@ -317,7 +314,7 @@ class Probes:
         self.shield = shield
         self.shelf = shelf
         self.plan = 0
-        self._handles: list[Handle] = []
+        self._handles: list[RemovableHandle] = []
         self._by_slot: dict[int, _Probe] = {}
         self._experts: dict[int, ExpertProbe] = {}
         self.keys: set[tuple[int, str]] = set()
@@ -342,7 +339,7 @@ class Probes:
         """
         place = self._place((id(module), "in"), width, device)
         probe = InputProbe(self.current, self.shield, index, self.plan, place)
-        self._hold(probe, forwards.before(module, probe, with_kwargs=by_keyword))
+        self._hold(probe, module.register_forward_pre_hook(probe, with_kwargs=by_keyword))
 
     def watch_output(
         self, module: nn.Module, index: int, *, width: int = 0, device: torch.device | None = None
@@ -350,7 +347,7 @@ class Probes:
         """Keep what `module` gives."""
         place = self._place((id(module), "out"), width, device)
         probe = OutputProbe(self.current, self.shield, index, self.plan, place)
-        self._hold(probe, forwards.after(module, probe))
+        self._hold(probe, module.register_forward_hook(probe))
 
     def watch_experts(
         self,
@@ -373,7 +370,7 @@ class Probes:
         if other is not None and (place is None or other.clock is not place.clock):
             other = None  # on another device
         probe = ExpertProbe(self.current, self.shield, layer, self.plan, place, chosen=chosen, beside=other)
-        probe.handle = forwards.before(module, probe)
+        probe.handle = module.register_forward_pre_hook(probe, with_kwargs=True)
         self._experts[layer] = probe
         self._handles.append(probe.handle)
 
@@ -407,15 +404,10 @@ class Probes:
         self.keys.add(key)
         return self.shelf.place(key, width, device)
 
-    def _hold(self, probe: _Probe, handle: Handle) -> None:
+    def _hold(self, probe: _Probe, handle: RemovableHandle) -> None:
         probe.handle = handle
         self._by_slot[probe.index] = probe
         self._handles.append(handle)
-
-    @property
-    def are_displaced(self) -> bool:
-        """Whether somebody put another forward pass in the place of one that probes are at."""
-        return any(map(forwards.is_displaced, self._handles))
 
     def remove(self) -> None:
         """Take every hook out. What is put in from now on belongs to the next plan."""

@@ -36,7 +36,6 @@ from fulgurite.agent.engines.processors import ProcessorsWrapper
 from fulgurite.agent.engines.processors import unwrap as unwrap_processors
 from fulgurite.agent.engines.processors import wrap as wrap_processors
 from fulgurite.agent.engines.search import Search
-from fulgurite.agent.forwards import release
 from fulgurite.agent.identity import Request, new_ref, new_request
 from fulgurite.agent.probes import Pass
 from fulgurite.agent.shelf import Place, leave
@@ -541,12 +540,10 @@ class _ModelHook:
 class _Opens(_ModelHook):
     __slots__ = ()
 
-    def __call__(self, of: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if is_compiling():
             return
         try:
-            if "_is_replica" in of.__dict__:  # of torch.nn.DataParallel
-                release(of)
             self.engine.opens(args, kwargs)
         except Exception as error:
             self.engine.failed("open", error)
