@@ -110,6 +110,18 @@ def test_weights_that_were_written_to_before_it_was_read_give_no_contributions()
         assert {"head_write", "neuron_ids", "lens_prob"} <= set(block.columns)
 
 
+def test_weights_whose_writes_torch_does_not_count_are_multiplied_with_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with torch.inference_mode():
+        model, exporter = _llama(), Unread()
+        with instrument(model, level="deep", exporter=exporter, budget=None, deep_ratio=1.0):
+            _generate(model)
+            ran = _watched(monkeypatch)
+            _generate(model)
+    assert ran.count("_heads") == TOKENS
+
+
 def test_weights_that_are_made_anew_in_each_pass_are_multiplied_with_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -137,7 +149,7 @@ def test_what_fails_while_it_is_read_loses_nothing_else(monkeypatch: pytest.Monk
 
     place, lost = {
         "contribution": ("fulgurite.agent.contribution.product", set(CHANNELS)),
-        "deep": ("fulgurite.agent.neurons._largest", {"neuron_ids", "neuron_values"}),
+        "deep": ("fulgurite.agent.neurons.largest_places", {"neuron_ids", "neuron_values"}),
     }[what]
     with instrument(model, level="deep", exporter=exporter, budget=None, deep_ratio=1.0) as agent:
         _generate(model)

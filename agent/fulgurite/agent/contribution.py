@@ -199,6 +199,8 @@ class Attribution:
                 weight = self._held.get(index)
                 if weight is None or not weight.is_cpu or weight.dtype not in READ:
                     return None
+                if version_of(weight) < 0:  # nobody would see that it is written to
+                    return None
                 weights[index] = numbers(weight)
         beside = self.beside(stacked, tokens, *self.measured(logits, tokens, unembedded))
         aims = {index: self._aim(index, beside.push, beside.scales) for index in weights}

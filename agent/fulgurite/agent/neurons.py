@@ -27,6 +27,7 @@ from fulgurite.agent.reduce import numbers
 from fulgurite.agent.scratch import scratch, widened
 from fulgurite.agent.shelf import DEEP, Place, Shelf, leave
 from fulgurite.agent.shield import Shield
+from fulgurite.agent.unreduced import largest_places
 from fulgurite.agent.weights import Unreadable, columns_of, effective_weight, identity_of
 from fulgurite.agent.wiring import LayerWiring, Tap
 from fulgurite.wire.channels import TOP_NEURONS
@@ -212,17 +213,10 @@ class LateNeurons:
             handed = numbers(kept)
             written = np.abs(widened(handed, "neurons"), out=scratch("written", handed.shape))
             written *= sizes.numpy()
-            ids = _largest(written, min(TOP_NEURONS, written.shape[-1]))
+            ids = largest_places(written, min(TOP_NEURONS, written.shape[-1]))
             values = np.take_along_axis(written, ids, -1)
             found[f"neurons{index}"] = np.stack([(ids + first).astype(np.float32), values], 1)
         return found
-
-
-def _largest(values: Array, count: int) -> Array:
-    """Places of the `count` largest of each row, the largest first."""
-    places = np.argpartition(values, -count)[:, -count:]
-    order = np.argsort(-np.take_along_axis(values, places, -1), kind="stable")
-    return np.take_along_axis(places, order, -1)
 
 
 def sizes_of(weight: torch.Tensor) -> torch.Tensor:

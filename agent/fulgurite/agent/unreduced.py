@@ -256,19 +256,19 @@ def _top_ids(logits: Array, maxima: Array) -> Array:
     """Ids of the most probable tokens, (n, K): none is less than the K-th largest of the blocks' maxima."""
     rows, width = logits.shape
     if width < TOP_K * _BLOCK:
-        return _largest(logits, min(TOP_K, width))
+        return largest_places(logits, min(TOP_K, width))
     least = np.partition(maxima, -TOP_K)[:, -TOP_K]
     ids = np.empty((rows, TOP_K), np.int64)
     for i, row in enumerate(logits):
         among = np.flatnonzero(_compared(np.greater_equal, row, least[i]))
         if not TOP_K <= len(among) <= TOP_K * _BLOCK:  # with NaN nothing compares; of equals all do
-            ids[i] = _largest(row[None], TOP_K)[0]
+            ids[i] = largest_places(row[None], TOP_K)[0]
         else:
             ids[i] = among[np.argsort(-row[among], kind="stable")[:TOP_K]]
     return ids
 
 
-def _largest(values: Array, count: int) -> Array:
+def largest_places(values: Array, count: int) -> Array:
     """Places of the `count` largest of each row, the largest first."""
     places = np.argpartition(values, -count)[:, -count:]
     order = np.argsort(-np.take_along_axis(values, places, -1), kind="stable")
